@@ -1,0 +1,1 @@
+//! Local models on candle: GGUF language models and sentence encoders

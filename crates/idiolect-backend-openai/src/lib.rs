@@ -1,0 +1,1 @@
+//! Any OpenAI-shaped server as an inference backend

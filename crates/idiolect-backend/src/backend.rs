@@ -1,0 +1,59 @@
+//! The trait.
+
+use std::fmt::Debug;
+use std::pin::Pin;
+
+use async_trait::async_trait;
+use futures_util::Stream;
+
+use crate::{Capabilities, Completion, Error, Event, Message, Request, Score};
+
+/// A streamed answer; see [`Event`] for its order.
+pub type CompletionStream = Pin<Box<dyn Stream<Item = Result<Event, Error>> + Send + 'static>>;
+
+/// Whether a backend can be asked now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Ready.
+    Ready,
+    /// Answers for now with [`Error::Unavailable`] or [`Error::Overloaded`]; the text says why.
+    Unavailable(String),
+}
+
+/// A language model that continues chat prompts.
+///
+/// # Contract
+/// - **Checks**: a request that fails [`Request::validate`] is refused with [`Error::InvalidRequest`] and costs nothing.
+/// - **Cancellation**: dropping the future of [`complete`](Self::complete) or the stream of [`stream`](Self::stream)
+///   stops the work, and the resources it held are free soon after.
+/// - **Deadline**: by [`Request::deadline`] the backend stops and returns what it has, each unfinished candidate with
+///   [`FinishReason::Deadline`](crate::FinishReason::Deadline). With no text at all it fails with [`Error::DeadlineExceeded`].
+/// - **Ordering**: `complete` gives candidates by index; `stream` keeps the order that [`Event`] states.
+/// - **Equivalence**: with the same seed, `stream` joined together equals `complete`.
+/// - **Retries** are the backend's own affair; a returned error is final for this request, but
+///   [`Error::is_retryable`] says whether another try may go better.
+/// - **Sharing**: implementations are cheap to share behind `Arc`, and calls may run at the same time. One that blocks
+///   owns a thread with a bounded queue in front; a full queue is [`Error::Overloaded`], not a longer wait.
+#[async_trait]
+pub trait Backend: Debug + Send + Sync + 'static {
+    /// Returns the facts about this backend.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Draws the candidates and returns them whole.
+    async fn complete(&self, request: Request) -> Result<Completion, Error>;
+
+    /// Draws the candidates and returns them as they grow.
+    ///
+    /// # Errors
+    /// What is known before the first token is an error here; what happens later ends the stream.
+    async fn stream(&self, request: Request) -> Result<CompletionStream, Error>;
+
+    /// Returns the log-probability of `completion`, given as the assistant's reply to `messages`.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where [`Capabilities::score`] is `None`.
+    async fn score(&self, messages: &[Message], completion: &str) -> Result<Score, Error>;
+
+    /// Says whether the backend can be asked now. Cheap: no generation.
+    async fn health(&self) -> Health;
+}

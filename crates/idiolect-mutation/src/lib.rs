@@ -1,0 +1,1 @@
+//! The prompt-mutation engine: operators, recipes, routes

@@ -1,0 +1,1 @@
+//! One reply: detect, mutate, generate, score, select, record

@@ -1,0 +1,94 @@
+//! Why a request was refused, and what the peer is told of it.
+
+use std::time::Duration;
+
+/// Category of everything that can go wrong with a request; [`status`](crate::status) maps it to HTTP and gRPC codes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Category {
+    /// The request's head or body cannot be understood.
+    Malformed,
+    /// The request is larger than allowed.
+    TooLarge,
+    /// The caller did not prove its key.
+    Unauthenticated,
+    /// The caller proved its key and is not welcome.
+    Forbidden,
+    /// The caller asks too often.
+    RateLimited,
+    /// No such synapse, path or method.
+    NotFound,
+    /// The signed hash and the body differ.
+    BodyMismatch,
+    /// No room now.
+    Overloaded,
+    /// Stopping, or the model is not there.
+    Unavailable,
+    /// Time ran out.
+    Timeout,
+    /// A fault of ours.
+    Internal,
+}
+
+/// Why a claim was not believed.
+///
+/// The text of each variant is what the reference servers say, short and without anything of the request in it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuthError {
+    /// A header is missing; holds its name.
+    #[error("Missing {0}")]
+    Missing(&'static str),
+    /// A header cannot be read: its name and what was expected.
+    #[error("Malformed {name}: expected {expected}")]
+    Malformed {
+        /// The header or field.
+        name: &'static str,
+        /// What was expected.
+        expected: &'static str,
+    },
+    /// The client's version is too old or not supported.
+    #[error("Incorrect Version")]
+    IncorrectVersion,
+    /// The gRPC signature header has another shape.
+    #[error("Unknown signature format")]
+    UnknownSignatureFormat,
+    /// The request is signed for somebody else.
+    #[error("Wrong receiver")]
+    WrongReceiver,
+    /// The clock reading is too old.
+    #[error("Nonce is too old: acceptable delta is {acceptable:?} but request was {age:?} old")]
+    TooOld {
+        /// How old it may be.
+        acceptable: Duration,
+        /// How old it is.
+        age: Duration,
+    },
+    /// The clock reading lies too far ahead.
+    #[error("Nonce is too far in the future")]
+    TooFarAhead,
+    /// The same nonce was seen before, or a counter did not grow.
+    #[error("Nonce is too small")]
+    Replayed,
+    /// The store of nonces is full; nobody's nonce is forgotten to make room.
+    #[error("Too many sessions")]
+    NonceStoreFull,
+    /// The signature does not fit key and text.
+    #[error("Signature mismatch")]
+    SignatureMismatch,
+    /// A client of this generation is not served here.
+    #[error("{0} clients are not served here")]
+    TransportOff(&'static str),
+}
+
+impl AuthError {
+    /// Returns the category.
+    #[must_use]
+    pub const fn category(&self) -> Category {
+        match self {
+            Self::NonceStoreFull => Category::Overloaded,
+            Self::Malformed { .. } => Category::Malformed,
+            _ => Category::Unauthenticated,
+        }
+    }
+}

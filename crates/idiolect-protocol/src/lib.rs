@@ -1,0 +1,18 @@
+//! Bittensor text-prompting on the wire, for servers and clients, in every generation of client.
+//!
+//! Requests become a [`Claim`] (what the head says, unproved), [`Verifier::verify`] makes a [`Caller`] of it, and the
+//! body becomes a [`Prompt`].
+
+mod caller;
+mod error;
+mod keys;
+mod nonce;
+mod prompt;
+mod verify;
+
+pub use caller::{Caller, Claim, Nonce, Scheme, Transport};
+pub use error::{AuthError, Category};
+pub use keys::{Hotkey, HotkeyError};
+pub use nonce::NonceStore;
+pub use prompt::{Message, Prompt, PromptError, Role};
+pub use verify::{Clock, Limits, SystemClock, Verifier};

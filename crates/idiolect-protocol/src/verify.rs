@@ -1,0 +1,135 @@
+//! From a [`Claim`] to a [`Caller`]: window, signature, nonce, in this order.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::{AuthError, Caller, Claim, Hotkey, Nonce, NonceStore, keys};
+
+/// Where the verifier reads the time; tests put recorded times here.
+pub trait Clock: fmt::Debug + Send + Sync + 'static {
+    /// Returns nanoseconds since 1970.
+    fn now_ns(&self) -> i128;
+}
+
+/// The machine's clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now_ns(&self) -> i128 {
+        match SystemTime::now().duration_since(UNIX_EPOCH) {
+            Ok(since) => i128::try_from(since.as_nanos()).unwrap_or(i128::MAX),
+            Err(before) => -i128::try_from(before.duration().as_nanos()).unwrap_or(i128::MAX),
+        }
+    }
+}
+
+/// What a verifier accepts at most.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// A client's stated timeout counts up to this much, however much it claims. Default 60 s.
+    ///
+    /// The timeout widens the window of acceptable clock readings and is not signed, so it must stay small.
+    pub max_timeout: Duration,
+    /// How far ahead of our clock a reading may lie (HTTP and Epistula). Default 60 s.
+    pub max_ahead: Duration,
+    /// What is added to the client's timeout to give the window (HTTP). Default 4 s, as in bittensor.
+    pub http_slack: Duration,
+    /// How old an Epistula timestamp may be. Default 8 s.
+    pub epistula_max_age: Duration,
+    /// How old a btauth nonce may be. Default 10 s.
+    pub btauth_max_age: Duration,
+    /// How far ahead a btauth nonce may lie. Default 2 s.
+    pub btauth_max_ahead: Duration,
+    /// Serve bittensor 6.0 to 7.1, whose nonces have no relation to the time of day. Default off.
+    pub legacy_http: bool,
+    /// Serve bittensor 5.x over gRPC. Default on.
+    pub grpc: bool,
+    /// Accept btauth requests that name no receiver. Default off.
+    pub btauth_unbound: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_timeout: Duration::from_secs(60),
+            max_ahead: Duration::from_secs(60),
+            http_slack: Duration::from_secs(4),
+            epistula_max_age: Duration::from_secs(8),
+            btauth_max_age: Duration::from_secs(10),
+            btauth_max_ahead: Duration::from_secs(2),
+            legacy_http: false,
+            grpc: true,
+            btauth_unbound: false,
+        }
+    }
+}
+
+/// Turns claims into callers. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Verifier {
+    receiver: Hotkey,
+    limits: Limits,
+    clock: Arc<dyn Clock>,
+    nonces: Arc<NonceStore>,
+}
+
+impl Verifier {
+    /// Makes a verifier for requests addressed to `receiver`.
+    pub fn new(receiver: Hotkey, limits: Limits, clock: Arc<dyn Clock>, nonces: Arc<NonceStore>) -> Self {
+        Self { receiver, limits, clock, nonces }
+    }
+
+    /// Returns the key that requests must be signed for.
+    #[must_use]
+    pub const fn receiver(&self) -> &Hotkey {
+        &self.receiver
+    }
+
+    /// Returns the limits.
+    #[must_use]
+    pub const fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Returns the clock.
+    #[must_use]
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.clock
+    }
+
+    /// Proves a claim: the cheap look at the clock first, then the signature, and the nonce is stored only after both.
+    ///
+    /// # Errors
+    /// [`AuthError`] with the first check that failed. A refused claim leaves no trace in the nonce store.
+    pub fn verify(&self, claim: Claim) -> Result<Caller, AuthError> {
+        let now_ns = self.clock.now_ns();
+        check_window(&claim.nonce, now_ns)?;
+        if !keys::verify(claim.scheme, &claim.hotkey, &claim.signed, &claim.signature) {
+            return Err(AuthError::SignatureMismatch);
+        }
+        self.nonces.check_and_store(&claim.nonce, now_ns)?;
+        Ok(Caller {
+            transport: claim.transport,
+            hotkey: claim.hotkey,
+            timeout: claim.timeout,
+            version: claim.version,
+        })
+    }
+}
+
+/// Refuses clock readings outside their window. Counters pass: only the store can judge them.
+fn check_window(nonce: &Nonce, now_ns: i128) -> Result<(), AuthError> {
+    let Nonce::Windowed { at_ns, max_age, max_ahead, .. } = nonce else { return Ok(()) };
+    let age_ns = now_ns.saturating_sub(*at_ns);
+    let as_ns = |d: &Duration| i128::try_from(d.as_nanos()).unwrap_or(i128::MAX);
+    if age_ns > as_ns(max_age) {
+        let age = Duration::from_nanos(u64::try_from(age_ns).unwrap_or(u64::MAX));
+        return Err(AuthError::TooOld { acceptable: *max_age, age });
+    }
+    if age_ns.saturating_neg() > as_ns(max_ahead) {
+        return Err(AuthError::TooFarAhead);
+    }
+    Ok(())
+}

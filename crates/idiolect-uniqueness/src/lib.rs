@@ -1,0 +1,1 @@
+//! The uniqueness scorer: gate distances, reply history, selector

@@ -1,0 +1,2 @@
+//! A backend crate of your own
+fn main() {}

@@ -1,0 +1,2 @@
+//! Query a miner from Rust
+fn main() {}
