@@ -8,11 +8,14 @@ mod error;
 mod keys;
 mod nonce;
 mod prompt;
+pub mod status;
+#[cfg(test)]
+mod testdata;
 mod verify;
 
 pub use caller::{Caller, Claim, Nonce, Scheme, Transport};
 pub use error::{AuthError, Category};
-pub use keys::{Hotkey, HotkeyError};
+pub use keys::{Hotkey, HotkeyError, KeyError, Keypair};
 pub use nonce::NonceStore;
 pub use prompt::{Message, Prompt, PromptError, Role};
 pub use verify::{Clock, Limits, SystemClock, Verifier};

@@ -110,12 +110,7 @@ impl Verifier {
             return Err(AuthError::SignatureMismatch);
         }
         self.nonces.check_and_store(&claim.nonce, now_ns)?;
-        Ok(Caller {
-            transport: claim.transport,
-            hotkey: claim.hotkey,
-            timeout: claim.timeout,
-            version: claim.version,
-        })
+        Ok(Caller { transport: claim.transport, hotkey: claim.hotkey, timeout: claim.timeout, version: claim.version })
     }
 }
 
