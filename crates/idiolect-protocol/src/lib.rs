@@ -5,9 +5,13 @@
 
 mod caller;
 mod error;
+pub mod grpc;
+mod headers;
 mod keys;
 mod nonce;
+pub mod pb;
 mod prompt;
+mod python_json;
 pub mod status;
 #[cfg(test)]
 mod testdata;
