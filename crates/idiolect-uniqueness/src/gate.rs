@@ -1,0 +1,225 @@
+//! The validators' diversity gate: from distances to rewards, as each version computes them.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::str::FromStr;
+
+use idiolect_backend::Embedding;
+use serde::{Deserialize, Serialize};
+
+use crate::vectors::{Vectors, distance, normalised};
+
+/// A curve from distance to reward: 1 / (1 + exp(-(slope · d - offset))).
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Sigmoid {
+    /// Steepness.
+    pub slope: f64,
+    /// The exponent at distance 0, negated.
+    pub offset: f64,
+}
+
+impl Sigmoid {
+    /// Returns the reward at a distance.
+    #[must_use]
+    pub fn at(self, distance: f32) -> f32 {
+        #[expect(clippy::cast_possible_truncation, reason = "a value in [0, 1]")]
+        let reward = (1.0 / (1.0 + (self.offset - self.slope * f64::from(distance)).exp())) as f32;
+        reward
+    }
+
+    /// Returns the distance at which the curve has this reward; infinite at or beyond 0 and 1.
+    #[must_use]
+    pub fn distance_at(self, reward: f32) -> f32 {
+        let r = f64::from(reward);
+        if r <= 0.0 {
+            return f32::NEG_INFINITY;
+        }
+        if r >= 1.0 {
+            return f32::INFINITY;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "a distance")]
+        let distance = ((self.offset + (r / (1.0 - r)).ln()) / self.slope) as f32;
+        distance
+    }
+}
+
+/// What becomes of the product of batch and historic reward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum GateMode {
+    /// It multiplies the reward as it is.
+    Product,
+    /// It multiplies the reward by 1 above the bound and by 0 otherwise: more distance earns nothing.
+    Mask,
+}
+
+/// One validator version's arithmetic of the gate, as data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GateProfile {
+    /// The version's name.
+    pub name: Cow<'static, str>,
+    /// Reward of the distance to the nearest other reply of the batch.
+    pub batch: Sigmoid,
+    /// Reward of the distance to the second-nearest reply in the validator's history.
+    pub historic: Sigmoid,
+    /// How many of the oldest kept replies are never compared with.
+    pub history_skip: usize,
+    /// How many replies are kept.
+    pub history_keep: usize,
+    /// What becomes of the product.
+    pub mode: GateMode,
+    /// The bound of [`GateMode::Mask`]; with [`GateMode::Product`] only what counts as "passed" in reports.
+    pub pass_above: f32,
+}
+
+const BATCH: Sigmoid = Sigmoid { slope: 40.0, offset: 4.0 };
+const HISTORIC: Sigmoid = Sigmoid { slope: 1000.0, offset: 50.0 };
+
+impl GateProfile {
+    /// opentensor/validators 1.2: the product itself multiplies the reward.
+    pub const OPENVALIDATORS_1_2: Self = Self {
+        name: Cow::Borrowed("openvalidators-1.2"),
+        batch: BATCH,
+        historic: HISTORIC,
+        history_skip: 500,
+        history_keep: 15_500,
+        mode: GateMode::Product,
+        pass_above: 0.2,
+    };
+
+    /// opentensor/text-prompting 2.1: all or nothing at 0.2, that is, at a distance of 0.0653.
+    pub const TEXT_PROMPTING_2_1: Self =
+        Self { name: Cow::Borrowed("text-prompting-2.1"), mode: GateMode::Mask, ..Self::OPENVALIDATORS_1_2 };
+
+    /// Returns the profiles that are built in.
+    #[must_use]
+    pub const fn built_in() -> [Self; 2] {
+        [Self::OPENVALIDATORS_1_2, Self::TEXT_PROMPTING_2_1]
+    }
+
+    /// Returns the product of the two rewards; without a historic reward the batch reward alone.
+    #[must_use]
+    pub fn product(&self, batch: f32, historic: Option<f32>) -> f32 {
+        batch * historic.unwrap_or(1.0)
+    }
+
+    /// Returns the factor in [0, 1] that the reply's reward is multiplied by.
+    #[must_use]
+    pub fn factor(&self, batch: f32, historic: Option<f32>) -> f32 {
+        let product = self.product(batch, historic);
+        match self.mode {
+            GateMode::Product => product,
+            GateMode::Mask => f32::from(u8::from(product > self.pass_above)),
+        }
+    }
+
+    /// Returns the batch reward of each reply that came in with the others. Of a single reply it is the reward of
+    /// distance 0 (text-prompting 2.1 does that; openvalidators 1.2 fails).
+    #[must_use]
+    pub fn batch_rewards(&self, embeddings: &[Embedding]) -> Vec<f32> {
+        batch_distances(embeddings).into_iter().map(|d| self.batch.at(d)).collect()
+    }
+}
+
+impl Default for GateProfile {
+    fn default() -> Self {
+        Self::TEXT_PROMPTING_2_1
+    }
+}
+
+/// No built-in profile has this name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown gate profile {0:?}, expected openvalidators-1.2 or text-prompting-2.1")]
+pub struct UnknownProfile(String);
+
+impl FromStr for GateProfile {
+    type Err = UnknownProfile;
+
+    fn from_str(name: &str) -> Result<Self, UnknownProfile> {
+        Self::built_in().into_iter().find(|profile| profile.name == name).ok_or_else(|| UnknownProfile(name.to_owned()))
+    }
+}
+
+impl fmt::Display for GateProfile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// Returns for each embedding the distance to the nearest other one, in [0, 1].
+///
+/// An embedding without a direction (zero length, a value that is not finite) has distance 0 and is nobody's
+/// neighbour. A single embedding has distance 0.
+#[must_use]
+pub fn batch_distances(embeddings: &[Embedding]) -> Vec<f32> {
+    let units: Vec<Option<Vec<f32>>> = embeddings.iter().map(|e| normalised(e)).collect();
+    let nearest = |i: usize, unit: &[f32]| {
+        let others = units
+            .iter()
+            .enumerate()
+            .filter(|&(j, other)| j != i && other.as_ref().is_some_and(|o| o.len() == unit.len()));
+        others.filter_map(|(_, other)| other.as_deref()).map(|other| distance(unit, other)).min_by(f32::total_cmp)
+    };
+    units.iter().enumerate().map(|(i, unit)| unit.as_ref().and_then(|u| nearest(i, u)).unwrap_or(0.0)).collect()
+}
+
+/// A validator's history of everyone's replies, kept as it keeps it.
+#[derive(Clone, Debug)]
+pub struct GateHistory {
+    vectors: Vectors,
+    skip: usize,
+    keep: usize,
+    curve: Sigmoid,
+}
+
+impl GateHistory {
+    /// Makes an empty history for embeddings of `dimensions` values under a profile's rules.
+    #[must_use]
+    pub const fn new(profile: &GateProfile, dimensions: usize) -> Self {
+        Self {
+            vectors: Vectors::new(dimensions),
+            skip: profile.history_skip,
+            keep: profile.history_keep,
+            curve: profile.historic,
+        }
+    }
+
+    /// Returns how many replies are kept.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        self.vectors.len()
+    }
+
+    /// Says whether nothing is kept yet.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.vectors.is_empty()
+    }
+
+    /// Returns the historic reward of each reply, or `None` while the history is too short to have a second-nearest.
+    ///
+    /// The *oldest* `history_skip` kept replies are never compared with. The curve is applied to the second-nearest
+    /// distance, so one earlier near-copy is free. An embedding without a direction has distance 0.
+    #[must_use]
+    pub fn rewards(&self, embeddings: &[Embedding]) -> Option<Vec<f32>> {
+        if self.len() < self.skip + 2 {
+            return None;
+        }
+        let second = |e: &Embedding| self.vectors.nearest(e, 2, self.skip).get(1).map_or(0.0, |&(_, d)| d);
+        Some(embeddings.iter().map(|e| self.curve.at(second(e))).collect())
+    }
+
+    /// Takes a batch in, less each reply that equals the one right before it in the batch, and forgets the oldest
+    /// beyond the limit. Called after [`rewards`](Self::rewards) of the same batch.
+    pub fn push_batch(&mut self, embeddings: &[Embedding]) {
+        for (i, embedding) in embeddings.iter().enumerate() {
+            if i == 0 || *embedding != embeddings[i - 1] {
+                self.vectors.push(embedding);
+            }
+        }
+        self.vectors.drop_oldest(self.len().saturating_sub(self.keep));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,549 @@
+//! The replies that this miner sent: their embeddings, on disk and in memory.
+
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use idiolect_backend::Embedding;
+use sqlx::{QueryBuilder, Sqlite, SqlitePool};
+
+use crate::store::{StoreError, migrate};
+use crate::vectors::Vectors;
+
+/// A reply that was sent.
+#[derive(Clone, PartialEq)]
+pub struct StoredReply {
+    /// The reply's id, the one of its provenance.
+    pub reply_id: String,
+    /// Who asked, as ss58 text; empty for our own questions.
+    pub caller: String,
+    /// A hash of the prompt: equal prompts have equal hashes. Empty when prompts must leave no trace.
+    pub prompt_hash: String,
+    /// The encoder's name.
+    pub encoder: String,
+    /// The reply's place in the encoder's space.
+    pub embedding: Embedding,
+    /// The text, where it may be kept.
+    pub text: Option<String>,
+    /// When it was sent, in milliseconds since 1970.
+    pub time_ms: i64,
+}
+
+/// Replies stay out of logs.
+impl Debug for StoredReply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoredReply")
+            .field("reply_id", &self.reply_id)
+            .field("caller", &self.caller)
+            .field("encoder", &self.encoder)
+            .field("time_ms", &self.time_ms)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What to erase.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Erase {
+    /// Everything older than this, in milliseconds since 1970.
+    Before(i64),
+    /// Everything that this hotkey asked for.
+    Caller(String),
+    /// One reply.
+    Id(String),
+    /// Everything.
+    All,
+}
+
+impl Erase {
+    /// Says whether a reply of these facts is to be erased.
+    #[must_use]
+    pub fn matches(&self, reply_id: &str, caller: &str, time_ms: i64) -> bool {
+        match self {
+            Self::Before(before) => time_ms < *before,
+            Self::Caller(hotkey) => caller == hotkey,
+            Self::Id(id) => reply_id == id,
+            Self::All => true,
+        }
+    }
+}
+
+/// How long replies are kept.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// Most replies that are kept; `None` for any number.
+    pub max_replies: Option<u64>,
+    /// Longest time that a reply is kept; `None` for ever.
+    pub max_age: Option<Duration>,
+}
+
+impl Retention {
+    /// Returns the time before which everything is forgotten, in milliseconds since 1970.
+    #[must_use]
+    pub fn oldest_ms(&self, now_ms: i64) -> Option<i64> {
+        let age = i64::try_from(self.max_age?.as_millis()).unwrap_or(i64::MAX);
+        Some(now_ms.saturating_sub(age))
+    }
+}
+
+/// Where sent replies are kept.
+///
+/// # Contract
+/// A reply that [`append`](Self::append) returned for survives the death of the process. `last` returns replies of the
+/// named encoder only: embeddings of different encoders are never compared.
+#[async_trait]
+pub trait HistoryStore: Debug + Send + Sync + 'static {
+    /// Keeps replies, all or none of them. A reply whose id and encoder are already there is replaced.
+    async fn append(&self, replies: &[StoredReply]) -> Result<(), StoreError>;
+
+    /// Returns the last `n` replies of an encoder, oldest first, without their texts. Damaged rows are left out.
+    async fn last(&self, encoder: &str, n: usize) -> Result<Vec<StoredReply>, StoreError>;
+
+    /// Returns how many replies are kept, of all encoders.
+    async fn len(&self) -> Result<u64, StoreError>;
+
+    /// Erases replies and returns how many.
+    async fn erase(&self, what: &Erase) -> Result<u64, StoreError>;
+
+    /// Erases what is older, or more, than allowed and returns how many.
+    async fn prune(&self, retention: &Retention, now_ms: i64) -> Result<u64, StoreError>;
+}
+
+/// Replies in the tables `replies` of an SQLite file.
+#[derive(Clone, Debug)]
+pub struct SqliteHistory {
+    pool: SqlitePool,
+}
+
+const MIGRATIONS: &[&[&str]] = &[&[
+    "CREATE TABLE replies (
+        seq INTEGER PRIMARY KEY,
+        reply_id TEXT NOT NULL,
+        caller TEXT NOT NULL,
+        prompt_hash TEXT NOT NULL,
+        encoder TEXT NOT NULL,
+        dimensions INTEGER NOT NULL,
+        embedding BLOB NOT NULL,
+        text TEXT,
+        time_ms INTEGER NOT NULL,
+        UNIQUE (reply_id, encoder)
+    ) STRICT",
+    "CREATE INDEX replies_by_encoder ON replies (encoder, seq)",
+    "CREATE INDEX replies_by_caller ON replies (caller)",
+    "CREATE INDEX replies_by_time ON replies (time_ms)",
+]];
+
+impl SqliteHistory {
+    /// Makes the tables when they are not there.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn open(pool: SqlitePool) -> Result<Self, StoreError> {
+        migrate(&pool, "replies", MIGRATIONS).await?;
+        Ok(Self { pool })
+    }
+}
+
+fn to_blob(embedding: &[f32]) -> Vec<u8> {
+    embedding.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+fn from_blob(blob: &[u8], dimensions: i64) -> Option<Embedding> {
+    let (values, rest) = blob.as_chunks::<4>();
+    let whole = rest.is_empty() && i64::try_from(values.len()).is_ok_and(|n| n == dimensions);
+    let embedding: Embedding = values.iter().map(|&b| f32::from_le_bytes(b)).collect();
+    (whole && embedding.iter().all(|v| v.is_finite())).then_some(embedding)
+}
+
+type Row = (String, String, String, i64, Vec<u8>, i64);
+
+#[async_trait]
+impl HistoryStore for SqliteHistory {
+    async fn append(&self, replies: &[StoredReply]) -> Result<(), StoreError> {
+        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
+        for reply in replies {
+            sqlx::query(
+                "INSERT OR REPLACE INTO replies
+                 (reply_id, caller, prompt_hash, encoder, dimensions, embedding, text, time_ms)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            )
+            .bind(&reply.reply_id)
+            .bind(&reply.caller)
+            .bind(&reply.prompt_hash)
+            .bind(&reply.encoder)
+            .bind(i64::try_from(reply.embedding.len()).unwrap_or(i64::MAX))
+            .bind(to_blob(&reply.embedding))
+            .bind(&reply.text)
+            .bind(reply.time_ms)
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    async fn last(&self, encoder: &str, n: usize) -> Result<Vec<StoredReply>, StoreError> {
+        let rows: Vec<Row> = sqlx::query_as(
+            "SELECT reply_id, caller, prompt_hash, dimensions, embedding, time_ms
+             FROM replies WHERE encoder = ? ORDER BY seq DESC LIMIT ?",
+        )
+        .bind(encoder)
+        .bind(i64::try_from(n).unwrap_or(i64::MAX))
+        .fetch_all(&self.pool)
+        .await?;
+        let n_rows = rows.len();
+        let replies: Vec<StoredReply> = rows
+            .into_iter()
+            .rev()
+            .filter_map(|(reply_id, caller, prompt_hash, dimensions, embedding, time_ms)| {
+                let embedding = from_blob(&embedding, dimensions)?;
+                let encoder = encoder.to_owned();
+                Some(StoredReply { reply_id, caller, prompt_hash, encoder, embedding, text: None, time_ms })
+            })
+            .collect();
+        if replies.len() < n_rows {
+            tracing::warn!(n_damaged = n_rows - replies.len(), "left out damaged embeddings");
+        }
+        Ok(replies)
+    }
+
+    async fn len(&self) -> Result<u64, StoreError> {
+        let (n,): (i64,) = sqlx::query_as("SELECT count(*) FROM replies").fetch_one(&self.pool).await?;
+        Ok(u64::try_from(n).unwrap_or(0))
+    }
+
+    async fn erase(&self, what: &Erase) -> Result<u64, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new("DELETE FROM replies WHERE ");
+        match what {
+            Erase::Before(before) => query.push("time_ms < ").push_bind(before),
+            Erase::Caller(hotkey) => query.push("caller = ").push_bind(hotkey),
+            Erase::Id(id) => query.push("reply_id = ").push_bind(id),
+            Erase::All => query.push("1 = 1"),
+        };
+        Ok(query.build().execute(&self.pool).await?.rows_affected())
+    }
+
+    async fn prune(&self, retention: &Retention, now_ms: i64) -> Result<u64, StoreError> {
+        let mut erased = match retention.oldest_ms(now_ms) {
+            Some(oldest) => self.erase(&Erase::Before(oldest)).await?,
+            None => 0,
+        };
+        if let Some(max) = retention.max_replies {
+            erased += sqlx::query(
+                "DELETE FROM replies WHERE seq <= (SELECT seq FROM replies ORDER BY seq DESC LIMIT 1 OFFSET ?)",
+            )
+            .bind(i64::try_from(max).unwrap_or(i64::MAX))
+            .execute(&self.pool)
+            .await?
+            .rows_affected();
+        }
+        Ok(erased)
+    }
+}
+
+/// A reply of ours that is near.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HistoryNeighbour {
+    /// Its id.
+    pub reply_id: String,
+    /// Its distance, in [0, 1].
+    pub distance: f32,
+}
+
+#[derive(Debug)]
+struct Facts {
+    reply_id: String,
+    caller: String,
+    prompt_hash: String,
+    time_ms: i64,
+}
+
+#[derive(Debug)]
+struct Ring {
+    vectors: Vectors,
+    facts: VecDeque<Facts>,
+    keep: usize,
+}
+
+impl Ring {
+    fn push(&mut self, reply: &StoredReply) {
+        if !self.vectors.push(&reply.embedding) {
+            return;
+        }
+        self.facts.push_back(Facts {
+            reply_id: reply.reply_id.clone(),
+            caller: reply.caller.clone(),
+            prompt_hash: reply.prompt_hash.clone(),
+            time_ms: reply.time_ms,
+        });
+        // Moving the rows costs as much as a search, so it waits until an eighth more than the limit is there.
+        if self.facts.len() > self.keep + self.keep / 8 {
+            let surplus = self.facts.len() - self.keep;
+            self.vectors.drop_oldest(surplus);
+            self.facts.drain(..surplus);
+        }
+    }
+
+    fn erase(&mut self, what: &Erase) {
+        let gone: Vec<bool> = self.facts.iter().map(|f| what.matches(&f.reply_id, &f.caller, f.time_ms)).collect();
+        self.vectors.retain(|i| !gone[i]);
+        let mut index = 0;
+        self.facts.retain(|_| {
+            index += 1;
+            !gone[index - 1]
+        });
+    }
+}
+
+/// The last replies of one encoder, in memory, in front of an optional [`HistoryStore`].
+///
+/// Searching is exact and costs one multiplication a kept value; it blocks, so call it off the executor when many
+/// thousands are kept.
+#[derive(Debug)]
+pub struct ReplyHistory {
+    encoder: String,
+    ring: RwLock<Ring>,
+    store: Option<Arc<dyn HistoryStore>>,
+}
+
+impl ReplyHistory {
+    /// Makes an empty history that lives in memory only and holds about the last `keep` replies.
+    #[must_use]
+    pub fn in_memory(encoder: impl Into<String>, dimensions: usize, keep: usize) -> Self {
+        let ring = Ring { vectors: Vectors::new(dimensions), facts: VecDeque::new(), keep };
+        Self { encoder: encoder.into(), ring: RwLock::new(ring), store: None }
+    }
+
+    /// Takes the last `keep` replies of this encoder out of the store.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn load(
+        store: Arc<dyn HistoryStore>,
+        encoder: impl Into<String>,
+        dimensions: usize,
+        keep: usize,
+    ) -> Result<Self, StoreError> {
+        let mut history = Self::in_memory(encoder, dimensions, keep);
+        for reply in store.last(&history.encoder, keep).await? {
+            history.remember(&reply);
+        }
+        history.store = Some(store);
+        Ok(history)
+    }
+
+    /// Returns the encoder's name.
+    #[must_use]
+    pub fn encoder(&self) -> &str {
+        &self.encoder
+    }
+
+    /// Returns how many values an embedding has.
+    #[must_use]
+    pub fn dimensions(&self) -> usize {
+        self.read(|ring| ring.vectors.dimensions())
+    }
+
+    /// Returns how many replies are in memory.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.read(|ring| ring.facts.len())
+    }
+
+    /// Says whether no reply is in memory.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Compares later replies with this one from now on, without writing it down. A reply of another encoder, or
+    /// without a direction, is left out.
+    pub fn remember(&self, reply: &StoredReply) {
+        if reply.encoder == self.encoder {
+            self.ring.write().unwrap_or_else(PoisonError::into_inner).push(reply);
+        }
+    }
+
+    /// Writes replies to the store, when there is one.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn save(&self, replies: &[StoredReply]) -> Result<(), StoreError> {
+        match &self.store {
+            Some(store) => store.append(replies).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Returns the `k` nearest of our replies, nearest first. Empty for an embedding without a direction.
+    #[must_use]
+    pub fn nearest(&self, embedding: &[f32], k: usize) -> Vec<HistoryNeighbour> {
+        self.nearest_where(embedding, k, |_| true)
+    }
+
+    /// As [`nearest`](Self::nearest), among our replies to the same prompt. Empty for an empty hash.
+    #[must_use]
+    pub fn nearest_to_prompt(&self, embedding: &[f32], prompt_hash: &str, k: usize) -> Vec<HistoryNeighbour> {
+        if prompt_hash.is_empty() {
+            return Vec::new();
+        }
+        self.nearest_where(embedding, k, |facts| facts.prompt_hash == prompt_hash)
+    }
+
+    fn nearest_where(&self, embedding: &[f32], k: usize, include: impl Fn(&Facts) -> bool) -> Vec<HistoryNeighbour> {
+        self.read(|ring| {
+            let found = ring.vectors.nearest_where(embedding, k, |i| ring.facts.get(i).is_some_and(&include));
+            let named = |(i, distance): (usize, f32)| {
+                let reply_id = ring.facts.get(i)?.reply_id.clone();
+                Some(HistoryNeighbour { reply_id, distance })
+            };
+            found.into_iter().filter_map(named).collect()
+        })
+    }
+
+    /// Erases replies, in memory and in the store, and returns how many the store held.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn erase(&self, what: &Erase) -> Result<u64, StoreError> {
+        self.forget(what);
+        match &self.store {
+            Some(store) => store.erase(what).await,
+            None => Ok(0),
+        }
+    }
+
+    /// Drops what is older, or more, than allowed, in memory and in the store, and returns how many the store held.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn prune(&self, retention: &Retention, now_ms: i64) -> Result<u64, StoreError> {
+        if let Some(oldest) = retention.oldest_ms(now_ms) {
+            self.forget(&Erase::Before(oldest));
+        }
+        match &self.store {
+            Some(store) => store.prune(retention, now_ms).await,
+            None => Ok(0),
+        }
+    }
+
+    fn forget(&self, what: &Erase) {
+        self.ring.write().unwrap_or_else(PoisonError::into_inner).erase(what);
+    }
+
+    fn read<R>(&self, with: impl FnOnce(&Ring) -> R) -> R {
+        with(&self.ring.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store;
+
+    fn reply(id: &str, caller: &str, embedding: &[f32], time_ms: i64) -> StoredReply {
+        StoredReply {
+            reply_id: id.to_owned(),
+            caller: caller.to_owned(),
+            prompt_hash: format!("hash of {caller}"),
+            encoder: "test".to_owned(),
+            embedding: embedding.to_vec(),
+            text: Some("text".to_owned()),
+            time_ms,
+        }
+    }
+
+    async fn sqlite() -> (tempfile::TempDir, SqlitePool, Arc<SqliteHistory>) {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = store::open(&dir.path().join("idiolect.sqlite")).await.unwrap();
+        let history = SqliteHistory::open(pool.clone()).await.unwrap();
+        (dir, pool, Arc::new(history))
+    }
+
+    fn ids(replies: &[StoredReply]) -> Vec<&str> {
+        replies.iter().map(|r| r.reply_id.as_str()).collect()
+    }
+
+    #[tokio::test]
+    async fn replies_survive_reopening_and_encoders_stay_apart() {
+        let (_dir, _pool, sqlite) = sqlite().await;
+        let other = StoredReply { encoder: "other".to_owned(), ..reply("x", "a", &[0.0, 1.0, 0.0], 3) };
+        let replies = [reply("1", "a", &[1.0, 0.0], 1), reply("2", "b", &[0.0, 2.0], 2), other.clone()];
+        let history = ReplyHistory::load(sqlite.clone(), "test", 2, 10).await.unwrap();
+        history.save(&replies).await.unwrap();
+        history.remember(&other);
+        assert!(history.is_empty(), "another encoder's reply is not compared with");
+
+        let history = ReplyHistory::load(sqlite.clone(), "test", 2, 10).await.unwrap();
+        assert_eq!(history.len(), 2);
+        assert_eq!(history.nearest(&[0.0, 1.0], 1), [HistoryNeighbour { reply_id: "2".to_owned(), distance: 0.0 }]);
+        assert_eq!(history.nearest_to_prompt(&[0.0, 1.0], "hash of a", 3)[0].reply_id, "1");
+        assert!(history.nearest_to_prompt(&[0.0, 1.0], "", 3).is_empty());
+        assert_eq!(ids(&sqlite.last("other", 5).await.unwrap()), ["x"]);
+        assert_eq!(ReplyHistory::load(sqlite, "test", 2, 1).await.unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn damaged_rows_are_left_out() {
+        let (_dir, pool, sqlite) = sqlite().await;
+        sqlite.append(&[reply("1", "a", &[1.0, 0.0], 1), reply("2", "a", &[f32::NAN, 0.0], 1)]).await.unwrap();
+        sqlite.append(&[reply("3", "a", &[1.0, 1.0], 1)]).await.unwrap();
+        sqlx::query("UPDATE replies SET embedding = x'0102' WHERE reply_id = '3'").execute(&pool).await.unwrap();
+        assert_eq!(ids(&sqlite.last("test", 9).await.unwrap()), ["1"]);
+    }
+
+    #[tokio::test]
+    async fn erasing_reaches_memory_and_disk() {
+        let all =
+            [reply("1", "a", &[1.0, 0.0], 10), reply("2", "b", &[0.0, 1.0], 20), reply("3", "a", &[1.0, 1.0], 30)];
+        for (what, left) in [
+            (Erase::Before(20), &["2", "3"][..]),
+            (Erase::Caller("a".to_owned()), &["2"]),
+            (Erase::Id("2".to_owned()), &["1", "3"]),
+            (Erase::All, &[]),
+        ] {
+            let (_dir, _pool, sqlite) = sqlite().await;
+            sqlite.append(&all).await.unwrap();
+            let history = ReplyHistory::load(sqlite.clone(), "test", 2, 10).await.unwrap();
+            assert_eq!(history.erase(&what).await.unwrap(), (all.len() - left.len()) as u64, "{what:?}");
+            assert_eq!(ids(&sqlite.last("test", 9).await.unwrap()), left, "{what:?}");
+            let mut in_memory: Vec<String> = history.nearest(&[1.0, 0.5], 9).into_iter().map(|n| n.reply_id).collect();
+            in_memory.sort();
+            assert_eq!(in_memory, left, "{what:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn old_and_surplus_replies_go() {
+        let (_dir, _pool, sqlite) = sqlite().await;
+        let replies: Vec<StoredReply> =
+            (0..10).map(|i| reply(&i.to_string(), "a", &[1.0, i as f32], i * 1000)).collect();
+        sqlite.append(&replies).await.unwrap();
+        let aged = Retention { max_age: Some(Duration::from_secs(5)), max_replies: None };
+        assert_eq!(sqlite.prune(&aged, 10_000).await.unwrap(), 5);
+        let counted = Retention { max_age: None, max_replies: Some(2) };
+        assert_eq!(sqlite.prune(&counted, 10_000).await.unwrap(), 3);
+        assert_eq!(ids(&sqlite.last("test", 9).await.unwrap()), ["8", "9"]);
+        assert_eq!(sqlite.prune(&Retention::default(), 10_000).await.unwrap(), 0);
+        assert_eq!(sqlite.len().await.unwrap(), 2);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let history = ReplyHistory::in_memory("test", 2, 16);
+        for i in 0..100 {
+            history.remember(&reply(&i.to_string(), "a", &[1.0, i as f32], i));
+            assert!(history.len() <= 18);
+        }
+        assert_eq!(history.nearest(&[1.0, 99.0], 1)[0].reply_id, "99");
+        assert_eq!(ReplyHistory::in_memory("test", 2, 0).nearest(&[1.0, 0.0], 1), []);
+    }
+
+    #[test]
+    fn texts_stay_out_of_debug() {
+        let shown = format!("{:?}", StoredReply { text: Some("secret".to_owned()), ..reply("1", "a", &[1.0], 1) });
+        assert!(!shown.contains("secret"), "{shown}");
+    }
+}

@@ -1,0 +1,191 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::history::{ReplyHistory, StoredReply};
+use crate::population::Panel;
+
+const X: &[f32] = &[1.0, 0.0, 0.0];
+const Y: &[f32] = &[0.0, 1.0, 0.0];
+const Z: &[f32] = &[0.0, 0.0, 1.0];
+
+fn c(embedding: &[f32], quality: f32) -> Candidate<'_> {
+    Candidate { embedding: Some(embedding), quality }
+}
+
+fn select(candidates: &[Candidate<'_>], population: &Population<'_>) -> Selection {
+    Selector::default().select(candidates, population).unwrap()
+}
+
+fn remembered(embeddings: &[&[f32]], prompt_hash: &str) -> ReplyHistory {
+    let history = ReplyHistory::in_memory("e", 3, 100);
+    for (i, embedding) in embeddings.iter().enumerate() {
+        history.remember(&StoredReply {
+            reply_id: format!("r{i}"),
+            caller: String::new(),
+            prompt_hash: prompt_hash.to_owned(),
+            encoder: "e".to_owned(),
+            embedding: embedding.to_vec(),
+            text: None,
+            time_ms: 0,
+        });
+    }
+    history
+}
+
+#[test]
+fn nothing_and_one() {
+    assert_eq!(Selector::default().select(&[], &Population::new("e")), None);
+    let one = select(&[c(X, 0.4)], &Population::new("e"));
+    assert_eq!((one.chosen, one.reason), (0, Reason::OnlyCandidate));
+    let score = &one.scores[0];
+    assert_eq!((score.distance, score.batch, score.historic, score.n_compared), (None, 1.0, None, 0));
+    assert!(score.clears);
+}
+
+#[test]
+fn identical_candidates_fall_back_to_the_better_text() {
+    let selection = select(&[c(X, 0.4), c(X, 0.6), c(X, 0.6)], &Population::new("e"));
+    assert_eq!((selection.chosen, selection.reason), (1, Reason::NoneClears));
+    assert_eq!(selection.scores[0].distance, Some(0.0));
+    assert!(selection.scores.iter().all(|s| !s.clears && s.predicted < 0.02));
+}
+
+#[test]
+fn above_the_gate_only_quality_counts() {
+    let near_enough: &[f32] = &[0.9, 0.436, 0.0];
+    let selection = select(&[c(X, 0.5), c(near_enough, 0.9), c(Z, 0.8)], &Population::new("e"));
+    assert_eq!((selection.chosen, selection.reason), (1, Reason::BestThatClears));
+    assert_eq!(selection.ranking, [1, 2, 0]);
+}
+
+#[test]
+fn quality_zero_clears_nothing() {
+    let selection = select(&[c(X, 0.0), c(Y, 0.5), c(&[0.01, 1.0, 0.0], 0.4)], &Population::new("e"));
+    assert_eq!((selection.chosen, selection.reason), (1, Reason::NoneClears));
+}
+
+#[test]
+fn the_margin_asks_for_more_than_the_gate() {
+    // Cosine 0.93: passes at 0.9347 but not at 0.92.
+    let near: &[f32] = &[0.93, 0.367_559_5, 0.0];
+    let candidates = [c(X, 0.9), c(near, 0.8)];
+    assert!(!select(&candidates, &Population::new("e")).scores[0].clears);
+    let bare = Selector::new(SelectorConfig { margin: 0.0, ..SelectorConfig::default() });
+    assert!(bare.select(&candidates, &Population::new("e")).unwrap().scores[0].clears);
+}
+
+#[test]
+fn minilm_distances_are_scaled_to_the_validators() {
+    // Distance 0.1 in MiniLM is about 0.06 in mpnet: masked.
+    let near: &[f32] = &[0.9, 0.435_889_9, 0.0];
+    let selection = select(&[c(X, 0.9), c(near, 0.8)], &Population::new("all-MiniLM-L6-v2"));
+    assert!(!selection.scores[0].clears);
+    assert!((selection.scores[0].distance.unwrap() - 0.1).abs() < 1e-5, "the raw distance is reported");
+    assert!(select(&[c(X, 0.9), c(near, 0.8)], &Population::new("all-mpnet-base-v2")).scores[0].clears);
+}
+
+#[test]
+fn panel_and_earlier_replies_count_as_rivals() {
+    let mut panel = Panel::new("e", 3);
+    panel.push("rival", &X.to_vec());
+    let history = remembered(&[Y], "p");
+    let population = Population::new("e").with_panel(&panel).unwrap().with_history(&history, "p").unwrap();
+    let selection = select(&[c(X, 0.9), c(Y, 0.8), c(Z, 0.1)], &population);
+    assert_eq!(selection.chosen, 2);
+    assert_eq!(selection.scores[0].nearest, Some(Neighbour::Panel("rival".to_owned())));
+    assert_eq!(selection.scores[1].nearest, Some(Neighbour::Earlier("r0".to_owned())));
+    assert_eq!(selection.scores[2].n_compared, 4);
+}
+
+#[test]
+fn the_second_earlier_copy_costs_the_reward() {
+    for (copies, historic) in [(1, None), (2, Some(0.0))] {
+        let history = remembered(&vec![X; copies], "another prompt");
+        let population = Population::new("e").with_history(&history, "p").unwrap();
+        let selection = select(&[c(X, 0.9), c(Y, 0.1)], &population);
+        assert_eq!(selection.scores[0].historic.map(|h| h.round()), historic, "{copies} copies");
+        assert_eq!(selection.chosen, copies - 1, "{copies} copies");
+    }
+}
+
+#[test]
+fn embeddings_without_direction_count_as_repeats() {
+    let selection =
+        select(&[c(&[0.0; 3], 0.9), c(&[f32::NAN; 3], 0.9), c(X, 0.2), c(&[1.0], 0.1)], &Population::new("e"));
+    assert_eq!(selection.chosen, 2);
+    assert_eq!(selection.scores[0].distance, Some(0.0));
+    assert!(!selection.scores[1].clears);
+    let nan = select(&[c(X, f32::NAN), c(Y, 0.1)], &Population::new("e"));
+    assert_eq!((nan.chosen, nan.scores[0].quality), (1, 0.0));
+}
+
+#[test]
+fn without_embeddings_quality_decides() {
+    let bare = |quality| Candidate { embedding: None, quality };
+    let selection = select(&[bare(0.1), bare(0.9)], &Population::new("e"));
+    assert_eq!((selection.chosen, selection.reason), (1, Reason::QualityOnly));
+    assert_eq!(selection.scores[0].distance, None);
+}
+
+#[test]
+fn the_product_profile_weighs_distance_against_quality() {
+    let selector = Selector::new(SelectorConfig { profile: GateProfile::OPENVALIDATORS_1_2, ..Default::default() });
+    // Distance 0.1 halves the reward under the product; under the mask it is as good as any.
+    let near: &[f32] = &[0.9, 0.435_889_9, 0.0];
+    let candidates = [c(X, 0.6), c(near, 0.6), c(Z, 0.4)];
+    let selection = selector.select(&candidates, &Population::new("e")).unwrap();
+    assert_eq!((selection.chosen, selection.reason), (2, Reason::HighestExpected));
+    assert_eq!(select(&candidates, &Population::new("e")).chosen, 0);
+}
+
+fn any_candidates() -> impl Strategy<Value = Vec<(Vec<f32>, f32)>> {
+    proptest::collection::vec((proptest::collection::vec(proptest::num::f32::ANY, 0..5), proptest::num::f32::ANY), 1..7)
+}
+
+fn sane_candidates() -> impl Strategy<Value = Vec<(Vec<f32>, f32)>> {
+    proptest::collection::vec((proptest::collection::vec(-1.0_f32..1.0, 3), 0.01_f32..1.0), 2..7)
+}
+
+proptest! {
+    #[test]
+    fn scores_are_in_range_and_the_choice_is_repeatable(raw in any_candidates()) {
+        let candidates: Vec<Candidate<'_>> = raw.iter().map(|(e, q)| c(e, *q)).collect();
+        let history = remembered(&[X, Y, Z], "p");
+        let population = Population::new("e").with_history(&history, "p").unwrap();
+        let selection = select(&candidates, &population);
+        prop_assert_eq!(&selection, &select(&candidates, &population));
+        prop_assert_eq!(selection.chosen, selection.ranking[0]);
+        let mut all = selection.ranking.clone();
+        all.sort_unstable();
+        prop_assert_eq!(all, (0..candidates.len()).collect::<Vec<_>>());
+        for score in &selection.scores {
+            for value in [Some(score.batch), score.historic, score.distance, score.history_distance,
+                          Some(score.predicted), Some(score.quality)].into_iter().flatten() {
+                prop_assert!((0.0..=1.0).contains(&value), "{score:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_repeat_is_least_unique(raw in sane_candidates(), repeated in 0_usize..7) {
+        prop_assume!(raw.iter().all(|(e, _)| crate::vectors::normalised(e).is_some()));
+        let repeated = repeated % raw.len();
+        let mut panel = Panel::new("e", 3);
+        panel.push("same", &raw[repeated].0);
+        let candidates: Vec<Candidate<'_>> = raw.iter().map(|(e, q)| c(e, *q)).collect();
+        let selection = select(&candidates, &Population::new("e").with_panel(&panel).unwrap());
+        let own = selection.scores[repeated].distance.unwrap();
+        prop_assert!(own < 1e-6);
+        for score in &selection.scores {
+            prop_assert!(score.distance.unwrap() >= own - 1e-6);
+        }
+    }
+
+    #[test]
+    fn one_that_clears_beats_one_that_does_not(raw in sane_candidates()) {
+        let candidates: Vec<Candidate<'_>> = raw.iter().map(|(e, q)| c(e, *q)).collect();
+        let selection = select(&candidates, &Population::new("e"));
+        let some_clear = selection.scores.iter().any(|s| s.clears);
+        prop_assert_eq!(some_clear, selection.scores[selection.chosen].clears);
+    }
+}

@@ -1,0 +1,194 @@
+//! Rows of unit length in one flat buffer, and exact search over them.
+
+/// Running sums of one dot product: wide enough for the compiler to keep them in vector registers.
+const LANES: usize = 16;
+
+/// Returns the dot product, summed in [`LANES`] strands so that it needs no `unsafe` to be vectorised.
+#[must_use]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0_f32; LANES];
+    let (a_chunks, a_rest) = a.as_chunks::<LANES>();
+    let (b_chunks, b_rest) = b.as_chunks::<LANES>();
+    for (x, y) in a_chunks.iter().zip(b_chunks) {
+        for lane in 0..LANES {
+            sums[lane] += x[lane] * y[lane];
+        }
+    }
+    let rest: f32 = a_rest.iter().zip(b_rest).map(|(x, y)| x * y).sum();
+    sums.iter().sum::<f32>() + rest
+}
+
+/// Returns the vector at unit length, or `None` when it has none: zero length, or a value that is not finite.
+#[must_use]
+pub fn normalised(vector: &[f32]) -> Option<Vec<f32>> {
+    let norm = vector.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
+    if !norm.is_finite() || norm < 1e-12 {
+        return None;
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "entries of a unit vector")]
+    Some(vector.iter().map(|&v| (f64::from(v) / norm) as f32).collect())
+}
+
+/// Returns the distance of the validators between two unit vectors: 1 - |cos|, in [0, 1].
+///
+/// The absolute value is theirs: an opposite vector is as near as an equal one.
+#[must_use]
+pub fn distance(a: &[f32], b: &[f32]) -> f32 {
+    (1.0 - dot(a, b).abs()).clamp(0.0, 1.0)
+}
+
+/// Unit vectors of one size, oldest first.
+///
+/// Search is exact, because the gate asks for the *second*-nearest: an approximate index may lose just that one.
+/// It costs one multiplication a stored value: 15,000 rows of 384 are 6 MFLOP.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Vectors {
+    dimensions: usize,
+    data: Vec<f32>,
+}
+
+impl Vectors {
+    /// Makes an empty set for vectors of `dimensions` values.
+    #[must_use]
+    pub const fn new(dimensions: usize) -> Self {
+        Self { dimensions, data: Vec::new() }
+    }
+
+    /// Returns how many values a vector has.
+    #[must_use]
+    pub const fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    /// Returns how many vectors there are.
+    #[must_use]
+    pub const fn len(&self) -> usize {
+        if self.dimensions == 0 { 0 } else { self.data.len() / self.dimensions }
+    }
+
+    /// Says whether there are none.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.data.is_empty()
+    }
+
+    /// Appends a vector, brought to unit length, and says whether it could be: a vector of another size, of zero length
+    /// or with a value that is not finite is left out.
+    pub fn push(&mut self, vector: &[f32]) -> bool {
+        if vector.len() != self.dimensions {
+            return false;
+        }
+        let Some(unit) = normalised(vector) else { return false };
+        self.data.extend_from_slice(&unit);
+        true
+    }
+
+    /// Drops the oldest `n` vectors.
+    pub fn drop_oldest(&mut self, n: usize) {
+        let n = n.min(self.len());
+        self.data.drain(..n * self.dimensions);
+    }
+
+    /// Keeps the vectors at whose index `keep` is true.
+    pub fn retain(&mut self, mut keep: impl FnMut(usize) -> bool) {
+        let kept: Vec<f32> = (0..self.len()).filter(|&i| keep(i)).flat_map(|i| self.row(i).to_vec()).collect();
+        self.data = kept;
+    }
+
+    /// Returns the vectors, oldest first.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
+        self.data.chunks_exact(self.dimensions.max(1))
+    }
+
+    fn row(&self, index: usize) -> &[f32] {
+        &self.data[index * self.dimensions..(index + 1) * self.dimensions]
+    }
+
+    /// Returns the `k` nearest of the vectors from index `skip` on, nearest first: index and distance. Of equally near
+    /// ones the older comes first. Empty for a query of another size or without a direction.
+    #[must_use]
+    pub fn nearest(&self, query: &[f32], k: usize, skip: usize) -> Vec<(usize, f32)> {
+        self.nearest_where(query, k, |index| index >= skip)
+    }
+
+    /// As [`nearest`](Self::nearest), among the vectors at whose index `include` is true.
+    #[must_use]
+    pub fn nearest_where(&self, query: &[f32], k: usize, include: impl Fn(usize) -> bool) -> Vec<(usize, f32)> {
+        let mut best: Vec<(usize, f32)> = Vec::with_capacity(k + 1);
+        let (true, Some(query)) = (query.len() == self.dimensions && k > 0, normalised(query)) else { return best };
+        for (index, row) in self.rows().enumerate().filter(|&(index, _)| include(index)) {
+            let d = distance(&query, row);
+            if best.len() == k && best.last().is_some_and(|&(_, worst)| d >= worst) {
+                continue;
+            }
+            let place = best.partition_point(|&(_, other)| other <= d);
+            best.insert(place, (index, d));
+            best.truncate(k);
+        }
+        best
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn vectors_without_direction_are_left_out() {
+        let mut vectors = Vectors::new(3);
+        for bad in [&[0.0, 0.0, 0.0][..], &[f32::NAN, 1.0, 0.0], &[f32::INFINITY, 0.0, 0.0], &[1.0, 0.0]] {
+            assert!(!vectors.push(bad), "{bad:?}");
+            assert!(vectors.nearest(bad, 2, 0).is_empty());
+        }
+        assert!(vectors.push(&[3.0, 4.0, 0.0]));
+        assert_eq!(vectors.rows().next().unwrap(), [0.6, 0.8, 0.0]);
+        assert_eq!(vectors.len(), 1);
+    }
+
+    #[test]
+    fn no_dimensions_is_no_panic() {
+        let mut vectors = Vectors::new(0);
+        assert!(!vectors.push(&[]));
+        assert_eq!(vectors.len(), 0);
+        assert_eq!(vectors.rows().len(), 0);
+        vectors.drop_oldest(3);
+        assert!(vectors.nearest(&[], 1, 0).is_empty());
+    }
+
+    #[test]
+    fn opposite_is_as_near_as_equal() {
+        let mut vectors = Vectors::new(2);
+        vectors.push(&[1.0, 0.0]);
+        assert_eq!(vectors.nearest(&[-2.0, 0.0], 1, 0), [(0, 0.0)]);
+    }
+
+    fn any_rows() -> impl Strategy<Value = Vec<Vec<f32>>> {
+        proptest::collection::vec(proptest::collection::vec(-1.0_f32..1.0, 37), 1..30)
+    }
+
+    proptest! {
+        #[test]
+        fn dot_equals_the_plain_sum(a in proptest::collection::vec(-1.0_f32..1.0, 0..100)) {
+            let b: Vec<f32> = a.iter().rev().copied().collect();
+            let plain: f64 = a.iter().zip(&b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum();
+            prop_assert!((f64::from(dot(&a, &b)) - plain).abs() < 1e-4);
+        }
+
+        #[test]
+        fn nearest_equals_sorting_everything(rows in any_rows(), k in 1_usize..5, skip in 0_usize..4) {
+            let mut vectors = Vectors::new(37);
+            for row in &rows {
+                vectors.push(row);
+            }
+            prop_assume!(vectors.len() == rows.len());
+            let query = normalised(&rows[0]).unwrap();
+            let mut all: Vec<(usize, f32)> =
+                vectors.rows().map(|row| distance(&query, row)).enumerate().skip(skip).collect();
+            all.sort_by(|a, b| a.1.total_cmp(&b.1));
+            all.truncate(k);
+            prop_assert_eq!(vectors.nearest(&rows[0], k, skip), all);
+        }
+    }
+}
