@@ -20,6 +20,6 @@ mod verify;
 pub use caller::{Caller, Claim, Nonce, Scheme, Transport};
 pub use error::{AuthError, Category};
 pub use keys::{Hotkey, HotkeyError, KeyError, Keypair};
-pub use nonce::NonceStore;
+pub use nonce::{NonceRecord, NonceStore};
 pub use prompt::{Message, Prompt, PromptError, Role};
 pub use verify::{Clock, Limits, SystemClock, Verifier};

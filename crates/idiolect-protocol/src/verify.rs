@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::nonce::Keeping;
 use crate::{AuthError, Caller, Claim, Hotkey, Nonce, NonceStore, keys};
 
 /// Where the verifier reads the time; tests put recorded times here.
@@ -66,6 +67,14 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Returns how old a clock reading may be at most, whatever transport, and whatever a client says of its timeout.
+    #[must_use]
+    pub fn widest_window(&self) -> Duration {
+        self.http_slack.saturating_add(self.max_timeout).max(self.epistula_max_age).max(self.btauth_max_age)
+    }
+}
+
 /// Turns claims into callers. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Verifier {
@@ -104,12 +113,22 @@ impl Verifier {
     /// # Errors
     /// [`AuthError`] with the first check that failed. A refused claim leaves no trace in the nonce store.
     pub fn verify(&self, claim: Claim) -> Result<Caller, AuthError> {
+        self.verify_as(claim, |_| true)
+    }
+
+    /// As [`verify`](Self::verify), and tells the nonce store whether the miner knows the key (say, from the metagraph),
+    /// so that strangers with keys made on the spot cannot fill it: they get half of it at most.
+    ///
+    /// # Errors
+    /// As [`verify`](Self::verify).
+    pub fn verify_as(&self, claim: Claim, is_known: impl FnOnce(&Hotkey) -> bool) -> Result<Caller, AuthError> {
         let now_ns = self.clock.now_ns();
         check_window(&claim.nonce, now_ns)?;
         if !keys::verify(claim.scheme, &claim.hotkey, &claim.signed, &claim.signature) {
             return Err(AuthError::SignatureMismatch);
         }
-        self.nonces.check_and_store(&claim.nonce, now_ns)?;
+        let keeping = Keeping { horizon: self.limits.widest_window(), is_known: is_known(&claim.hotkey) };
+        self.nonces.check_and_keep(&claim.nonce, now_ns, keeping)?;
         Ok(Caller { transport: claim.transport, hotkey: claim.hotkey, timeout: claim.timeout, version: claim.version })
     }
 }
@@ -127,4 +146,82 @@ fn check_window(nonce: &Nonce, now_ns: i128) -> Result<(), AuthError> {
         return Err(AuthError::TooFarAhead);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Keypair, Scheme, Transport};
+
+    const S: i128 = 1_000_000_000;
+
+    #[derive(Debug)]
+    struct At(i128);
+    impl Clock for At {
+        fn now_ns(&self) -> i128 {
+            self.0
+        }
+    }
+
+    fn claim(at_ns: i128) -> Claim {
+        let alice = Keypair::from_uri("//Alice").unwrap();
+        Claim {
+            transport: Transport::Http,
+            hotkey: alice.hotkey(),
+            scheme: Scheme::Sr25519,
+            signed: b"text".to_vec(),
+            signature: alice.sign(b"text"),
+            nonce: Nonce::Windowed {
+                key: "a:1".into(),
+                value: at_ns.to_string(),
+                at_ns,
+                max_age: Duration::from_secs(16),
+                max_ahead: Duration::from_secs(60),
+            },
+            timeout: None,
+            version: None,
+        }
+    }
+
+    fn verifier(now_ns: i128) -> (Verifier, Arc<NonceStore>) {
+        let nonces = Arc::new(NonceStore::new(100));
+        let receiver = Hotkey::from_bytes([1; 32]);
+        (Verifier::new(receiver, Limits::default(), Arc::new(At(now_ns)), Arc::clone(&nonces)), nonces)
+    }
+
+    #[test]
+    fn the_window_has_two_sides() {
+        let check = |age_s: i128, is_accepted: bool| {
+            let (verifier, _) = verifier(1000 * S);
+            assert_eq!(verifier.verify(claim((1000 - age_s) * S)).is_ok(), is_accepted, "{age_s}");
+        };
+        check(0, true);
+        check(16, true);
+        check(17, false);
+        check(-60, true);
+        check(-61, false);
+    }
+
+    #[test]
+    fn extreme_readings_are_refused_without_overflow() {
+        for at in [i128::MIN, i128::MAX] {
+            for now in [i128::MIN, 0, i128::MAX] {
+                if at != now {
+                    assert!(verifier(now).0.verify(claim(at)).is_err());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_refused_claim_leaves_no_trace() {
+        let (verifier, nonces) = verifier(1000 * S);
+        let mut forged = claim(1000 * S);
+        forged.signed.push(b'!');
+        assert_eq!(verifier.verify(forged), Err(AuthError::SignatureMismatch));
+        assert!(verifier.verify(claim(1 * S)).is_err());
+        assert!(nonces.is_empty());
+        assert!(verifier.verify(claim(1000 * S)).is_ok());
+        assert_eq!(verifier.verify(claim(1000 * S)), Err(AuthError::Replayed));
+    }
 }
