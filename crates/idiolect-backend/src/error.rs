@@ -121,6 +121,9 @@ impl Error {
     /// Says whether the same request may succeed later, or elsewhere.
     #[must_use]
     pub const fn is_retryable(&self) -> bool {
-        matches!(self.kind(), ErrorKind::Overloaded | ErrorKind::Unavailable | ErrorKind::Protocol | ErrorKind::Internal)
+        matches!(
+            self.kind(),
+            ErrorKind::Overloaded | ErrorKind::Unavailable | ErrorKind::Protocol | ErrorKind::Internal
+        )
     }
 }
