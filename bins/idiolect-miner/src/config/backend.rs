@@ -1,0 +1,102 @@
+//! The `[[backends]]` entries.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::key::{Key, key};
+use super::value::words;
+
+words! {
+    /// What kind of backend an entry describes.
+    pub enum BackendKind {
+        /// A local GGUF model.
+        Candle = "candle",
+        /// A server that speaks the OpenAI API.
+        OpenAi = "openai",
+        /// Repeats the prompt: for tests.
+        Echo = "echo",
+    }
+}
+
+/// One backend.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "each field is a setting, documented in the table of settings")]
+pub struct BackendConfig {
+    pub name: String,
+    pub kind: BackendKind,
+    pub model: Option<String>,
+    pub weight: f32,
+    pub fallback: bool,
+    pub max_concurrent: usize,
+    pub timeout: Duration,
+    pub context_tokens: Option<u32>,
+    pub threads: Option<usize>,
+    pub base_url: Option<String>,
+    pub key_env: Option<String>,
+    pub key_file: Option<PathBuf>,
+    pub max_retries: u32,
+    pub prompt_price: f64,
+    pub completion_price: f64,
+    pub spending_cap: Option<f64>,
+}
+
+impl BackendConfig {
+    /// Makes an entry of a kind with its defaults; the kind is also its name.
+    #[must_use]
+    pub fn of_kind(kind: BackendKind) -> Self {
+        Self {
+            name: kind.as_str().to_owned(),
+            kind,
+            model: None,
+            weight: 1.0,
+            fallback: false,
+            max_concurrent: match kind {
+                BackendKind::Candle => 4,
+                BackendKind::OpenAi => 32,
+                BackendKind::Echo => 1024,
+            },
+            timeout: Duration::from_secs(30),
+            context_tokens: None,
+            threads: None,
+            base_url: None,
+            key_env: None,
+            key_file: None,
+            max_retries: 2,
+            prompt_price: 0.0,
+            completion_price: 0.0,
+            spending_cap: None,
+        }
+    }
+}
+
+impl Default for BackendConfig {
+    fn default() -> Self {
+        Self::of_kind(BackendKind::Candle)
+    }
+}
+
+/// The settings of one `[[backends]]` entry.
+pub static BACKEND_KEYS: &[Key<BackendConfig>] = &[
+    key!(BackendConfig: kind, "`candle` (a local GGUF model), `openai` (any server with that API) or `echo` (repeats the prompt, for tests)."),
+    key!(BackendConfig: name, "How logs, metrics and `backend` call it; the kind where none is given.")
+        .expect("letters, digits, - and _", |c| {
+            !c.name.is_empty() && c.name.chars().all(|ch| ch.is_ascii_alphanumeric() || matches!(ch, '-' | '_' | '.'))
+        }),
+    key!(BackendConfig: model, "candle: SPEC of the model, `smollm2-135m` where none is given. openai: the server's name of it, needed."),
+    key!(BackendConfig: weight, "Share of the requests among backends that are not fallbacks.")
+        .expect("above 0", |c| c.weight > 0.0),
+    key!(BackendConfig: fallback, "Ask it only when the others cannot answer."),
+    key!(BackendConfig: max_concurrent, "Requests it is given at once; further ones go elsewhere or are refused as overloaded.").unit("requests")
+        .expect("at least 1", |c| c.max_concurrent >= 1),
+    key!(BackendConfig: timeout, "Longest time a request to it may take.").unit("seconds").expect("above 0", |c| !c.timeout.is_zero()),
+    key!(BackendConfig: context_tokens, "Tokens that prompt and reply may have together. candle: at most what the model allows.").unit("tokens"),
+    key!(BackendConfig: threads, "candle: threads that compute; all cores where none is given.").unit("threads"),
+    key!(BackendConfig: base_url, "openai: where the API is, with its version, as in `http://127.0.0.1:8000/v1`."),
+    key!(BackendConfig: key_env, "openai: environment variable that holds the key; `OPENAI_API_KEY` where none is given."),
+    key!(BackendConfig: key_file, "openai: file that holds the key."),
+    key!(BackendConfig: max_retries, "openai: further tries after 429 and 5xx, with growing pauses.").unit("tries"),
+    key!(BackendConfig: prompt_price, "US dollars for a million tokens of prompt.").unit("USD per million tokens").expect("at least 0", |c| c.prompt_price >= 0.0),
+    key!(BackendConfig: completion_price, "US dollars for a million tokens of reply.").unit("USD per million tokens").expect("at least 0", |c| c.completion_price >= 0.0),
+    key!(BackendConfig: spending_cap, "Most US dollars a day (UTC); then it answers nothing until midnight.").unit("USD per day")
+        .expect("at least 0", |c| c.spending_cap.is_none_or(|v| v >= 0.0)),
+];

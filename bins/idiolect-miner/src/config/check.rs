@@ -1,0 +1,165 @@
+//! Rules between settings.
+
+use std::collections::BTreeSet;
+
+use idiolect_protocol::Hotkey;
+
+use super::{BackendConfig, BackendKind, Loaded, Network, Origin, PresetKind, Problem, preset};
+
+/// Adds what contradicts itself to `problems`.
+pub(crate) fn check(loaded: &mut Loaded, problems: &mut Vec<Problem>) {
+    one_key(loaded, problems);
+    let mut problem = |origin: &Origin, message: String| {
+        problems.push(Problem { origin: Some(origin.clone()), message });
+    };
+    network(loaded, &mut problem);
+    policy(loaded, &mut problem);
+    metrics(loaded, &mut problem);
+    pipeline(loaded, &mut problem);
+    backends(loaded, &mut problem);
+}
+
+/// A key comes from a wallet or from a secret, whichever the stronger layer gives.
+fn one_key(loaded: &mut Loaded, problems: &mut Vec<Problem>) {
+    let wallet = &loaded.config.wallet;
+    let named = ["wallet.name", "wallet.hotkey"].into_iter().map(|key| loaded.origin(key).rank()).max().unwrap_or(0);
+    let uri = loaded.origin("wallet.hotkey_uri").rank();
+    if wallet.hotkey_uri.is_none() || (wallet.name.is_none() && wallet.hotkey.is_none()) {
+        return;
+    }
+    if uri > named {
+        loaded.config.wallet.name = None;
+        loaded.config.wallet.hotkey = None;
+    } else if named > uri {
+        loaded.config.wallet.hotkey_uri = None;
+    } else {
+        let origin = Some(loaded.origin("wallet.hotkey_uri").clone());
+        let message = "both a wallet and a secret are given, expected one of wallet.name/wallet.hotkey and hotkey-uri";
+        problems.push(Problem { origin, message: message.to_owned() });
+    }
+}
+
+fn network(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
+    let config = &loaded.config;
+    match &config.network {
+        Network::Chain(name) => {
+            let historic = config.preset.as_deref().and_then(preset).filter(|p| p.kind == PresetKind::Historic);
+            let message = match historic {
+                Some(preset) if !matches!(name.as_str(), "local" | "test") => format!(
+                    "network is {name}, but preset {} is historic: no validator of the main network speaks this protocol any more; \
+                     use network file:PATH with a metagraph snapshot, or network none",
+                    preset.name
+                ),
+                _ => format!(
+                    "network is {name}, but this build cannot reach a chain; use network file:PATH with a metagraph snapshot, \
+                     or network none to try things out on this machine"
+                ),
+            };
+            problem(loaded.origin("network"), message);
+        }
+        Network::None if !config.axon.ip.is_loopback() => problem(
+            loaded.origin("axon.ip"),
+            format!("axon.ip is {}, but without a network only loopback addresses are allowed (127.0.0.1); see network", config.axon.ip),
+        ),
+        Network::File(_)
+            if config.wallet.name.is_none() && config.wallet.hotkey.is_none() && config.wallet.hotkey_uri.is_none() =>
+        {
+            problem(
+                loaded.origin("network"),
+                "with a network the miner needs its registered key: give wallet.name and wallet.hotkey".to_owned(),
+            );
+        }
+        _ => {}
+    }
+}
+
+fn policy(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
+    let policy = &loaded.config.policy;
+    for (key, list) in [("policy.allow", &policy.allow), ("policy.deny", &policy.deny)] {
+        for entry in list {
+            if entry == "any" && key == "policy.allow" {
+                continue;
+            }
+            if let Err(error) = entry.parse::<Hotkey>() {
+                problem(loaded.origin(key), format!("{key} holds {entry:?}, expected a hotkey's address: {error}"));
+            }
+        }
+    }
+}
+
+fn metrics(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
+    let config = &loaded.config;
+    let Some(addr) = config.metrics.addr else { return };
+    if !addr.ip().is_loopback() && !config.metrics.public {
+        problem(
+            loaded.origin("metrics.addr"),
+            format!("metrics.addr is {addr}, which others can reach without a password; use 127.0.0.1 or set metrics.public = true"),
+        );
+    }
+    if addr.port() != 0 && addr.port() == config.axon.port && addr.ip() == config.axon.ip {
+        problem(loaded.origin("metrics.addr"), format!("metrics.addr is {addr}, which is the axon's own address"));
+    }
+}
+
+fn pipeline(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
+    let pipeline = &loaded.config.pipeline;
+    if pipeline.margin >= pipeline.cap {
+        problem(
+            loaded.origin("pipeline.margin"),
+            format!("pipeline.margin is {:?}, expected less than pipeline.cap ({:?})", pipeline.margin, pipeline.cap),
+        );
+    }
+}
+
+fn backends(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
+    let mut names = BTreeSet::new();
+    for (i, backend) in loaded.config.backends.iter().enumerate() {
+        let origin = |key: &str| {
+            let own = loaded.origin(&format!("backends.{i}.{key}"));
+            if *own == Origin::Default { loaded.origin("backend") } else { own }
+        };
+        if !names.insert(&backend.name) {
+            problem(origin("name"), format!("two backends are named {}, give each its own name", backend.name));
+        }
+        backend_rules(backend, |key, message| problem(origin(key), message));
+    }
+}
+
+fn backend_rules(backend: &BackendConfig, mut problem: impl FnMut(&str, String)) {
+    let name = &backend.name;
+    match backend.kind {
+        BackendKind::OpenAi => {
+            if backend.model.is_none() {
+                problem("kind", format!("backend {name} needs a model: the server's name of it"));
+            }
+            if backend.key_env.is_some() && backend.key_file.is_some() {
+                problem("key_file", format!("backend {name} has key_env and key_file, expected one of them"));
+            }
+            if let Some(url) = &backend.base_url
+                && !(url.starts_with("http://") || url.starts_with("https://"))
+            {
+                problem("base_url", format!("backend {name}: base_url is {url:?}, expected http:// or https://"));
+            }
+        }
+        BackendKind::Candle | BackendKind::Echo => {
+            let foreign = [
+                ("base_url", backend.base_url.is_some()),
+                ("key_env", backend.key_env.is_some()),
+                ("key_file", backend.key_file.is_some()),
+            ];
+            for (key, _) in foreign.into_iter().filter(|(_, given)| *given) {
+                problem(key, format!("backend {name}: {key} is for backends of kind openai"));
+            }
+        }
+    }
+    if backend.kind == BackendKind::Candle && !cfg!(feature = "candle") {
+        problem("kind", format!("backend {name}: this build has no candle; build with --features candle"));
+    }
+    if backend.kind == BackendKind::OpenAi && !cfg!(feature = "openai") {
+        problem("kind", format!("backend {name}: this build has no openai; build with --features openai"));
+    }
+    let paid = backend.prompt_price > 0.0 || backend.completion_price > 0.0;
+    if backend.spending_cap.is_some() && !paid {
+        problem("spending_cap", format!("backend {name} has a spending_cap but no prices to count with"));
+    }
+}

@@ -1,0 +1,164 @@
+//! The table of settings: the one place that flags, environment, file and reference are made from.
+
+use super::Config;
+use super::key::{Key, key};
+
+/// Every setting outside `[[backends]]`, by section.
+pub static KEYS: &[Key<Config>] = &[
+    key!(Config: network, "Where the miner learns who is registered: `none` (loopback only) or `file:PATH`, a metagraph snapshot in JSON. \
+        Chain names (`local`, `test`, `finney`) and `ws://` addresses are understood, but this build cannot reach a chain.")
+        .flags(&["network", "subtensor.network", "subtensor.chain_endpoint"])
+        .env(&["BT_SUBTENSOR_CHAIN_ENDPOINT", "BT_SUBTENSOR_NETWORK", "SUBTENSOR_NETWORK"]),
+    key!(Config: netuid, "The subnet's number; must be the snapshot's own where one is used.").env(&["NETUID"]),
+    key!(Config: preset, "A set of values for one network or purpose: `local`, `classic-sn1`, `classic-sn11` or `custom`."),
+    key!(Config: data_dir, "Where the store and the key made by the miner live. Two miners use two directories, or share one on purpose.")
+        .flags(&["data-dir"]),
+    key!(Config: backend, "Which backends answer, by the name or kind of a `[[backends]]` entry; a kind without an entry \
+        (`candle`, `echo`, `openai`) is used with its defaults. Empty: all entries of the file, or candle where there are none.")
+        .flags(&["backend"]).list(),
+    key!(Config: model, "The model of the first backend, in place of its own: an alias (`smollm2-135m`), `hub:ORG/REPO[/FILE][@REV]`, \
+        `wheel:PACKAGE==VERSION/PATH`, a path, or for `openai` the server's name of it."),
+
+    key!(Config: axon.ip, "Address to listen on. Without a network only loopback addresses are allowed.").env(&["BT_AXON_IP"]),
+    key!(Config: axon.port, "Port to listen on, for gRPC and HTTP alike; 0 takes a free one.").env(&["BT_AXON_PORT", "AXON_PORT"]),
+    key!(Config: axon.external_ip, "Address under which others reach the axon, where it is not `axon.ip`.").env(&["BT_AXON_EXTERNAL_IP"]),
+    key!(Config: axon.external_port, "Port under which others reach the axon, where it is not `axon.port`.").env(&["BT_AXON_EXTERNAL_PORT"]),
+    key!(Config: axon.max_body, "Largest request body; a larger one is refused with 413.").unit("bytes")
+        .expect("1KiB to 64MiB", |c| (1 << 10..=64 << 20).contains(&c.axon.max_body.0)),
+    key!(Config: axon.max_head, "Largest request head (all headers together).").unit("bytes")
+        .expect("8KiB to 1MiB", |c| (8 << 10..=1 << 20).contains(&c.axon.max_head.0)),
+    key!(Config: axon.head_timeout, "How long a client may take to send a request's head.").unit("seconds")
+        .expect("above 0", |c| !c.axon.head_timeout.is_zero()),
+    key!(Config: axon.body_timeout, "How long a client may take to send a request's body.").unit("seconds")
+        .expect("above 0", |c| !c.axon.body_timeout.is_zero()),
+    key!(Config: axon.idle_timeout, "How long a connection may rest between requests.").unit("seconds")
+        .expect("above 0", |c| !c.axon.idle_timeout.is_zero()),
+    key!(Config: axon.write_timeout, "How long a client may leave what it was sent unread.").unit("seconds")
+        .expect("above 0", |c| !c.axon.write_timeout.is_zero()),
+    key!(Config: axon.max_connections, "Connections open at once; further ones wait in the system's backlog.").unit("connections")
+        .expect("at least 1", |c| c.axon.max_connections >= 1),
+    key!(Config: axon.max_connections_per_ip, "Connections open at once from one address.").unit("connections")
+        .expect("at least 1", |c| c.axon.max_connections_per_ip >= 1),
+    key!(Config: axon.max_requests, "Requests in hand at once, verified or not; further ones are refused as overloaded.").unit("requests")
+        .expect("at least 1", |c| c.axon.max_requests >= 1),
+    key!(Config: axon.max_workers, "Requests answered at once; further ones wait in the queue, callers with the most stake first.").unit("requests")
+        .env(&["BT_AXON_MAX_WORKERS", "BT_PRIORITY_MAX_WORKERS"]).expect("at least 1", |c| c.axon.max_workers >= 1),
+    key!(Config: axon.max_queue, "Requests waiting at once; further ones are refused as overloaded.").unit("requests").env(&["BT_PRIORITY_MAXSIZE"]),
+    key!(Config: axon.max_client_timeout, "A client's stated timeout counts up to this much. It widens the window of accepted clock readings and is not signed: keep it small.").unit("seconds")
+        .expect("1s to 300s", |c| (1..=300).contains(&c.axon.max_client_timeout.as_secs())),
+    key!(Config: axon.default_client_timeout, "The timeout of clients that state none.").unit("seconds")
+        .expect("above 0", |c| !c.axon.default_client_timeout.is_zero()),
+    key!(Config: axon.reflection, "Serve gRPC reflection, which shows the public contract to anybody.").boolean(),
+    key!(Config: axon.drain_timeout, "How long running requests may finish after SIGTERM or SIGINT.").unit("seconds"),
+    key!(Config: axon.nonce_capacity, "Nonces remembered at once. A full store refuses newcomers; it forgets none that still counts.").unit("nonces")
+        .expect("at least 1000", |c| c.axon.nonce_capacity >= 1000),
+
+    key!(Config: wallet.name, "Name of the wallet (the coldkey's folder).").env(&["BT_WALLET_NAME", "WALLET_NAME"]),
+    key!(Config: wallet.hotkey, "Name of the hotkey in the wallet.").env(&["BT_WALLET_HOTKEY", "HOTKEY"]),
+    key!(Config: wallet.path, "Folder of all wallets; `~/.bittensor/wallets` where none is given.").env(&["BT_WALLET_PATH"]),
+    key!(Config: wallet.hotkey_uri, "Secret of the hotkey in place of a wallet: `//Alice`, a mnemonic or a 0x seed. For tests: flags can be seen by others on the machine.")
+        .flags(&["hotkey-uri"]).secret(),
+
+    key!(Config: policy.allow, "Hotkeys that are always served, or `any` for everybody who proves a key.")
+        .flags(&["blacklist.allow"]).list(),
+    key!(Config: policy.deny, "Hotkeys that are never served; stronger than every other rule.").flags(&["blacklist.deny"]).list(),
+    key!(Config: policy.allow_non_registered, "Serve hotkeys that the metagraph does not know.")
+        .flags(&["blacklist.allow_non_registered"]).boolean(),
+    key!(Config: policy.require_permit, "Serve registered hotkeys only when they hold a validator permit.")
+        .flags(&["blacklist.force_validator_permit"]).boolean(),
+    key!(Config: policy.min_stake, "Least stake of a caller, in TAO (alpha on a subnet).").unit("TAO")
+        .flags(&["blacklist.minimum_stake_requirement"]).expect("at least 0", |c| c.policy.min_stake >= 0.0),
+    key!(Config: policy.require_axon, "Serve registered hotkeys only when they serve an axon themselves.").boolean(),
+    key!(Config: policy.rate, "Requests that one verified hotkey may make in each `policy.rate_period`; 0 is no limit.").unit("requests"),
+    key!(Config: policy.rate_period, "The period of `policy.rate`.").unit("seconds").expect("above 0", |c| !c.policy.rate_period.is_zero()),
+    key!(Config: policy.on_expired, "Who is served while the metagraph is too old to decide by (24 hours): `allow-list`, `use-anyway` or `refuse-all`."),
+
+    key!(Config: transports.grpc, "Serve bittensor 5.0 to 5.3 (gRPC `TextPrompting`).").boolean(),
+    key!(Config: transports.http, "Serve bittensor 7.2 to 10 (HTTP synapses).").boolean(),
+    key!(Config: transports.legacy_http, "Serve bittensor 6.0 to 7.1 as well, whose nonces have no relation to the time of day.")
+        .flags(&["legacy_http"]).boolean(),
+    key!(Config: transports.epistula, "Serve Epistula v2 (`/v1/chat/completions`, `/availability`).").boolean(),
+    key!(Config: transports.btauth, "Serve bittensor 11 (`btauth/1` on `/v1/chat/completions`).").boolean(),
+
+    key!(Config: sampling.max_tokens, "Most tokens of a candidate.").unit("tokens").expect("1 to 8192", |c| (1..=8192).contains(&c.sampling.max_tokens)),
+    key!(Config: sampling.temperature, "Softmax temperature; 0 is greedy. `none` leaves this and each of the following to the backend.")
+        .expect("0 to 5", |c| c.sampling.temperature.is_none_or(|v| (0.0..=5.0).contains(&v))),
+    key!(Config: sampling.top_k, "Keep only the k likeliest tokens; 0 keeps all.").unit("tokens"),
+    key!(Config: sampling.top_p, "Keep the smallest set of tokens whose probability reaches this.")
+        .expect("above 0 and at most 1", |c| c.sampling.top_p.is_none_or(|v| v > 0.0 && v <= 1.0)),
+    key!(Config: sampling.min_p, "Keep tokens at least this fraction as likely as the likeliest.")
+        .expect("at least 0 and below 1", |c| c.sampling.min_p.is_none_or(|v| (0.0..1.0).contains(&v))),
+    key!(Config: sampling.repetition_penalty, "Makes tokens already seen less likely; 1 is off.")
+        .expect("above 0 and at most 10", |c| c.sampling.repetition_penalty.is_none_or(|v| v > 0.0 && v <= 10.0)),
+    key!(Config: sampling.frequency_penalty, "Taken off a token's logit for each earlier appearance.")
+        .expect("-2 to 2", |c| c.sampling.frequency_penalty.is_none_or(|v| (-2.0..=2.0).contains(&v))),
+    key!(Config: sampling.presence_penalty, "Taken off a token's logit once it appeared.")
+        .expect("-2 to 2", |c| c.sampling.presence_penalty.is_none_or(|v| (-2.0..=2.0).contains(&v))),
+    key!(Config: sampling.stop, "Texts before which generation ends.")
+        .expect("texts that are not empty", |c| c.sampling.stop.iter().all(|s| !s.is_empty())).list(),
+    key!(Config: sampling.seed, "Same prompt and seed, same candidates. `none` draws afresh: two miners with one seed answer alike."),
+
+    key!(Config: candidates.count, "Candidates drawn for each prompt; the best one is sent.").unit("candidates")
+        .flags(&["candidates"]).expect("1 to 64", |c| (1..=64).contains(&c.candidates.count)),
+
+    key!(Config: mutation.enabled, "Vary the prompt before it reaches a model. Prompts whose sampling the caller dictates are never varied.").boolean(),
+    key!(Config: mutation.operators, "TOML file of operators; the built-in ones where none is given."),
+    key!(Config: mutation.recipes, "Different recipes (variations) tried for each prompt; the candidates are shared out among them.").unit("recipes")
+        .expect("1 to 16", |c| (1..=16).contains(&c.mutation.recipes)),
+    key!(Config: mutation.seed, "Makes the drawing of recipes repeatable. For tests: two miners with one seed vary alike."),
+
+    key!(Config: uniqueness.profile, "The validators' arithmetic to satisfy: `openvalidators-1.2` or `text-prompting-2.1`."),
+    key!(Config: uniqueness.encoder, "Sentence encoder that measures likeness: `minilm`, `mpnet` (the validators' own) or `off`.")
+        .flags(&["encoder"]),
+    key!(Config: uniqueness.margin, "Distance by which a reply should clear the gate, above the bound itself.").unit("1 - cosine")
+        .expect("0 to 0.5", |c| (0.0..=0.5).contains(&c.uniqueness.margin)),
+    key!(Config: uniqueness.history, "Replies that new ones are compared with, the last first.").unit("replies")
+        .expect("at most 1000000", |c| c.uniqueness.history <= 1_000_000),
+
+    key!(Config: pipeline.cap, "Longest time spent on a reply, however long the client would wait.").unit("seconds")
+        .expect("1s to 300s", |c| (1..=300).contains(&c.pipeline.cap.as_secs())),
+    key!(Config: pipeline.margin, "Kept back from the client's timeout for the way home.").unit("seconds"),
+    key!(Config: pipeline.store_prompts, "Keep the prompts' text in the store. Off, only replies and figures are kept.").boolean(),
+    key!(Config: pipeline.retention, "How long prompts and replies are kept; `none` is for ever.").unit("seconds"),
+
+    key!(Config: models.cache_dir, "Where model files are kept; shared by all processes of the user. The user's cache directory where none is given."),
+    key!(Config: models.offline, "Use model files that are there; fetch nothing.").env(&["HF_HUB_OFFLINE"]).boolean(),
+
+    key!(Config: metrics.addr, "Address of `/metrics` and `/healthz`, or `off`.").flags(&["metrics.addr"]),
+    key!(Config: metrics.public, "Allow a `metrics.addr` that others can reach. It has no password.").boolean(),
+
+    key!(Config: log.format, "Shape of log lines: `text` or `json`.").flags(&["log-format"]),
+    key!(Config: log.filter, "Which log lines are written: a level, or directives such as `info,idiolect_axon=debug`.").env(&["RUST_LOG"]),
+];
+
+/// Returns the keys section by section: its name (empty for the top level), a sentence about it, and its keys.
+#[must_use]
+pub fn sections() -> Vec<(&'static str, &'static str, Vec<&'static Key<Config>>)> {
+    let mut sections: Vec<(&str, &str, Vec<&Key<Config>>)> = Vec::new();
+    for key in KEYS {
+        let name = key.name.split_once('.').map_or("", |(section, _)| section);
+        match sections.last_mut() {
+            Some((last, _, keys)) if *last == name => keys.push(key),
+            _ => sections.push((name, about(name), vec![key])),
+        }
+    }
+    sections
+}
+
+fn about(section: &str) -> &'static str {
+    match section {
+        "axon" => "The listener: one port for every generation of client.",
+        "wallet" => "The key that requests are addressed to and replies are signed with. With no wallet and no network a key is made once in the data directory.",
+        "policy" => "Who may ask. Without a network nobody but the hotkeys of `policy.allow` is served.",
+        "transports" => "Which generations of client are served.",
+        "sampling" => "How tokens are drawn, where the caller does not dictate it.",
+        "candidates" => "How many replies are drawn to choose from.",
+        "mutation" => "How prompts are varied.",
+        "uniqueness" => "How replies are kept apart from those of others and from earlier ones.",
+        "pipeline" => "Time and storage of one reply.",
+        "models" => "Where model files come from.",
+        "metrics" => "The metrics server.",
+        "log" => "Logging, to standard error.",
+        _ => "The miner as a whole.",
+    }
+}

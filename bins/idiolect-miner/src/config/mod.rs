@@ -1,0 +1,29 @@
+//! Configuration: one table of settings, read from flags, environment, file and preset.
+//!
+//! [`load`] merges the layers and reports every bad value at once; [`Loaded::origin`] tells where a value came from.
+
+mod backend;
+mod check;
+mod file;
+mod key;
+mod keys;
+mod layers;
+mod preset;
+mod reference;
+mod sections;
+pub(crate) mod value;
+
+pub use backend::{BACKEND_KEYS, BackendConfig, BackendKind};
+pub use key::Key;
+pub use keys::{KEYS, sections};
+pub use layers::{ConfigError, Loaded, Origin, Problem, Sources, load};
+pub use preset::{PRESETS, Preset, PresetKind, preset};
+pub use reference::reference;
+pub use sections::{
+    AxonSection, CandidatesSection, Config, EncoderKind, Expired, LogFormat, LogSection, MetricsSection, ModelsSection,
+    MutationSection, Network, PipelineSection, PolicySection, TransportsSection, UniquenessSection, WalletSection,
+};
+pub use value::Bytes;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,185 @@
+//! The layers together.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::*;
+
+fn flags(given: &[(&str, &str)]) -> Vec<(String, String, Vec<String>)> {
+    given.iter().map(|(key, value)| ((*key).to_owned(), (*key).to_owned(), vec![(*value).to_owned()])).collect()
+}
+
+fn sources(file: &str, env: &[(&str, &str)], given: &[(&str, &str)]) -> Sources {
+    Sources {
+        flags: flags(given),
+        env: env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        file: Some((PathBuf::from("miner.toml"), file.to_owned())),
+    }
+}
+
+fn problems(file: &str, env: &[(&str, &str)], given: &[(&str, &str)]) -> Vec<String> {
+    match load(&sources(file, env, given)) {
+        Ok(_) => Vec::new(),
+        Err(error) => error.problems.iter().map(ToString::to_string).collect(),
+    }
+}
+
+#[test]
+fn the_stronger_layer_wins_and_is_named() {
+    let file = "preset = \"classic-sn11\"\n[axon]\nport = 1001\n[candidates]\ncount = 2\n";
+    let env = [("BT_AXON_PORT", "1002"), ("IDIOLECT_SAMPLING_TOP_P", "0.5"), ("HOME", "/home/x")];
+    let loaded = load(&sources(file, &env, &[("axon.port", "1003")])).expect("loads");
+    let config = &loaded.config;
+    assert_eq!(config.axon.port, 1003);
+    assert_eq!(loaded.origin("axon.port").to_string(), "flag --axon.port");
+    assert_eq!(config.sampling.top_p, Some(0.5));
+    assert_eq!(loaded.origin("sampling.top_p").to_string(), "environment IDIOLECT_SAMPLING_TOP_P");
+    assert_eq!(config.candidates.count, 2);
+    assert_eq!(loaded.origin("candidates.count").to_string(), "miner.toml:5");
+    assert!(config.transports.legacy_http);
+    assert_eq!(loaded.origin("transports.legacy_http").to_string(), "preset classic-sn11");
+    assert_eq!(config.axon.max_workers, 16);
+    assert_eq!(*loaded.origin("axon.max_workers"), Origin::Default);
+    assert_eq!(config.data_dir, PathBuf::from("/home/x/.local/share/idiolect"));
+}
+
+#[test]
+fn without_flags_the_environment_beats_the_file() {
+    let loaded = load(&sources("[axon]\nport = 1\n", &[("BT_AXON_PORT", "1002")], &[])).expect("loads");
+    assert_eq!(loaded.config.axon.port, 1002);
+    let both = [("BT_AXON_PORT", "1002"), ("IDIOLECT_AXON_PORT", "1004")];
+    let loaded = load(&sources("", &both, &[])).expect("loads");
+    assert_eq!(loaded.config.axon.port, 1004, "our own name is the stronger one");
+}
+
+#[test]
+fn every_bad_value_is_reported_at_once_with_its_line() {
+    let file = "netuid = \"one\"\n\n[axon]\nport = 70000\nprot = 1\n[sampling]\ntemperature = 9\n[pipeline]\nretention = \"soon\"\n\
+                [[backends]]\nkind = \"magic\"\n[[backends]]\nkind = \"openai\"\nbase_url = \"localhost\"\n";
+    let found = problems(file, &[("IDIOLECT_CANDIDATES_COUNT", "many")], &[("log.format", "xml")]);
+    for expected in [
+        "miner.toml:1: netuid is the text \"one\", expected whole number",
+        "miner.toml:4: axon.port is 70000, expected 0 to 65535",
+        "miner.toml:5: unknown key axon.prot, did you mean axon.port?",
+        "miner.toml:7: sampling.temperature is 9.0, expected 0 to 5",
+        "miner.toml:9: pipeline.retention is the text \"soon\", expected a duration such as 10s, 250ms, 5m, 2h, 30d or a number of seconds",
+        "environment IDIOLECT_CANDIDATES_COUNT: candidates.count is \"many\", expected whole number",
+        "flag --log.format: log.format is \"xml\", expected text or json",
+        "miner.toml:11: backends: kind is \"magic\", expected candle or openai or echo",
+        "miner.toml:13: backend openai needs a model: the server's name of it",
+        "miner.toml:14: backend openai: base_url is \"localhost\", expected http:// or https://",
+    ] {
+        assert!(found.iter().any(|p| p == expected), "{expected}\nin\n{}", found.join("\n"));
+    }
+    assert_eq!(found.len(), 10, "{}", found.join("\n"));
+}
+
+#[test]
+fn broken_toml_names_file_and_line() {
+    let found = problems("network = \"none\"\n[axon\nport = 1\n", &[], &[]);
+    assert!(found[0].starts_with("miner.toml:2: "), "{found:?}");
+}
+
+#[test]
+fn a_bad_environment_below_a_flag_does_not_matter() {
+    assert_eq!(problems("", &[("BT_AXON_PORT", "x")], &[("axon.port", "1")]), [""; 0]);
+}
+
+#[test]
+fn chain_networks_are_refused_with_a_way_out() {
+    for network in ["finney", "local", "test", "ws://127.0.0.1:9944"] {
+        let found = problems("", &[("BT_SUBTENSOR_NETWORK", network)], &[]);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with(&format!("environment BT_SUBTENSOR_NETWORK: network is {network}, but this build cannot reach a chain")));
+        assert!(found[0].contains("file:PATH"), "{found:?}");
+    }
+    assert_eq!(problems("", &[("BT_SUBTENSOR_NETWORK", "finney")], &[("network", "none")]), [""; 0]);
+    let historic = problems("", &[], &[("preset", "classic-sn1"), ("network", "finney")]);
+    assert!(historic[0].contains("preset classic-sn1 is historic"), "{historic:?}");
+    assert!(problems("", &[], &[("network", "mars")])[0].contains("expected none or file:PATH"));
+}
+
+#[test]
+fn without_a_network_only_loopback_is_listened_on() {
+    let found = problems("", &[], &[("axon.ip", "0.0.0.0")]);
+    assert!(found[0].contains("only loopback addresses are allowed"), "{found:?}");
+    let found = problems("", &[], &[("metrics.addr", "0.0.0.0:9091")]);
+    assert!(found[0].contains("metrics.public"), "{found:?}");
+    assert_eq!(problems("", &[], &[("metrics.addr", "0.0.0.0:9091"), ("metrics.public", "true")]), [""; 0]);
+}
+
+#[test]
+fn presets_that_earn_nothing_are_cards() {
+    for (name, word) in [("sn1-apex", "apex submit"), ("sn11-trajectory", "50 alpha")] {
+        let found = problems("", &[], &[("preset", name)]);
+        assert!(found[0].contains("information only") && found[0].contains(word), "{found:?}");
+    }
+    assert!(problems("preset = \"sn7\"\n", &[], &[])[0].starts_with("miner.toml:1: preset is \"sn7\", expected one of local,"));
+    assert_eq!(problems("", &[], &[("preset", "local")]), [""; 0]);
+}
+
+#[test]
+fn a_wallet_and_a_secret_do_not_mix_in_one_layer() {
+    let env = [("BT_WALLET_NAME", "w")];
+    let loaded = load(&sources("", &env, &[("wallet.hotkey_uri", "//Alice")])).expect("loads");
+    assert_eq!((loaded.config.wallet.name.as_deref(), loaded.config.wallet.hotkey_uri.as_deref()), (None, Some("//Alice")));
+    let found = problems("", &[], &[("wallet.name", "w"), ("wallet.hotkey_uri", "//Alice")]);
+    assert!(found[0].contains("both a wallet and a secret"), "{found:?}");
+    assert!(problems("", &[], &[("network", "file:x.json")])[0].contains("wallet.name"), "a network needs a key");
+}
+
+#[test]
+fn secrets_are_never_shown() {
+    let loaded = load(&sources("", &[], &[("wallet.hotkey_uri", "//Secret")])).expect("loads");
+    assert!(!loaded.to_json(true).to_string().contains("Secret"));
+    assert!(!format!("{loaded:?}").contains("Secret"));
+}
+
+#[test]
+fn allowed_hotkeys_are_checked() {
+    let found = problems("[policy]\nallow = [\"any\", \"5notakey\"]\n", &[], &[]);
+    assert_eq!(found.len(), 1);
+    assert!(found[0].starts_with("miner.toml:2: policy.allow holds \"5notakey\", expected a hotkey's address"), "{found:?}");
+}
+
+#[test]
+fn backends_are_chosen_by_name_or_kind() {
+    let file = "[[backends]]\nkind = \"openai\"\nname = \"vllm\"\nmodel = \"m\"\nbase_url = \"http://127.0.0.1:8000/v1\"\ntimeout = 5\n\
+                [[backends]]\nkind = \"echo\"\nfallback = true\n";
+    let names = |given: &[(&str, &str)]| {
+        let loaded = load(&sources(file, &[], given)).expect("loads");
+        loaded.config.backends.iter().map(|b| (b.name.clone(), b.model.clone())).collect::<Vec<_>>()
+    };
+    let entry = |name: &str, model: Option<&str>| (name.to_owned(), model.map(str::to_owned));
+    assert_eq!(names(&[]), [entry("vllm", Some("m")), entry("echo", None)]);
+    assert_eq!(names(&[("backend", "openai")]), [entry("vllm", Some("m"))]);
+    assert_eq!(names(&[("backend", "candle,vllm"), ("model", "./x.gguf")]), [entry("candle", Some("./x.gguf")), entry("vllm", Some("m"))]);
+    let loaded = load(&sources(file, &[], &[])).expect("loads");
+    assert_eq!(loaded.config.backends[0].timeout, Duration::from_secs(5));
+    assert_eq!(loaded.origin("backends.0.timeout").to_string(), "miner.toml:6");
+    assert!(problems(file, &[], &[("backend", "gpt")])[0].contains("backend is \"gpt\""));
+    assert_eq!(load(&Sources::default()).expect("loads").config.backends, [BackendConfig::default()]);
+}
+
+#[test]
+fn defaults_and_presets_pass_their_own_rules() {
+    load(&Sources::default()).expect("defaults load");
+    for preset in PRESETS {
+        for (key, _) in preset.values {
+            assert!(KEYS.iter().any(|k| k.name == *key), "{} sets {key}", preset.name);
+        }
+    }
+    for preset in PRESETS.iter().filter(|p| p.kind != PresetKind::Card) {
+        assert_eq!(problems("", &[], &[("preset", preset.name)]), [""; 0]);
+    }
+}
+
+#[test]
+fn names_flags_and_variables_are_unique() {
+    let mut seen = std::collections::BTreeSet::new();
+    for key in KEYS {
+        for name in key.all_flags().map(str::to_owned).chain(key.all_env()) {
+            assert!(seen.insert(name.clone()), "{name} is given twice");
+        }
+    }
+}
