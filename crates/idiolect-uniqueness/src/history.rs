@@ -532,12 +532,13 @@ mod tests {
 
     #[test]
     fn memory_is_bounded() {
+        let at = |i: f32| [(i * 0.01).cos(), (i * 0.01).sin()];
         let history = ReplyHistory::in_memory("test", 2, 16);
         for i in 0..100 {
-            history.remember(&reply(&i.to_string(), "a", &[1.0, i as f32], i));
+            history.remember(&reply(&i.to_string(), "a", &at(i as f32), i));
             assert!(history.len() <= 18);
         }
-        assert_eq!(history.nearest(&[1.0, 99.0], 1)[0].reply_id, "99");
+        assert_eq!(history.nearest(&at(99.0), 1)[0].reply_id, "99");
         assert_eq!(ReplyHistory::in_memory("test", 2, 0).nearest(&[1.0, 0.0], 1), []);
     }
 

@@ -1,0 +1,316 @@
+//! The operators and sampling drawn for one candidate.
+
+use std::fmt;
+use std::sync::Arc;
+
+use idiolect_backend::{Message, Role, Sampling};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use serde::{Deserialize, Serialize};
+
+use crate::{Library, Mode, Operator, Place, SamplingOverrides, Task};
+
+/// An operator as it was applied.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Applied {
+    /// The operator's name.
+    pub name: String,
+    /// Its version.
+    pub version: u32,
+    /// Its slot.
+    pub slot: String,
+    /// Where its text went.
+    pub place: Place,
+    /// The text.
+    pub text: String,
+}
+
+/// What is done to one candidate's prompt and sampling. The default does nothing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// The operators, at most one a slot.
+    pub operators: Vec<Applied>,
+    /// The sampling settings that they change.
+    pub sampling: SamplingOverrides,
+}
+
+impl Recipe {
+    /// Returns the recipe that changes nothing.
+    #[must_use]
+    pub fn no_op() -> Self {
+        Self::default()
+    }
+
+    /// Says whether nothing is changed.
+    #[must_use]
+    pub fn is_no_op(&self) -> bool {
+        self.operators.is_empty() && self.sampling.is_empty()
+    }
+
+    /// Returns the messages with the operators' texts. Every text of the caller's is in the result, byte for byte; with
+    /// the no-op the result is equal to the argument.
+    #[must_use]
+    pub fn apply(&self, messages: &[Message]) -> Vec<Message> {
+        let mut messages = messages.to_vec();
+        for operator in &self.operators {
+            operator.apply(&mut messages);
+        }
+        messages
+    }
+
+    /// Changes the sampling settings that the operators name.
+    pub fn apply_sampling(&self, sampling: &mut Sampling) {
+        self.sampling.apply(sampling);
+    }
+}
+
+impl Applied {
+    fn apply(&self, messages: &mut Vec<Message>) {
+        let last_user = messages.iter().rposition(|m| m.role == Role::User);
+        match (self.place, last_user) {
+            (Place::Prepend, Some(i)) => messages[i].content.insert_str(0, &format!("{}\n\n", self.text)),
+            (Place::Append, Some(i)) => messages[i].content.push_str(&format!("\n\n{}", self.text)),
+            // Without a user message to stand beside, the text is an instruction like any other.
+            (Place::System, _) | (_, None) => match messages.iter_mut().find(|m| m.role == Role::System) {
+                Some(system) => system.content.push_str(&format!("\n\n{}", self.text)),
+                None => messages.insert(0, Message::system(self.text.as_str())),
+            },
+        }
+    }
+}
+
+/// Shows the operators' names and versions: `register.academic@1+angle.causes@1`, or `no-op`.
+impl fmt::Display for Recipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.operators.is_empty() {
+            return f.write_str("no-op");
+        }
+        for (i, operator) in self.operators.iter().enumerate() {
+            write!(f, "{}{}@{}", if i > 0 { "+" } else { "" }, operator.name, operator.version)?;
+        }
+        Ok(())
+    }
+}
+
+/// Draws recipes out of a library.
+///
+/// What is drawn depends on the library, the sampler's seed, the request's number and the task, and on nothing else.
+#[derive(Clone, Debug)]
+pub struct RecipeSampler {
+    library: Arc<Library>,
+    seed: u64,
+}
+
+impl RecipeSampler {
+    /// Makes a sampler. Two miners with one library should not share a seed: they would draw alike.
+    #[must_use]
+    pub const fn new(library: Arc<Library>, seed: u64) -> Self {
+        Self { library, seed }
+    }
+
+    /// Returns the library.
+    #[must_use]
+    pub fn library(&self) -> &Library {
+        &self.library
+    }
+
+    /// Draws up to `k` different recipes for a request. The first always is the no-op; there are fewer than `k` when
+    /// the library holds no more, and only the no-op in passthrough.
+    #[must_use]
+    pub fn draw(&self, k: usize, request: u64, task: Task, mode: &Mode) -> Vec<Recipe> {
+        let mut recipes = vec![Recipe::no_op()];
+        let Mode::Mutate { slots } = mode else { return recipes };
+        let usable = |operator: &&Operator| {
+            operator.weight > 0.0 && operator.is_for(task) && (slots.is_empty() || slots.contains(&operator.slot))
+        };
+        let operators: Vec<&Operator> = self.library.operators().iter().filter(usable).collect();
+        if operators.is_empty() {
+            return recipes;
+        }
+        let mut random = self.random(request);
+        // Draws repeat themselves in a small library; the bound ends the search for more.
+        for _ in 0..k.saturating_mul(16) {
+            if recipes.len() >= k {
+                break;
+            }
+            let recipe = self.draw_one(&operators, task, &mut random);
+            if !recipes.iter().any(|other| other.operators == recipe.operators) {
+                recipes.push(recipe);
+            }
+        }
+        recipes
+    }
+
+    fn random(&self, request: u64) -> ChaCha8Rng {
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&self.seed.to_le_bytes());
+        seed[8..16].copy_from_slice(&request.to_le_bytes());
+        seed[16..23].copy_from_slice(b"recipes");
+        ChaCha8Rng::from_seed(seed)
+    }
+
+    fn draw_one(&self, operators: &[&Operator], task: Task, random: &mut ChaCha8Rng) -> Recipe {
+        let mut recipe = Recipe::no_op();
+        // One operator is the rule, each further one a chance in four: more of them pull the text apart.
+        for nth in 0..self.library.max_operators() {
+            if nth > 0 && unit(random) >= 0.25 {
+                break;
+            }
+            let free: Vec<&Operator> =
+                operators.iter().copied().filter(|o| !recipe.operators.iter().any(|a| a.slot == o.slot)).collect();
+            let Some(operator) = pick_by_weight(&free, unit(random)) else { break };
+            match operator.render(task, random.next_u64()) {
+                Ok(text) => {
+                    operator.sampling.merge_into(&mut recipe.sampling);
+                    recipe.operators.push(Applied {
+                        name: operator.name.clone(),
+                        version: operator.version,
+                        slot: operator.slot.clone(),
+                        place: operator.place,
+                        text,
+                    });
+                }
+                // Templates are tried out when they are loaded; a branch that no trial took may still fail.
+                Err(error) => tracing::warn!(operator = operator.name, %error, "operator left out"),
+            }
+        }
+        recipe
+    }
+}
+
+impl SamplingOverrides {
+    fn merge_into(self, target: &mut Self) {
+        *target = Self {
+            temperature: self.temperature.or(target.temperature),
+            top_k: self.top_k.or(target.top_k),
+            top_p: self.top_p.or(target.top_p),
+            min_p: self.min_p.or(target.min_p),
+            repetition_penalty: self.repetition_penalty.or(target.repetition_penalty),
+            frequency_penalty: self.frequency_penalty.or(target.frequency_penalty),
+            presence_penalty: self.presence_penalty.or(target.presence_penalty),
+        };
+    }
+}
+
+/// Returns a number in [0, 1) of 53 random bits.
+fn unit(random: &mut ChaCha8Rng) -> f64 {
+    (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+fn pick_by_weight<'a>(operators: &[&'a Operator], unit: f64) -> Option<&'a Operator> {
+    let mut rest = unit * operators.iter().map(|o| o.weight).sum::<f64>();
+    let found = operators.iter().find(|o| {
+        rest -= o.weight;
+        rest < 0.0
+    });
+    found.or(operators.last()).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sampler(library: Library, seed: u64) -> RecipeSampler {
+        RecipeSampler::new(Arc::new(library), seed)
+    }
+
+    fn any_messages() -> impl Strategy<Value = Vec<Message>> {
+        let role = prop_oneof![Just(Role::System), Just(Role::User), Just(Role::Assistant)];
+        proptest::collection::vec((role, "[ -~\\n{}%é]{0,40}").prop_map(|(r, text)| Message::new(r, text)), 1..6)
+    }
+
+    #[test]
+    fn an_empty_library_changes_nothing() {
+        let recipes = sampler(Library::parse("", "empty.toml").unwrap(), 1).draw(4, 1, Task::Unknown, &Mode::mutate());
+        assert_eq!(recipes, [Recipe::no_op()]);
+        let mut sampling = Sampling::default();
+        recipes[0].apply_sampling(&mut sampling);
+        assert_eq!(sampling, Sampling::default());
+    }
+
+    #[test]
+    fn texts_go_where_they_belong() {
+        let apply = |place, messages: &[Message]| {
+            let operator = Applied { name: "o".into(), version: 1, slot: "s".into(), place, text: "T".into() };
+            Recipe { operators: vec![operator], ..Recipe::no_op() }.apply(messages)
+        };
+        let user = [Message::user("a"), Message::assistant("b"), Message::user("c"), Message::assistant("d")];
+        assert_eq!(apply(Place::Append, &user)[2].content, "c\n\nT");
+        assert_eq!(apply(Place::Prepend, &user)[2].content, "T\n\nc");
+        assert_eq!(apply(Place::System, &user)[0], Message::system("T"));
+        assert_eq!(apply(Place::System, &[Message::system("s"), Message::user("u")])[0].content, "s\n\nT");
+        assert_eq!(apply(Place::Append, &[Message::assistant("only")])[0], Message::system("T"));
+    }
+
+    #[test]
+    fn slots_weights_and_tasks_are_kept() {
+        let mut never = Operator::new("never", "a", Place::Append, "never");
+        never.weight = 0.0;
+        let mut other_task = Operator::new("other", "c", Place::Append, "other");
+        other_task.tasks = vec![Task::Followup];
+        let mut often = Operator::new("often", "a", Place::Append, "often");
+        often.weight = 9.0;
+        let rarely = Operator::new("rarely", "a", Place::Append, "rarely");
+        let library = Library::new(vec![never, other_task, often, rarely]).unwrap();
+        let sampler = sampler(library, 3);
+        let mut n = [0, 0];
+        for request in 0..1000 {
+            let recipe = &sampler.draw(2, request, Task::Answer, &Mode::mutate())[1];
+            assert_eq!(recipe.operators.len(), 1, "one slot, one operator");
+            n[usize::from(recipe.operators[0].name == "rarely")] += 1;
+        }
+        assert!((850..950).contains(&n[0]), "{n:?}");
+        assert_eq!(sampler.draw(9, 1, Task::Answer, &Mode::mutate()).len(), 3, "no-op, often, rarely");
+        assert_eq!(sampler.draw(9, 1, Task::Answer, &Mode::Mutate { slots: vec!["c".into()] }).len(), 1);
+    }
+
+    #[test]
+    fn names_are_shown_with_versions() {
+        assert_eq!(Recipe::no_op().to_string(), "no-op");
+        let recipes = sampler(Library::built_in(), 1).draw(2, 1, Task::Unknown, &Mode::mutate());
+        assert!(recipes[1].to_string().contains("@1"), "{}", recipes[1]);
+    }
+
+    proptest! {
+        #[test]
+        fn draws_are_repeatable_distinct_and_one_a_slot(seed: u64, request: u64, k in 0_usize..9) {
+            for task in Task::ALL {
+                let recipes = sampler(Library::built_in(), seed).draw(k, request, task, &Mode::mutate());
+                prop_assert_eq!(&recipes, &sampler(Library::built_in(), seed).draw(k, request, task, &Mode::mutate()));
+                prop_assert!(recipes[0].is_no_op());
+                prop_assert!(recipes.len() <= k.max(1));
+                for (i, recipe) in recipes.iter().enumerate() {
+                    let slots: HashSet<&str> = recipe.operators.iter().map(|o| o.slot.as_str()).collect();
+                    prop_assert_eq!(slots.len(), recipe.operators.len());
+                    prop_assert!(recipes[..i].iter().all(|other| other.operators != recipe.operators));
+                }
+            }
+        }
+
+        #[test]
+        fn passthrough_is_byte_identical(messages in any_messages(), seed: u64, request: u64) {
+            let recipes = sampler(Library::built_in(), seed).draw(4, request, Task::Unknown, &Mode::Passthrough);
+            prop_assert_eq!(recipes.len(), 1);
+            prop_assert_eq!(recipes[0].apply(&messages), messages);
+        }
+
+        #[test]
+        fn the_callers_text_is_kept_and_never_evaluated(messages in any_messages(), seed: u64) {
+            let mut messages = messages;
+            messages.push(Message::user("{{ 7*7 }} {% for x in y %} {{ pick(['a']) }}"));
+            for recipe in sampler(Library::built_in(), seed).draw(5, 1, Task::Unknown, &Mode::mutate()) {
+                let mutated = recipe.apply(&messages);
+                let offset = mutated.len() - messages.len();
+                prop_assert!(offset <= 1);
+                for (before, after) in messages.iter().zip(&mutated[offset..]) {
+                    prop_assert_eq!(before.role, after.role);
+                    prop_assert!(after.content.contains(&before.content));
+                }
+            }
+        }
+    }
+}
