@@ -202,8 +202,10 @@ pub fn prompt(messages: &[String]) -> Result<Prompt, PromptError> {
         return Err(PromptError::TooMany { n_messages: messages.len(), max: Prompt::MAX_MESSAGES });
     }
     let messages = messages.iter().enumerate().map(|(index, text)| {
+        // serde would read a list of two texts as well.
+        let is_object = text.trim_start().starts_with('{');
         let message: WireMessage<String, String> =
-            serde_json::from_str(text).map_err(|_| PromptError::NotAMessage { index })?;
+            is_object.then(|| serde_json::from_str(text).ok()).flatten().ok_or(PromptError::NotAMessage { index })?;
         Ok(Message::new(message.role.parse()?, message.content))
     });
     Prompt::new(messages.collect::<Result<_, PromptError>>()?)

@@ -3,15 +3,21 @@
 //! Requests become a [`Claim`] (what the head says, unproved), [`Verifier::verify`] makes a [`Caller`] of it, and the
 //! body becomes a [`Prompt`].
 
+pub mod body_hash;
+pub mod btauth;
 mod caller;
+pub mod epistula;
 mod error;
 pub mod grpc;
 mod headers;
+mod json_object;
 mod keys;
 mod nonce;
+pub mod openai;
 pub mod pb;
 mod prompt;
 mod python_json;
+mod python_repr;
 pub mod status;
 #[cfg(test)]
 mod testdata;

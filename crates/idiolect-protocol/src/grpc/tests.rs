@@ -305,7 +305,15 @@ fn messages_are_json_objects_with_known_roles() {
     check(&[r#"{"role": "user", "content": " "}"#], Err(PromptError::Empty));
     check(&[r#"{"role": "tool", "content": "x"}"#], Err(PromptError::UnknownRole("tool".to_owned())));
     let good = r#"{"role": "user", "content": "x"}"#;
-    for bad in ["", "not json", "null", "{}", r#"{"role": "user"}"#, r#"{"role": "user", "content": null}"#] {
+    for bad in [
+        "",
+        "not json",
+        "null",
+        "{}",
+        r#"{"role": "user"}"#,
+        r#"{"role": "user", "content": null}"#,
+        r#"["user", "x"]"#,
+    ] {
         check(&[good, bad], Err(PromptError::NotAMessage { index: 1 }));
     }
     check(&[r#"{"role": "user", "content": "\ud800"}"#], Err(PromptError::NotAMessage { index: 0 }));
