@@ -1,0 +1,266 @@
+//! The way of every request, whatever its transport: proof, policy, queue, handler; and what it may be refused by.
+
+use std::borrow::Cow;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use idiolect_protocol::{AuthError, Caller, Category, Claim, Verifier};
+
+use crate::body::{BodyBudget, BodyLimits};
+use crate::config::AxonConfig;
+use crate::handler::{AvailabilityMap, Call, Feedback, Handler, HandlerError, Reply};
+use crate::metrics as meters;
+use crate::policy::{Decision, Policy, PolicyContext};
+use crate::queue::{Priority, QueueError, StakeQueue};
+
+/// Why a request is not answered, as far as the peer is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) category: Category,
+    pub(crate) message: Cow<'static, str>,
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    pub(crate) fn new(category: Category, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { category, message: message.into(), retry_after: None }
+    }
+
+    pub(crate) fn overloaded(message: &'static str) -> Self {
+        Self { retry_after: Some(Duration::from_secs(1)), ..Self::new(Category::Overloaded, message) }
+    }
+
+    pub(crate) fn stopping() -> Self {
+        Self { retry_after: Some(Duration::from_secs(5)), ..Self::new(Category::Unavailable, "stopping") }
+    }
+
+    /// Returns `Retry-After`'s whole seconds, at least one.
+    pub(crate) fn retry_after_seconds(&self) -> Option<u64> {
+        self.retry_after.map(|wait| wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).map(|s| s.max(1))
+    }
+}
+
+impl From<QueueError> for Refusal {
+    fn from(error: QueueError) -> Self {
+        match error {
+            QueueError::Timeout => Self::new(Category::Timeout, "no turn before the deadline"),
+            QueueError::Shed => Self::overloaded("too many requests"),
+            QueueError::Closed => Self::stopping(),
+        }
+    }
+}
+
+/// When a call must be answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Deadline {
+    /// What the handler is told.
+    pub(crate) soft: Instant,
+    /// When its future is dropped: within the margin, so that an answer given at the last moment still goes out.
+    pub(crate) hard: Instant,
+}
+
+/// What all connections share.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    pub(crate) config: AxonConfig,
+    pub(crate) verifier: Verifier,
+    policy: Arc<dyn Policy>,
+    handler: Arc<dyn Handler>,
+    queue: StakeQueue,
+    budget: Arc<BodyBudget>,
+    n_requests: AtomicUsize,
+    is_stopping: AtomicBool,
+}
+
+impl Admission {
+    pub(crate) fn new(
+        config: AxonConfig,
+        verifier: Verifier,
+        policy: Arc<dyn Policy>,
+        handler: Arc<dyn Handler>,
+    ) -> Self {
+        Self {
+            queue: StakeQueue::new(config.concurrency, config.max_waiting),
+            budget: Arc::new(BodyBudget::new(config.max_buffered_bytes)),
+            config,
+            verifier,
+            policy,
+            handler,
+            n_requests: AtomicUsize::new(0),
+            is_stopping: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        self.is_stopping.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn n_requests(&self) -> usize {
+        self.n_requests.load(Ordering::SeqCst)
+    }
+
+    /// Counts a request in, if there is room for it.
+    pub(crate) fn enter(self: &Arc<Self>) -> Result<InFlight, Refusal> {
+        if self.is_stopping() {
+            return Err(Refusal::stopping());
+        }
+        let entered = InFlight { admission: self.clone() };
+        let n = self.n_requests.fetch_add(1, Ordering::SeqCst) + 1;
+        if n > self.config.max_requests {
+            meters::shed("requests");
+            return Err(Refusal::overloaded("too many requests"));
+        }
+        meters::in_flight(n);
+        Ok(entered)
+    }
+
+    pub(crate) fn body_limits(&self) -> BodyLimits {
+        meters::buffered(self.budget.held());
+        BodyLimits {
+            max_bytes: self.config.max_body_bytes,
+            timeout: self.config.body_timeout,
+            budget: self.budget.clone(),
+        }
+    }
+
+    /// Proves a claim. This takes about 40 µs of computing, less than a thread of its own would cost to reach.
+    pub(crate) fn verify(&self, claim: Claim) -> Result<Caller, AuthError> {
+        let start = Instant::now();
+        let verified = self.verifier.verify_as(claim, |hotkey| self.policy.knows(hotkey));
+        meters::verified(start.elapsed());
+        if let Err(error) = &verified {
+            tracing::debug!(%error, "request is not verified");
+        }
+        verified
+    }
+
+    pub(crate) fn decide(&self, caller: &Caller, synapse: &str) -> Result<Priority, Refusal> {
+        match self.policy.decide(caller, &PolicyContext { synapse }) {
+            Decision::Allow { priority } => Ok(priority),
+            Decision::Deny(denial) => {
+                meters::denied(denial.rule);
+                tracing::debug!(hotkey = %caller.hotkey(), synapse, rule = denial.rule, "refused by policy");
+                Err(Refusal { category: denial.category, message: denial.reason, retry_after: denial.retry_after })
+            }
+        }
+    }
+
+    /// Computes the deadline of a request that came at `arrived` from a client that waits `timeout`.
+    pub(crate) fn deadline(&self, arrived: Instant, timeout: Option<Duration>) -> Deadline {
+        let timeout = timeout.unwrap_or(self.config.default_timeout).min(self.verifier.limits().max_timeout);
+        let budget = self.config.budget(timeout);
+        Deadline { soft: arrived + budget, hard: arrived + budget + (timeout - budget) / 2 }
+    }
+
+    pub(crate) async fn forward(&self, call: Call, priority: Priority, deadline: Deadline) -> Result<Reply, Refusal> {
+        let n_completions = call.n_completions;
+        let mut reply = self.work(priority, deadline, self.handler.forward(call)).await?;
+        if reply.completions.is_empty() {
+            tracing::error!("the handler's reply holds no completion");
+            return Err(internal());
+        }
+        reply.completions.truncate(n_completions.max(1));
+        Ok(reply)
+    }
+
+    pub(crate) async fn backward(
+        &self,
+        feedback: Feedback,
+        priority: Priority,
+        deadline: Deadline,
+    ) -> Result<(), Refusal> {
+        self.work(priority, deadline, self.handler.backward(feedback)).await
+    }
+
+    /// Asks what is served. That is cheap by contract, so it passes the queue by.
+    pub(crate) async fn availability(
+        &self,
+        tasks: Vec<String>,
+        models: Vec<String>,
+    ) -> Result<(AvailabilityMap, AvailabilityMap), Refusal> {
+        let limit = tokio::time::Instant::now() + AVAILABILITY_TIMEOUT;
+        finish(limit, self.handler.availability(tasks, models).map(Ok)).await
+    }
+
+    /// Waits for a turn, then does the work within the deadline.
+    pub(crate) async fn work<T>(
+        &self,
+        priority: Priority,
+        deadline: Deadline,
+        work: impl Future<Output = Result<T, HandlerError>>,
+    ) -> Result<T, Refusal> {
+        let queued = Instant::now();
+        let turn = self.queue.admit(priority, deadline.soft.into()).await;
+        meters::queued(self.queue.n_waiting(), queued.elapsed());
+        if matches!(turn, Err(QueueError::Shed)) {
+            meters::shed("queue");
+        }
+        let _turn = turn?;
+        finish(deadline.hard.into(), work).await
+    }
+}
+
+/// How long the maps of availability may take.
+const AVAILABILITY_TIMEOUT: Duration = Duration::from_secs(4);
+
+/// Runs a handler's work; a panic in it is a fault of ours and no more.
+async fn finish<T>(
+    limit: tokio::time::Instant,
+    work: impl Future<Output = Result<T, HandlerError>>,
+) -> Result<T, Refusal> {
+    match tokio::time::timeout_at(limit, AssertUnwindSafe(work).catch_unwind()).await {
+        Ok(Ok(Ok(done))) => Ok(done),
+        Ok(Ok(Err(error))) => {
+            let cause = error.source.as_deref().map(tracing::field::display);
+            tracing::warn!(category = ?error.category, message = error.message, cause, "the handler has no answer");
+            Err(Refusal::new(error.category, error.message))
+        }
+        Ok(Err(_panic)) => {
+            tracing::error!("the handler panicked");
+            Err(internal())
+        }
+        Err(_elapsed) => Err(Refusal::new(Category::Timeout, "no answer before the deadline")),
+    }
+}
+
+fn internal() -> Refusal {
+    Refusal::new(Category::Internal, "internal error")
+}
+
+/// A request that is being read, checked, queued or answered.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    admission: Arc<Admission>,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let n = self.admission.n_requests.fetch_sub(1, Ordering::SeqCst) - 1;
+        meters::in_flight(n);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_whole_seconds_and_never_zero() {
+        let seconds = |ms| {
+            let retry_after = Some(Duration::from_millis(ms));
+            Refusal { retry_after, ..Refusal::new(Category::RateLimited, "") }.retry_after_seconds()
+        };
+        assert_eq!(seconds(0), Some(1));
+        assert_eq!(seconds(1), Some(1));
+        assert_eq!(seconds(1000), Some(1));
+        assert_eq!(seconds(1001), Some(2));
+        assert_eq!(Refusal::new(Category::Forbidden, "").retry_after_seconds(), None);
+    }
+}

@@ -1,0 +1,275 @@
+//! The listener: takes connections within bounds, and stops without losing answers.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use idiolect_protocol::Verifier;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+
+use crate::admission::Admission;
+use crate::config::AxonConfig;
+use crate::connection::{self, Services};
+use crate::error::AxonError;
+use crate::grpc::GrpcServices;
+use crate::handler::Handler;
+use crate::http::HttpFront;
+use crate::metrics as meters;
+use crate::policy::Policy;
+
+/// A served axon: one port for every generation of client.
+///
+/// [`bind`](Self::bind) takes the port, [`run`](Self::run) answers until it is told to stop.
+pub struct Axon {
+    listener: TcpListener,
+    address: SocketAddr,
+    admission: Arc<Admission>,
+    http: HttpFront,
+}
+
+impl fmt::Debug for Axon {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Axon").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Axon {
+    /// Takes the port of `config`. Peers can connect from now on and are answered once [`run`](Self::run) is called.
+    ///
+    /// # Errors
+    /// [`AxonError::Config`], [`AxonError::Bind`].
+    pub async fn bind(
+        config: AxonConfig,
+        verifier: Verifier,
+        policy: Arc<dyn Policy>,
+        handler: Arc<dyn Handler>,
+    ) -> Result<Self, AxonError> {
+        if let Some(fault) = config.fault() {
+            return Err(AxonError::Config(fault));
+        }
+        meters::describe();
+        let failed = |source| AxonError::Bind { address: config.listen, source };
+        let listener = TcpListener::bind(config.listen).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let admission = Arc::new(Admission::new(config, verifier, policy, handler));
+        let http = HttpFront::new(admission.clone());
+        Ok(Self { listener, address, admission, http })
+    }
+
+    /// Returns the address that is listened on, with the real port where the configured one was 0.
+    #[must_use]
+    pub const fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until `shutdown` ends. Then no more requests are taken, health says so, and those that run are finished
+    /// within [`AxonConfig::drain`]. Dropping the future drops every connection at once.
+    ///
+    /// # Errors
+    /// None at present: peers' faults end with their connection.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AxonError> {
+        let Self { listener, address, admission, http } = self;
+        let grpc = GrpcServices::new(admission.clone()).await;
+        let services = Services { admission: admission.clone(), grpc: grpc.clone(), http: Arc::new(http) };
+        let (stop, stopping) = watch::channel(false);
+        let mut connections = Connections::new(services, stopping);
+        tracing::info!(%address, "axon is serving");
+        let mut shutdown = pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, peer)) => connections.take(stream, peer),
+                    Err(error) => {
+                        // As a rule there are too many open files; waiting lets some be closed.
+                        tracing::warn!(%error, "cannot take a connection");
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                },
+                Some(_) = connections.tasks.join_next(), if !connections.tasks.is_empty() => {}
+            }
+        }
+        drop(listener);
+        let began = Instant::now();
+        tracing::info!(in_flight = admission.n_requests(), "axon is stopping");
+        admission.stop();
+        grpc.set_not_serving().await;
+        let _ = stop.send(true);
+        connections.drain(&admission, admission.config.drain).await;
+        meters::drained(began.elapsed());
+        tracing::info!(took = ?began.elapsed(), "axon has stopped");
+        Ok(())
+    }
+}
+
+/// How long connections may take to close once nothing is in flight any more.
+const CLOSING: Duration = Duration::from_secs(1);
+
+struct Connections {
+    tasks: JoinSet<()>,
+    services: Services,
+    stopping: watch::Receiver<bool>,
+    by_ip: Arc<ByIp>,
+    farewells: Arc<Semaphore>,
+}
+
+impl Connections {
+    fn new(services: Services, stopping: watch::Receiver<bool>) -> Self {
+        let config = &services.admission.config;
+        let by_ip = Arc::new(ByIp::new(config.max_connections, config.max_connections_per_ip));
+        Self { tasks: JoinSet::new(), services, stopping, by_ip, farewells: Arc::new(Semaphore::new(MAX_FAREWELLS)) }
+    }
+
+    fn take(&mut self, stream: TcpStream, peer: SocketAddr) {
+        let place = match self.by_ip.enter(peer.ip()) {
+            Ok(place) => place,
+            Err(why) => {
+                meters::connection_refused(why);
+                if let Ok(permit) = self.farewells.clone().try_acquire_owned() {
+                    self.tasks.spawn(async move {
+                        let _permit = permit;
+                        let _ = tokio::time::timeout(CLOSING, turn_away(stream)).await;
+                    });
+                }
+                return;
+            }
+        };
+        let _ = stream.set_nodelay(true);
+        let serving = connection::serve(stream, peer, self.services.clone(), self.stopping.clone());
+        self.tasks.spawn(async move {
+            let _place = place;
+            serving.await;
+        });
+    }
+
+    /// Waits for the requests in flight, then shortly for the connections.
+    async fn drain(mut self, admission: &Admission, grace: Duration) {
+        let gone = async { while self.tasks.join_next().await.is_some() {} };
+        let idle = async {
+            while admission.n_requests() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            tokio::time::sleep(CLOSING).await;
+        };
+        tokio::select! {
+            () = gone => return,
+            () = idle => {}
+            () = tokio::time::sleep(grace) => {}
+        }
+        if admission.n_requests() > 0 {
+            tracing::warn!(in_flight = admission.n_requests(), "dropping requests that did not finish in time");
+        }
+        self.tasks.shutdown().await;
+    }
+}
+
+/// Connections that are told at one time that there is no room.
+const MAX_FAREWELLS: usize = 64;
+
+/// Says 503 and waits until the peer has had a chance to read it: closing with unread bytes would tear it away.
+async fn turn_away(mut stream: TcpStream) -> std::io::Result<()> {
+    const ANSWER: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n\
+        bt_header_axon_status_code: 503\r\nbt_header_axon_status_message: too many connections\r\n\
+        content-length: 34\r\nconnection: close\r\n\r\n{\"message\":\"too many connections\"}";
+    stream.write_all(ANSWER).await?;
+    stream.shutdown().await?;
+    let mut sink = [0; 1024];
+    let mut left = 64 << 10;
+    while left > 0 {
+        match stream.read(&mut sink).await? {
+            0 => break,
+            n => left -= n.min(left),
+        }
+    }
+    Ok(())
+}
+
+/// Counts connections, in all and by address.
+struct ByIp {
+    max: usize,
+    max_per_ip: usize,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    n: usize,
+    by_ip: HashMap<IpAddr, usize>,
+}
+
+impl ByIp {
+    fn new(max: usize, max_per_ip: usize) -> Self {
+        Self { max, max_per_ip, open: Mutex::default() }
+    }
+
+    fn enter(self: &Arc<Self>, ip: IpAddr) -> Result<Place, &'static str> {
+        let ip = network(ip);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.n >= self.max {
+            return Err("total");
+        }
+        let n_of_ip = open.by_ip.entry(ip).or_default();
+        if *n_of_ip >= self.max_per_ip {
+            return Err("per_ip");
+        }
+        *n_of_ip += 1;
+        open.n += 1;
+        meters::connections(open.n);
+        Ok(Place { by_ip: self.clone(), ip })
+    }
+}
+
+/// One household has 2^64 addresses of IPv6: they count as one.
+pub(crate) fn network(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => ip,
+        IpAddr::V6(v6) => match v6.to_ipv4_mapped() {
+            Some(v4) => v4.into(),
+            None => std::net::Ipv6Addr::from(u128::from(v6) & !u128::from(u64::MAX)).into(),
+        },
+    }
+}
+
+struct Place {
+    by_ip: Arc<ByIp>,
+    ip: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.by_ip.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.n -= 1;
+        meters::connections(open.n);
+        if let Some(n_of_ip) = open.by_ip.get_mut(&self.ip) {
+            *n_of_ip -= 1;
+            if *n_of_ip == 0 {
+                open.by_ip.remove(&self.ip);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_are_counted_in_all_and_by_network() {
+        let by_ip = Arc::new(ByIp::new(3, 2));
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let first = by_ip.enter(ip("2001:db8::1")).ok().unwrap();
+        let _second = by_ip.enter(ip("2001:db8::2")).ok().unwrap();
+        assert_eq!(by_ip.enter(ip("2001:db8::3")).err(), Some("per_ip"));
+        let _third = by_ip.enter(ip("192.0.2.1")).ok().unwrap();
+        assert_eq!(by_ip.enter(ip("192.0.2.2")).err(), Some("total"));
+        drop(first);
+        assert!(by_ip.enter(ip("::ffff:192.0.2.1")).is_ok());
+        assert_eq!(by_ip.open.lock().unwrap().by_ip.len(), 2);
+    }
+}
