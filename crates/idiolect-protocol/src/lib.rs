@@ -22,6 +22,7 @@ pub mod status;
 #[cfg(test)]
 mod testdata;
 mod verify;
+pub mod wallet;
 
 pub use caller::{Caller, Claim, Nonce, Scheme, Transport};
 pub use error::{AuthError, Category};
