@@ -1,0 +1,84 @@
+//! Settings of the backend and the encoder.
+
+use std::num::NonZeroUsize;
+
+use crate::error::LoadError;
+
+/// How a [`CandleBackend`](crate::CandleBackend) serves its model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CandleConfig {
+    /// The backend's name in answers and errors. Default `candle`.
+    pub name: String,
+    /// The model's name in answers. `None`, the default, takes the name that the file carries, else the file's own.
+    pub model: Option<String>,
+    /// Threads that compute; `None`, the default, takes one for each core that the process may use.
+    pub threads: Option<NonZeroUsize>,
+    /// Most tokens that prompt and candidate may have together, where the model allows more. Default 4096.
+    ///
+    /// Memory grows with use, not with this: a 135M-parameter model takes 46 KB for each token of the prompt, and the
+    /// same for each token of each candidate, while a request runs.
+    pub context_tokens: usize,
+    /// Requests that may wait while one runs; more are refused as overloaded. Default 16.
+    pub queue: usize,
+    /// Most candidates of one request. Default 32.
+    pub max_candidates: usize,
+}
+
+impl Default for CandleConfig {
+    fn default() -> Self {
+        Self {
+            name: "candle".to_owned(),
+            model: None,
+            threads: None,
+            context_tokens: 4096,
+            queue: 16,
+            max_candidates: 32,
+        }
+    }
+}
+
+impl CandleConfig {
+    /// Returns the number of threads to start.
+    pub(crate) fn n_threads(&self) -> usize {
+        n_threads(self.threads)
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), LoadError> {
+        let checks = [
+            ("context_tokens", self.context_tokens, 16),
+            ("queue", self.queue, 1),
+            ("max_candidates", self.max_candidates, 1),
+        ];
+        let bad: Vec<String> = checks
+            .into_iter()
+            .filter(|(_, value, least)| value < least)
+            .map(|(name, value, least)| format!("{name} is {value}, expected at least {least}"))
+            .collect();
+        if bad.is_empty() { Ok(()) } else { Err(LoadError::Config(bad.join("; "))) }
+    }
+}
+
+/// How a [`MiniLm`](crate::MiniLm) runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EncoderConfig {
+    /// The encoder's name. Default `all-MiniLM-L6-v2`. Embeddings of different names are never compared.
+    pub name: String,
+    /// Threads that compute; `None`, the default, takes one for each core that the process may use.
+    pub threads: Option<NonZeroUsize>,
+    /// Tokens of a text that count, special tokens included, where the model allows more. Default 512.
+    pub max_tokens: usize,
+    /// Calls that may wait while one runs; more are refused as overloaded. Default 64.
+    pub queue: usize,
+}
+
+impl Default for EncoderConfig {
+    fn default() -> Self {
+        Self { name: "all-MiniLM-L6-v2".to_owned(), threads: None, max_tokens: 512, queue: 64 }
+    }
+}
+
+pub(crate) fn n_threads(wanted: Option<NonZeroUsize>) -> usize {
+    wanted.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
+}

@@ -1,0 +1,7 @@
+//! Sentence encoders.
+
+mod bert;
+mod minilm;
+mod weights;
+
+pub use minilm::MiniLm;

@@ -1,0 +1,477 @@
+//! Llama-shaped transformers on the CPU: one pass over the prompt, then all continuations in one batch a step.
+//!
+//! The keys and values of the prompt are kept once and shared; each continuation owns only its own. A row's numbers
+//! do not depend on what else is in its batch.
+
+use rayon::prelude::*;
+
+use super::params::{Pairs, Params};
+use super::{Engine, EngineError, Session};
+use crate::error::LoadError;
+use crate::kernels::{Activations, Matrix};
+use crate::loader::Gguf;
+use crate::math;
+
+/// Prompt tokens that are computed at once, between two looks at the clock.
+const PREFILL: usize = 32;
+
+/// A loaded model.
+pub(crate) struct Llama {
+    params: Params,
+    embeddings: Matrix,
+    /// `None` where the embeddings serve as output, too.
+    output: Option<Matrix>,
+    norm: Vec<f32>,
+    layers: Vec<Layer>,
+    pool: rayon::ThreadPool,
+}
+
+struct Layer {
+    attention_norm: Vec<f32>,
+    /// Queries, keys and values, one below the other.
+    qkv: Matrix,
+    qkv_bias: Option<Vec<f32>>,
+    q_norm: Option<Vec<f32>>,
+    k_norm: Option<Vec<f32>>,
+    attention_output: Matrix,
+    feed_forward_norm: Vec<f32>,
+    /// Gate and up, one below the other.
+    gate_up: Matrix,
+    down: Matrix,
+}
+
+impl std::fmt::Debug for Llama {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Llama").field("params", &self.params).finish_non_exhaustive()
+    }
+}
+
+impl Llama {
+    /// Loads all weights. `context` is the longest sequence wanted.
+    pub(crate) fn load(gguf: &mut Gguf, context: usize, threads: usize) -> Result<Self, LoadError> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("engine-{i}"))
+            .build()
+            .map_err(|e| LoadError::Thread(std::io::Error::other(e)))?;
+        let (params, embeddings, output, norm, layers) = pool.install(|| {
+            let params = Params::read(gguf, context)?;
+            let embeddings = gguf.matrix("token_embd.weight", params.vocabulary, params.width)?;
+            let output = gguf
+                .has("output.weight")
+                .then(|| gguf.matrix("output.weight", params.vocabulary, params.width))
+                .transpose()?;
+            let norm = gguf.vector("output_norm.weight", params.width)?;
+            let layers = (0..params.layers).map(|i| Layer::load(gguf, &params, i)).collect::<Result<_, _>>()?;
+            Ok::<_, LoadError>((params, embeddings, output, norm, layers))
+        })?;
+        Ok(Self { params, embeddings, output, norm, layers, pool })
+    }
+
+    /// Returns the model's shape.
+    pub(crate) const fn params(&self) -> &Params {
+        &self.params
+    }
+}
+
+impl Layer {
+    fn load(gguf: &mut Gguf, p: &Params, index: usize) -> Result<Self, LoadError> {
+        let name = |part: &str| format!("blk.{index}.{part}");
+        let (q, k, v) = (name("attn_q.weight"), name("attn_k.weight"), name("attn_v.weight"));
+        let qkv = gguf.stacked(&[(&q, p.q_width()), (&k, p.kv_width()), (&v, p.kv_width())], p.width)?;
+        let qkv_bias = if gguf.has(&name("attn_q.bias")) {
+            let mut bias = gguf.vector(&name("attn_q.bias"), p.q_width())?;
+            bias.extend(gguf.vector(&name("attn_k.bias"), p.kv_width())?);
+            bias.extend(gguf.vector(&name("attn_v.bias"), p.kv_width())?);
+            Some(bias)
+        } else {
+            None
+        };
+        let mut head_norm = |part: &str| {
+            let name = name(part);
+            gguf.has(&name).then(|| gguf.vector(&name, p.head_width)).transpose()
+        };
+        let (q_norm, k_norm) = (head_norm("attn_q_norm.weight")?, head_norm("attn_k_norm.weight")?);
+        let (gate, up) = (name("ffn_gate.weight"), name("ffn_up.weight"));
+        Ok(Self {
+            attention_norm: gguf.vector(&name("attn_norm.weight"), p.width)?,
+            qkv,
+            qkv_bias,
+            q_norm,
+            k_norm,
+            attention_output: gguf.matrix(&name("attn_output.weight"), p.width, p.q_width())?,
+            feed_forward_norm: gguf.vector(&name("ffn_norm.weight"), p.width)?,
+            gate_up: gguf.stacked(&[(&gate, p.feed_forward), (&up, p.feed_forward)], p.width)?,
+            down: gguf.matrix(&name("ffn_down.weight"), p.width, p.feed_forward)?,
+        })
+    }
+}
+
+impl Engine for Llama {
+    fn vocabulary(&self) -> usize {
+        self.params.vocabulary
+    }
+
+    fn context(&self) -> usize {
+        self.params.context
+    }
+
+    fn within(&self, work: &mut (dyn FnMut() + Send)) {
+        self.pool.install(work);
+    }
+
+    fn start(
+        &self,
+        prompt: &[u32],
+        slots: usize,
+        room: usize,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Box<dyn Session + '_>, EngineError> {
+        let mut run = Run::new(self, prompt.len(), slots, room)?;
+        for chunk in prompt.chunks(PREFILL) {
+            if !go_on() {
+                return Err(EngineError::Interrupted);
+            }
+            run.prefill(chunk)?;
+        }
+        let last = run.hidden.len() - self.params.width..run.hidden.len();
+        run.hidden.copy_within(last, 0);
+        run.hidden.truncate(self.params.width);
+        run.project()?;
+        Ok(Box::new(run))
+    }
+
+    fn rows(
+        &self,
+        tokens: &[u32],
+        from: usize,
+        go_on: &mut dyn FnMut() -> bool,
+        sink: &mut dyn FnMut(&[f32]),
+    ) -> Result<(), EngineError> {
+        let mut run = Run::new(self, tokens.len(), 0, 0)?;
+        let mut start = 0;
+        for chunk in tokens.chunks(PREFILL) {
+            if !go_on() {
+                return Err(EngineError::Interrupted);
+            }
+            run.prefill(chunk)?;
+            let end = start + chunk.len();
+            if end > from {
+                let skipped = from.saturating_sub(start);
+                run.hidden.drain(..skipped * self.params.width);
+                run.project()?;
+                run.logits.chunks_exact(self.params.vocabulary).for_each(&mut *sink);
+            }
+            start = end;
+        }
+        Ok(())
+    }
+}
+
+/// Keys and values of a stretch of tokens: for each layer, for each key head, position after position.
+struct Cache {
+    capacity: usize,
+    len: usize,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl Cache {
+    fn new(p: &Params, capacity: usize) -> Self {
+        let size = p.layers * p.kv_width() * capacity;
+        // Zeroed memory comes from the system untouched, so unused capacity costs nothing.
+        Self { capacity, len: 0, keys: vec![0.0; size], values: vec![0.0; size] }
+    }
+
+    /// Where the positions of one head begin.
+    const fn head(&self, p: &Params, layer: usize, head: usize) -> usize {
+        (layer * p.kv_heads + head) * self.capacity * p.head_width
+    }
+
+    fn store(&mut self, p: &Params, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
+        let width = p.head_width;
+        for head in 0..p.kv_heads {
+            let at = self.head(p, layer, head) + position * width;
+            self.keys[at..at + width].copy_from_slice(&keys[head * width..(head + 1) * width]);
+            self.values[at..at + width].copy_from_slice(&values[head * width..(head + 1) * width]);
+        }
+    }
+
+    /// Returns the first `len` keys and values of one head.
+    fn stretch(&self, p: &Params, layer: usize, head: usize, len: usize) -> (&[f32], &[f32]) {
+        let at = self.head(p, layer, head);
+        (&self.keys[at..at + len * p.head_width], &self.values[at..at + len * p.head_width])
+    }
+}
+
+/// One row of a batch.
+#[derive(Clone, Copy)]
+struct Row {
+    token: u32,
+    position: usize,
+    /// The continuation that the token belongs to; `None` for the prompt.
+    slot: Option<usize>,
+}
+
+/// The state of one request.
+struct Run<'a> {
+    model: &'a Llama,
+    prompt: Cache,
+    slots: Vec<Cache>,
+    logits: Vec<f32>,
+    rows: Vec<Row>,
+    /// The residual stream, and after a pass the final states.
+    hidden: Vec<f32>,
+    normed: Vec<f32>,
+    qkv: Vec<f32>,
+    attended: Vec<f32>,
+    gate_up: Vec<f32>,
+    wide: Vec<f32>,
+    delta: Vec<f32>,
+    rotation: Vec<(f32, f32)>,
+    activations: Activations,
+    scratch: Vec<f32>,
+}
+
+impl<'a> Run<'a> {
+    fn new(model: &'a Llama, prompt: usize, slots: usize, room: usize) -> Result<Self, EngineError> {
+        let p = &model.params;
+        if prompt == 0 {
+            return Err(EngineError::Misuse("the prompt has no tokens"));
+        }
+        if prompt.saturating_add(room) > p.context {
+            return Err(EngineError::Misuse("prompt and continuation are longer than the context"));
+        }
+        Ok(Self {
+            model,
+            prompt: Cache::new(p, prompt),
+            slots: (0..slots).map(|_| Cache::new(p, room)).collect(),
+            logits: Vec::new(),
+            rows: Vec::new(),
+            hidden: Vec::new(),
+            normed: Vec::new(),
+            qkv: Vec::new(),
+            attended: Vec::new(),
+            gate_up: Vec::new(),
+            wide: Vec::new(),
+            delta: Vec::new(),
+            rotation: Vec::new(),
+            activations: Activations::default(),
+            scratch: Vec::new(),
+        })
+    }
+
+    /// Computes the next tokens of the prompt.
+    fn prefill(&mut self, tokens: &[u32]) -> Result<(), EngineError> {
+        let first = self.prompt.len;
+        let rows = tokens.iter().enumerate().map(|(i, token)| Row { token: *token, position: first + i, slot: None });
+        self.rows = rows.collect();
+        self.forward()?;
+        self.prompt.len += tokens.len();
+        Ok(())
+    }
+
+    /// Runs `self.rows` through all layers; the final states are left in `self.hidden`, normalised.
+    fn forward(&mut self) -> Result<(), EngineError> {
+        let model = self.model;
+        let p = &model.params;
+        let n = self.rows.len();
+        self.hidden.resize(n * p.width, 0.0);
+        for (row, hidden) in self.rows.iter().zip(self.hidden.chunks_exact_mut(p.width)) {
+            if row.token as usize >= p.vocabulary {
+                return Err(EngineError::Misuse("a token is beyond the vocabulary"));
+            }
+            model.embeddings.decode_row(row.token as usize, hidden);
+        }
+        self.rotation.clear();
+        for row in &self.rows {
+            #[expect(clippy::cast_precision_loss, reason = "positions are far below 2^24")]
+            let position = row.position as f32;
+            self.rotation.extend(p.frequencies.iter().map(|f| (position * f).sin_cos()));
+        }
+        for (index, layer) in model.layers.iter().enumerate() {
+            self.attention(index, layer)?;
+            self.feed_forward(layer)?;
+        }
+        self.normed.resize(n * p.width, 0.0);
+        rms_norm(&self.hidden, &model.norm, p.epsilon, &mut self.normed)?;
+        std::mem::swap(&mut self.hidden, &mut self.normed);
+        Ok(())
+    }
+
+    fn attention(&mut self, index: usize, layer: &Layer) -> Result<(), EngineError> {
+        let p = &self.model.params;
+        let n = self.rows.len();
+        let (q_width, kv_width) = (p.q_width(), p.kv_width());
+        let row_width = q_width + 2 * kv_width;
+
+        self.normed.resize(n * p.width, 0.0);
+        rms_norm(&self.hidden, &layer.attention_norm, p.epsilon, &mut self.normed)?;
+        self.activations.encode(&self.normed, p.width);
+        self.qkv.resize(n * row_width, 0.0);
+        layer.qkv.multiply(&self.activations, &mut self.qkv, &mut self.scratch);
+
+        let half = p.frequencies.len();
+        let rotations = self.rotation.chunks_exact(half);
+        for ((row, qkv), rotation) in self.rows.iter().zip(self.qkv.chunks_exact_mut(row_width)).zip(rotations) {
+            if let Some(bias) = &layer.qkv_bias {
+                math::add_scaled(qkv, 1.0, bias);
+            }
+            for (head, values) in qkv[..q_width + kv_width].chunks_exact_mut(p.head_width).enumerate() {
+                let norm = if head < p.heads { &layer.q_norm } else { &layer.k_norm };
+                if let Some(norm) = norm {
+                    rms_norm_in_place(values, norm, p.epsilon);
+                }
+                rotate(values, rotation, p.pairs);
+            }
+            let (keys, values) = qkv[q_width..].split_at(kv_width);
+            match row.slot {
+                None => self.prompt.store(p, index, row.position, keys, values),
+                Some(slot) => {
+                    let cache = &mut self.slots[slot];
+                    cache.store(p, index, row.position - self.prompt.len, keys, values);
+                }
+            }
+        }
+
+        self.attended.resize(n * q_width, 0.0);
+        let group = p.heads / p.kv_heads * p.head_width;
+        let (rows, qkv, prompt, slots) = (&self.rows, &self.qkv, &self.prompt, &self.slots);
+        self.attended.par_chunks_exact_mut(group).enumerate().for_each_init(Vec::new, |scores, (task, out)| {
+            let (row, head) = (task / p.kv_heads, task % p.kv_heads);
+            let queries = &qkv[row * row_width + head * group..][..group];
+            let Row { position, slot, .. } = rows[row];
+            let seen = slot.map_or(position + 1, |_| prompt.len);
+            let shared = prompt.stretch(p, index, head, seen);
+            let own =
+                slot.map_or((&[][..], &[][..]), |slot| slots[slot].stretch(p, index, head, position + 1 - prompt.len));
+            attend(queries, &[shared, own], p.head_width, scores, out);
+        });
+
+        self.activations.encode(&self.attended, q_width);
+        self.delta.resize(n * p.width, 0.0);
+        layer.attention_output.multiply(&self.activations, &mut self.delta, &mut self.scratch);
+        math::add_scaled(&mut self.hidden, 1.0, &self.delta);
+        Ok(())
+    }
+
+    fn feed_forward(&mut self, layer: &Layer) -> Result<(), EngineError> {
+        let p = &self.model.params;
+        let n = self.rows.len();
+        rms_norm(&self.hidden, &layer.feed_forward_norm, p.epsilon, &mut self.normed)?;
+        self.activations.encode(&self.normed, p.width);
+        self.gate_up.resize(n * 2 * p.feed_forward, 0.0);
+        layer.gate_up.multiply(&self.activations, &mut self.gate_up, &mut self.scratch);
+        self.wide.resize(n * p.feed_forward, 0.0);
+        let rows = self.gate_up.chunks_exact(2 * p.feed_forward).zip(self.wide.chunks_exact_mut(p.feed_forward));
+        for (gate_up, wide) in rows {
+            let (gate, up) = gate_up.split_at(p.feed_forward);
+            for ((wide, gate), up) in wide.iter_mut().zip(gate).zip(up) {
+                *wide = gate / (1.0 + math::exp(-gate)) * up;
+            }
+        }
+        self.activations.encode(&self.wide, p.feed_forward);
+        self.delta.resize(n * p.width, 0.0);
+        layer.down.multiply(&self.activations, &mut self.delta, &mut self.scratch);
+        math::add_scaled(&mut self.hidden, 1.0, &self.delta);
+        Ok(())
+    }
+
+    /// Computes the logits of every row of `self.hidden`.
+    fn project(&mut self) -> Result<(), EngineError> {
+        let p = &self.model.params;
+        let output = self.model.output.as_ref().unwrap_or(&self.model.embeddings);
+        self.activations.encode(&self.hidden, p.width);
+        self.logits.resize(self.hidden.len() / p.width * output.rows(), 0.0);
+        output.multiply(&self.activations, &mut self.logits, &mut self.scratch);
+        Ok(())
+    }
+}
+
+impl Session for Run<'_> {
+    fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    fn step(&mut self, batch: &[(usize, u32)]) -> Result<(), EngineError> {
+        self.rows.clear();
+        for (slot, token) in batch {
+            let Some(cache) = self.slots.get(*slot) else {
+                return Err(EngineError::Misuse("there is no such slot"));
+            };
+            if cache.len == cache.capacity {
+                return Err(EngineError::Misuse("a continuation is longer than its room"));
+            }
+            self.rows.push(Row { token: *token, position: self.prompt.len + cache.len, slot: Some(*slot) });
+        }
+        self.forward()?;
+        for (slot, _) in batch {
+            self.slots[*slot].len += 1;
+        }
+        self.project()
+    }
+}
+
+/// Normalises each row of `input` by its root mean square.
+fn rms_norm(input: &[f32], weight: &[f32], epsilon: f32, output: &mut [f32]) -> Result<(), EngineError> {
+    for (input, output) in input.chunks_exact(weight.len()).zip(output.chunks_exact_mut(weight.len())) {
+        let scale = inverse_rms(input, epsilon);
+        // One bad number anywhere in the row shows here, and every layer passes here.
+        if !scale.is_finite() || scale == 0.0 {
+            return Err(EngineError::NotFinite);
+        }
+        for ((output, input), weight) in output.iter_mut().zip(input).zip(weight) {
+            *output = input * scale * weight;
+        }
+    }
+    Ok(())
+}
+
+fn rms_norm_in_place(values: &mut [f32], weight: &[f32], epsilon: f32) {
+    let scale = inverse_rms(values, epsilon);
+    for (value, weight) in values.iter_mut().zip(weight) {
+        *value *= scale * weight;
+    }
+}
+
+fn inverse_rms(values: &[f32], epsilon: f32) -> f32 {
+    #[expect(clippy::cast_precision_loss, reason = "a width is far below 2^24")]
+    let mean = math::dot(values, values) / values.len() as f32;
+    1.0 / (mean + epsilon).sqrt()
+}
+
+/// Turns the pairs of one head; `rotation` holds sine and cosine of each.
+fn rotate(values: &mut [f32], rotation: &[(f32, f32)], pairs: Pairs) {
+    match pairs {
+        Pairs::Neighbours => {
+            for (pair, (sin, cos)) in values.as_chunks_mut::<2>().0.iter_mut().zip(rotation) {
+                let [a, b] = *pair;
+                *pair = [a * cos - b * sin, a * sin + b * cos];
+            }
+        }
+        Pairs::Halves => {
+            let (first, second) = values[..2 * rotation.len()].split_at_mut(rotation.len());
+            for ((a, b), (sin, cos)) in first.iter_mut().zip(second).zip(rotation) {
+                (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+            }
+        }
+    }
+}
+
+/// Attends from the queries that share one key head to stretches of keys and values.
+fn attend(queries: &[f32], stretches: &[(&[f32], &[f32])], width: usize, scores: &mut Vec<f32>, out: &mut [f32]) {
+    #[expect(clippy::cast_precision_loss, reason = "a head has a few hundred elements")]
+    let scale = 1.0 / (width as f32).sqrt();
+    for (query, out) in queries.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+        scores.clear();
+        for (keys, _) in stretches {
+            scores.extend(keys.chunks_exact(width).map(|key| math::dot(query, key) * scale));
+        }
+        math::softmax(scores);
+        out.fill(0.0);
+        let values = stretches.iter().flat_map(|(_, values)| values.chunks_exact(width));
+        for (score, value) in scores.iter().zip(values) {
+            math::add_scaled(out, *score, value);
+        }
+    }
+}

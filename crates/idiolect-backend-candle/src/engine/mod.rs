@@ -1,0 +1,63 @@
+//! The seam between serving and computing: what the worker needs of a model.
+//!
+//! An engine turns tokens into logits. It knows nothing of text, sampling, requests or deadlines, so that another
+//! set of kernels can take its place.
+
+mod llama;
+mod params;
+
+pub(crate) use llama::Llama;
+
+/// Why the engine stopped.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EngineError {
+    /// The caller said not to go on.
+    #[error("interrupted")]
+    Interrupted,
+    /// The weights or the activations ran over.
+    #[error("the model computed a value that is no number")]
+    NotFinite,
+    /// More tokens than the sequence was given room for, or a token that the vocabulary does not have.
+    #[error("{0}")]
+    Misuse(&'static str),
+}
+
+/// A model that computes logits.
+pub(crate) trait Engine: std::fmt::Debug + Send + Sync + 'static {
+    /// Length of a row of logits.
+    fn vocabulary(&self) -> usize;
+
+    /// Tokens that a sequence may have.
+    fn context(&self) -> usize;
+
+    /// Runs `work` where the engine's threads are, so that the calls below and the caller's own loops use them.
+    fn within(&self, work: &mut (dyn FnMut() + Send));
+
+    /// Computes a prompt for `slots` continuations of at most `room` tokens each. Asks `go_on` every fraction of a second.
+    fn start(
+        &self,
+        prompt: &[u32],
+        slots: usize,
+        room: usize,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Box<dyn Session + '_>, EngineError>;
+
+    /// Computes a text, and gives the logits after each token from position `from` on.
+    fn rows(
+        &self,
+        tokens: &[u32],
+        from: usize,
+        go_on: &mut dyn FnMut() -> bool,
+        sink: &mut dyn FnMut(&[f32]),
+    ) -> Result<(), EngineError>;
+}
+
+/// A prompt with its growing continuations.
+pub(crate) trait Session {
+    /// Returns the newest logits: after [`Engine::start`] one row, which all slots share; after [`step`](Self::step) one
+    /// row for each entry of the batch.
+    fn logits(&self) -> &[f32];
+
+    /// Appends one token to each of the given slots.
+    fn step(&mut self, batch: &[(usize, u32)]) -> Result<(), EngineError>;
+}

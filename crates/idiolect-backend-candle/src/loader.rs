@@ -1,0 +1,380 @@
+//! Reading GGUF files: metadata with checks, and tensors as eight-bit matrices or plain vectors.
+//!
+//! candle reads the container and decodes block formats; the formats that matter most are decoded here, faster.
+//! Matrices are read a band of rows at a time, so that loading needs little more memory than the result.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use candle_core::quantized::ggml_file::qtensor_from_ggml;
+use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::{GgmlDType, gguf_file};
+use half::f16;
+use rayon::prelude::*;
+
+use crate::error::LoadError;
+use crate::kernels::{BLOCK, Matrix, encode_block};
+
+/// Bytes of a file that are decoded at once.
+const BAND_BYTES: usize = 4 << 20;
+
+/// An open GGUF file.
+pub(crate) struct Gguf {
+    path: PathBuf,
+    content: Content,
+    reader: BufReader<File>,
+}
+
+impl std::fmt::Debug for Gguf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gguf({})", self.path.display())
+    }
+}
+
+impl Gguf {
+    /// Opens a file and reads its header.
+    pub(crate) fn open(path: &Path) -> Result<Self, LoadError> {
+        let file = File::open(path).map_err(|e| LoadError::io(path, e))?;
+        if file.metadata().map_err(|e| LoadError::io(path, e))?.is_dir() {
+            return Err(LoadError::io(path, std::io::ErrorKind::IsADirectory.into()));
+        }
+        let mut reader = BufReader::with_capacity(1 << 20, file);
+        let mut magic = [0; 4];
+        reader.read_exact(&mut magic).map_err(|_| LoadError::damaged(path, "it is too short for a GGUF file"))?;
+        if magic != *b"GGUF" {
+            return Err(LoadError::damaged(path, "it does not begin with the letters GGUF"));
+        }
+        reader.rewind().map_err(|e| LoadError::io(path, e))?;
+        let content = Content::read(&mut reader).map_err(|e| LoadError::damaged(path, first_line(&e)))?;
+        Ok(Self { path: path.to_owned(), content, reader })
+    }
+
+    /// Returns the file's path.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn metadata(&self) -> &HashMap<String, Value> {
+        &self.content.metadata
+    }
+
+    fn wrong(&self, key: &str, expected: &str) -> LoadError {
+        LoadError::damaged(&self.path, format!("metadata {key:?} is not {expected}"))
+    }
+
+    /// Fails for a key that must be there and is not.
+    pub(crate) fn required<T>(&self, key: &str, value: Option<T>) -> Result<T, LoadError> {
+        value.ok_or_else(|| LoadError::damaged(&self.path, format!("metadata {key:?} is missing")))
+    }
+
+    /// Returns a whole number of any width.
+    pub(crate) fn integer(&self, key: &str) -> Result<Option<u64>, LoadError> {
+        let Some(value) = self.metadata().get(key) else { return Ok(None) };
+        integer(value).map(Some).ok_or_else(|| self.wrong(key, "a whole number"))
+    }
+
+    /// Returns a number that must be there, as a size.
+    pub(crate) fn size(&self, key: &str) -> Result<usize, LoadError> {
+        let value = self.integer(key)?;
+        usize::try_from(self.required(key, value)?).map_err(|_| self.wrong(key, "a size"))
+    }
+
+    /// Returns a number.
+    pub(crate) fn float(&self, key: &str) -> Result<Option<f32>, LoadError> {
+        match self.metadata().get(key) {
+            None => Ok(None),
+            Some(Value::F32(v)) if v.is_finite() => Ok(Some(*v)),
+            #[expect(clippy::cast_possible_truncation, reason = "hyper-parameters are used as f32")]
+            Some(Value::F64(v)) if v.is_finite() => Ok(Some(*v as f32)),
+            Some(_) => Err(self.wrong(key, "a finite number")),
+        }
+    }
+
+    /// Returns a text.
+    pub(crate) fn text(&self, key: &str) -> Result<Option<&str>, LoadError> {
+        match self.metadata().get(key) {
+            None => Ok(None),
+            Some(Value::String(v)) => Ok(Some(v)),
+            Some(_) => Err(self.wrong(key, "a text")),
+        }
+    }
+
+    /// Returns a truth value.
+    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>, LoadError> {
+        match self.metadata().get(key) {
+            None => Ok(None),
+            Some(Value::Bool(v)) => Ok(Some(*v)),
+            Some(_) => Err(self.wrong(key, "true or false")),
+        }
+    }
+
+    fn list<'a, T>(
+        &'a self,
+        key: &str,
+        of: &str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<Vec<T>>, LoadError> {
+        match self.metadata().get(key) {
+            None => Ok(None),
+            Some(Value::Array(values)) => {
+                values.iter().map(read).collect::<Option<_>>().map(Some).ok_or_else(|| self.wrong(key, of))
+            }
+            Some(_) => Err(self.wrong(key, of)),
+        }
+    }
+
+    /// Returns a list of texts.
+    pub(crate) fn texts(&self, key: &str) -> Result<Option<Vec<&str>>, LoadError> {
+        self.list(key, "a list of texts", |v| match v {
+            Value::String(v) => Some(v.as_str()),
+            _ => None,
+        })
+    }
+
+    /// Returns a list of numbers.
+    pub(crate) fn floats(&self, key: &str) -> Result<Option<Vec<f32>>, LoadError> {
+        self.list(key, "a list of numbers", |v| match v {
+            Value::F32(v) if !v.is_nan() => Some(*v),
+            _ => None,
+        })
+    }
+
+    /// Returns a list of whole numbers.
+    pub(crate) fn integers(&self, key: &str) -> Result<Option<Vec<u64>>, LoadError> {
+        self.list(key, "a list of whole numbers", integer)
+    }
+
+    /// Says whether the file has a tensor of this name.
+    pub(crate) fn has(&self, tensor: &str) -> bool {
+        self.content.tensor_infos.contains_key(tensor)
+    }
+
+    /// Returns a tensor's dimensions, outermost first.
+    pub(crate) fn dimensions(&self, tensor: &str) -> Result<&[usize], LoadError> {
+        Ok(self.info(tensor)?.shape.dims())
+    }
+
+    fn info(&self, tensor: &str) -> Result<&gguf_file::TensorInfo, LoadError> {
+        let info = self.content.tensor_infos.get(tensor);
+        info.ok_or_else(|| LoadError::damaged(&self.path, format!("tensor {tensor:?} is missing")))
+    }
+
+    /// Reads a tensor of `len` numbers.
+    pub(crate) fn vector(&mut self, tensor: &str, len: usize) -> Result<Vec<f32>, LoadError> {
+        let info = self.info(tensor)?;
+        if info.shape.dims() != [len] {
+            let found = info.shape.dims();
+            return Err(LoadError::damaged(&self.path, format!("tensor {tensor:?} is {found:?}, expected [{len}]")));
+        }
+        let (dtype, offset) = (info.ggml_dtype, info.offset);
+        let layout = Layout::new(dtype, len).ok_or_else(|| self.misaligned(tensor, len, dtype))?;
+        let bytes = self.read(tensor, offset, layout.row_bytes)?;
+        let mut values = vec![0.0; len];
+        layout.decode(&bytes, &mut values).map_err(|e| LoadError::damaged(&self.path, format!("{tensor:?}: {e}")))?;
+        if values.iter().any(|v| !v.is_finite()) {
+            return Err(LoadError::damaged(&self.path, format!("tensor {tensor:?} holds a value that is no number")));
+        }
+        Ok(values)
+    }
+
+    /// Reads a matrix.
+    pub(crate) fn matrix(&mut self, tensor: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
+        self.stacked(&[(tensor, rows)], cols)
+    }
+
+    /// Reads several matrices of the same width as one, each below the one before.
+    pub(crate) fn stacked(&mut self, tensors: &[(&str, usize)], cols: usize) -> Result<Matrix, LoadError> {
+        if !cols.is_multiple_of(BLOCK) || cols == 0 {
+            let supported = format!("rows of a multiple of {BLOCK} values");
+            return Err(LoadError::unsupported(&self.path, format!("a matrix with rows of {cols} values"), supported));
+        }
+        for (tensor, rows) in tensors {
+            let found = self.dimensions(tensor)?;
+            if found != [*rows, cols] {
+                let reason = format!("tensor {tensor:?} is {found:?}, expected [{rows}, {cols}]");
+                return Err(LoadError::damaged(&self.path, reason));
+            }
+            self.check_extent(tensor)?;
+        }
+        let mut matrix = Matrix::zeros(tensors.iter().map(|(_, rows)| rows).sum(), cols);
+        let mut first = 0;
+        for (tensor, rows) in tensors {
+            self.fill(tensor, *rows, cols, first, &mut matrix)?;
+            first += rows;
+        }
+        if matrix.is_finite() {
+            Ok(matrix)
+        } else {
+            let reason = format!("tensor {:?} holds a value that is no number", tensors[0].0);
+            Err(LoadError::damaged(&self.path, reason))
+        }
+    }
+
+    /// Checks that a tensor's bytes are in the file, before memory is taken for them.
+    fn check_extent(&self, tensor: &str) -> Result<(), LoadError> {
+        let info = self.info(tensor)?;
+        let (dtype, cols) = (info.ggml_dtype, info.shape.dims().last().copied().unwrap_or(0));
+        let layout = Layout::new(dtype, cols).ok_or_else(|| self.misaligned(tensor, cols, dtype))?;
+        let rows = info.shape.dims().first().copied().unwrap_or(0);
+        let size = self.reader.get_ref().metadata().map_err(|e| LoadError::io(&self.path, e))?.len();
+        let end = (rows as u64)
+            .checked_mul(layout.row_bytes as u64)
+            .and_then(|len| len.checked_add(info.offset))
+            .and_then(|end| end.checked_add(self.content.tensor_data_offset));
+        if end.is_none_or(|end| end > size) {
+            return Err(LoadError::damaged(&self.path, format!("tensor {tensor:?} goes beyond the end of the file")));
+        }
+        Ok(())
+    }
+
+    fn misaligned(&self, tensor: &str, cols: usize, dtype: GgmlDType) -> LoadError {
+        LoadError::damaged(
+            &self.path,
+            format!("tensor {tensor:?} has rows of {cols} values, which {dtype:?} cannot hold"),
+        )
+    }
+
+    fn read(&mut self, tensor: &str, offset: u64, len: usize) -> Result<Vec<u8>, LoadError> {
+        let start = self.content.tensor_data_offset.saturating_add(offset);
+        let mut bytes = vec![0; len];
+        let read = self.reader.seek(SeekFrom::Start(start)).and_then(|_| self.reader.read_exact(&mut bytes));
+        match read {
+            Ok(()) => Ok(bytes),
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
+                Err(LoadError::damaged(&self.path, format!("tensor {tensor:?} goes beyond the end of the file")))
+            }
+            Err(e) => Err(LoadError::io(&self.path, e)),
+        }
+    }
+
+    /// Decodes a tensor into the rows of `matrix` from `first` on, band by band.
+    fn fill(
+        &mut self,
+        tensor: &str,
+        rows: usize,
+        cols: usize,
+        first: usize,
+        matrix: &mut Matrix,
+    ) -> Result<(), LoadError> {
+        let info = self.info(tensor)?;
+        let (dtype, offset) = (info.ggml_dtype, info.offset);
+        let layout = Layout::new(dtype, cols).ok_or_else(|| self.misaligned(tensor, cols, dtype))?;
+        let per_row = cols / BLOCK;
+        let band_rows = (BAND_BYTES / layout.row_bytes).max(1);
+        for start in (0..rows).step_by(band_rows) {
+            let n = band_rows.min(rows - start);
+            let bytes = self.read(tensor, offset + (start * layout.row_bytes) as u64, n * layout.row_bytes)?;
+            let (scales, quants) = matrix.blocks_mut();
+            let scales = &mut scales[(first + start) * per_row..][..n * per_row];
+            let quants = &mut quants[(first + start) * cols..][..n * cols];
+            bytes
+                .par_chunks_exact(layout.row_bytes)
+                .zip(scales.par_chunks_exact_mut(per_row).zip(quants.par_chunks_exact_mut(cols)))
+                .with_min_len(16)
+                .try_for_each_init(
+                    || vec![0.0; cols],
+                    |row, (bytes, (scales, quants))| layout.encode(bytes, row, scales, quants),
+                )
+                .map_err(|e| LoadError::damaged(&self.path, format!("{tensor:?}: {e}")))?;
+        }
+        Ok(())
+    }
+}
+
+fn integer(value: &Value) -> Option<u64> {
+    match *value {
+        Value::U8(v) => Some(v.into()),
+        Value::U16(v) => Some(v.into()),
+        Value::U32(v) => Some(v.into()),
+        Value::U64(v) => Some(v),
+        Value::I8(v) => v.try_into().ok(),
+        Value::I16(v) => v.try_into().ok(),
+        Value::I32(v) => v.try_into().ok(),
+        Value::I64(v) => v.try_into().ok(),
+        _ => None,
+    }
+}
+
+/// Errors of candle may carry a backtrace below the message.
+fn first_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or("it cannot be read").to_owned()
+}
+
+/// How the rows of a tensor lie in the file.
+#[derive(Clone, Copy, Debug)]
+struct Layout {
+    dtype: GgmlDType,
+    cols: usize,
+    row_bytes: usize,
+}
+
+impl Layout {
+    /// Returns `None` where rows do not fill whole blocks.
+    fn new(dtype: GgmlDType, cols: usize) -> Option<Self> {
+        let blocks = cols.checked_div(dtype.block_size())?;
+        (cols > 0 && cols.is_multiple_of(dtype.block_size()))
+            .then(|| Some(Self { dtype, cols, row_bytes: blocks.checked_mul(dtype.type_size())? }))
+            .flatten()
+    }
+
+    /// Encodes one row as eight-bit blocks. `row` is room for its values.
+    fn encode(self, bytes: &[u8], row: &mut [f32], scales: &mut [f32], quants: &mut [i8]) -> Result<(), String> {
+        if self.dtype == GgmlDType::Q8_0 {
+            // The same format but for the width of the scale: nothing is lost.
+            let blocks = bytes.chunks_exact(2 + BLOCK).zip(scales.iter_mut().zip(quants.chunks_exact_mut(BLOCK)));
+            for (block, (scale, quants)) in blocks {
+                *scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
+                for (quant, byte) in quants.iter_mut().zip(&block[2..]) {
+                    *quant = byte.cast_signed();
+                }
+            }
+            return Ok(());
+        }
+        self.decode(bytes, row)?;
+        for ((values, quants), scale) in row.chunks_exact(BLOCK).zip(quants.chunks_exact_mut(BLOCK)).zip(scales) {
+            *scale = encode_block(values, quants);
+            if values.iter().any(|v| !v.is_finite()) {
+                *scale = f32::NAN;
+            }
+        }
+        Ok(())
+    }
+
+    /// Decodes one row.
+    fn decode(self, bytes: &[u8], row: &mut [f32]) -> Result<(), String> {
+        match self.dtype {
+            GgmlDType::Q4_1 => {
+                for (block, out) in bytes.chunks_exact(20).zip(row.chunks_exact_mut(32)) {
+                    let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
+                    let least = f16::from_le_bytes([block[2], block[3]]).to_f32();
+                    let (low, high) = out.split_at_mut(16);
+                    for ((low, high), byte) in low.iter_mut().zip(high).zip(&block[4..]) {
+                        *low = f32::from(byte & 15) * scale + least;
+                        *high = f32::from(byte >> 4) * scale + least;
+                    }
+                }
+            }
+            GgmlDType::F32 => {
+                for (value, bytes) in row.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *value = f32::from_le_bytes(*bytes);
+                }
+            }
+            GgmlDType::F16 => {
+                for (value, bytes) in row.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *value = f16::from_le_bytes(*bytes).to_f32();
+                }
+            }
+            other => {
+                let decoded = qtensor_from_ggml(other, bytes, vec![self.cols], &Device::Cpu)
+                    .and_then(|tensor| tensor.dequantize(&Device::Cpu))
+                    .and_then(|tensor| tensor.to_vec1::<f32>())
+                    .map_err(|e| first_line(&e))?;
+                row.copy_from_slice(&decoded);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,126 @@
+//! Small vector functions that the engine and the encoder share, written so that compilers vectorise them.
+
+/// Returns e^x with a relative error below 3e-7; 0 below -87, and saturates above 88.
+#[inline]
+pub(crate) fn exp(x: f32) -> f32 {
+    // e^x = 2^n · e^r with n the nearest integer to x / ln 2 and |r| <= ln 2 / 2; e^r by its Taylor series.
+    const MAGIC: f32 = 12_582_912.0;
+    let clamped = x.clamp(-87.0, 88.0);
+    let shifted = clamped * std::f32::consts::LOG2_E + MAGIC;
+    let n = shifted - MAGIC;
+    let r = (clamped - n * 0.693_359_4) + n * 2.121_944_4e-4;
+    let series =
+        1.0 + r * (1.0 + r * (0.5 + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0))))));
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
+    let result = series * power;
+    if x < -87.0 { 0.0 } else { result }
+}
+
+/// Returns the error function with an absolute error below 5e-7 (Abramowitz and Stegun 7.1.26).
+#[inline]
+pub(crate) fn erf(x: f32) -> f32 {
+    let a = x.abs();
+    let t = 1.0 / (1.0 + 0.327_591_1 * a);
+    let polynomial = t * (0.254_829_6 + t * (-0.284_496_74 + t * (1.421_413_7 + t * (-1.453_152_1 + t * 1.061_405_4))));
+    (1.0 - polynomial * exp(-a * a)).copysign(x)
+}
+
+/// Returns the dot product.
+#[inline]
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    // Sixteen running sums: enough for the compiler to keep four vector registers busy.
+    let mut sums = [0f32; 16];
+    let (chunks_a, rest_a) = a.as_chunks::<16>();
+    let (chunks_b, rest_b) = b.as_chunks::<16>();
+    for (a, b) in chunks_a.iter().zip(chunks_b) {
+        for i in 0..16 {
+            sums[i] += a[i] * b[i];
+        }
+    }
+    let rest: f32 = rest_a.iter().zip(rest_b).map(|(a, b)| a * b).sum();
+    sums.iter().sum::<f32>() + rest
+}
+
+/// Adds `factor · x` to `y`.
+#[inline]
+pub(crate) fn add_scaled(y: &mut [f32], factor: f32, x: &[f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += factor * x;
+    }
+}
+
+/// Turns scores into weights that sum to 1.
+pub(crate) fn softmax(scores: &mut [f32]) {
+    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for score in scores.iter_mut() {
+        *score = exp(*score - largest);
+        sum += *score;
+    }
+    let inverse = 1.0 / sum;
+    for score in scores.iter_mut() {
+        *score *= inverse;
+    }
+}
+
+/// Returns the natural logarithm of the sum of exponentials, or NaN when any value is NaN or none is finite.
+pub(crate) fn log_sum_exp(values: &[f32]) -> f32 {
+    let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = values
+        .chunks(1024)
+        .map(|chunk| {
+            let mut sums = [0f32; 8];
+            let (eights, rest) = chunk.as_chunks::<8>();
+            for eight in eights {
+                for i in 0..8 {
+                    sums[i] += exp(eight[i] - largest);
+                }
+            }
+            let rest: f32 = rest.iter().map(|v| exp(v - largest)).sum();
+            f64::from(sums.iter().sum::<f32>() + rest)
+        })
+        .sum();
+    #[expect(clippy::cast_possible_truncation, reason = "a logarithm of a vocabulary-sized sum")]
+    let log = sum.ln() as f32;
+    largest + log
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_accurate() {
+        for i in -8600..8800 {
+            let x = i as f32 / 100.0;
+            let exact = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - exact).abs() / exact;
+            assert!(error < 4e-7, "exp({x}) is off by {error}");
+        }
+        assert_eq!(exp(-100.0), 0.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(0.0), 1.0);
+    }
+
+    #[test]
+    fn erf_is_accurate() {
+        // Values of the error function from published tables.
+        for (x, expected) in
+            [(0.0, 0.0), (0.1, 0.112_462_916), (0.5, 0.520_499_88), (1.0, 0.842_700_8), (2.0, 0.995_322_3), (4.0, 1.0)]
+        {
+            assert!((erf(x) - expected).abs() < 5e-7, "erf({x}) = {}", erf(x));
+            assert!((erf(-x) + expected).abs() < 5e-7);
+        }
+    }
+
+    #[test]
+    fn sums_are_right() {
+        let a: Vec<f32> = (0..37).map(|i| i as f32).collect();
+        assert_eq!(dot(&a, &a), (0..37).map(|i| (i * i) as f32).sum::<f32>());
+        let mut weights = [1.0, 2.0, 3.0];
+        softmax(&mut weights);
+        assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-6);
+        assert!((log_sum_exp(&[0.0; 8]) - 8f32.ln()).abs() < 1e-6);
+        assert!((log_sum_exp(&[1000.0, 1000.0]) - 1000.693).abs() < 1e-3);
+    }
+}
