@@ -124,7 +124,8 @@ struct Waiting<'a>(&'a AtomicUsize);
 impl<'a> Waiting<'a> {
     fn join(waiting: &'a AtomicUsize, max: usize) -> Option<Self> {
         let joined = waiting.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < max).then_some(n + 1));
-        joined.is_ok().then_some(Self(waiting))
+        // Not `then_some`: one that is made and refused would leave a queue it never joined.
+        joined.is_ok().then(|| Self(waiting))
     }
 }
 

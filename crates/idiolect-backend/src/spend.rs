@@ -40,7 +40,7 @@ impl Prices {
     #[must_use]
     pub fn cost(&self, prompt_tokens: u64, completion_tokens: u64) -> u64 {
         let product = |price: u64, tokens: u64| u128::from(price) * u128::from(tokens);
-        let total = product(self.prompt, prompt_tokens) + product(self.completion, completion_tokens);
+        let total = product(self.prompt, prompt_tokens).saturating_add(product(self.completion, completion_tokens));
         u64::try_from(total.div_ceil(1_000_000)).unwrap_or(u64::MAX)
     }
 }

@@ -1,0 +1,84 @@
+//! The conformance suite over everything in this crate that is a backend or an encoder.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use idiolect_backend::testkit::{Conformance, conformance, embedder_conformance};
+use idiolect_backend::{
+    Backend, Echo, EchoConfig, HashEmbedder, Limit, LimitConfig, Member, MemoryLedger, Pool, PoolConfig, Prices,
+    SpendingCap, SpendingConfig, Strategy, Timeout, TimeoutConfig,
+};
+
+fn slow() -> Arc<Echo> {
+    Arc::new(Echo::with_delay(Duration::from_millis(3)))
+}
+
+fn pool(config: PoolConfig) -> Arc<dyn Backend> {
+    let members = vec![Member::new("a", slow()), Member::new("b", slow()), Member::new("c", slow())];
+    Arc::new(Pool::new(config, members).expect("a pool"))
+}
+
+#[tokio::test]
+async fn echo() {
+    conformance(|| Arc::new(Echo::new())).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_echo_in_a_context() {
+    let delay_per_token = Duration::from_millis(10);
+    let config = EchoConfig { delay_per_token, context_tokens: Some(400), ..EchoConfig::default() };
+    let echo = Arc::new(Echo::with_config(config));
+    let watched = Arc::clone(&echo);
+    Conformance::new(move || Arc::clone(&echo) as _).in_flight(move || watched.in_flight()).run().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn pools() {
+    for strategy in [Strategy::Fallback, Strategy::RoundRobin, Strategy::LeastBusy] {
+        conformance(move || pool(PoolConfig { strategy, ..PoolConfig::default() })).await;
+    }
+    let first_byte_timeout = Some(Duration::from_secs(5));
+    conformance(move || pool(PoolConfig { first_byte_timeout, ..PoolConfig::default() })).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn limited() {
+    let echo = slow();
+    let config = LimitConfig { max_concurrent: 2, max_queue: 8, rpm: None };
+    let limit = Arc::new(Limit::new(Arc::clone(&echo) as _, config));
+    Conformance::new(move || Arc::clone(&limit) as _).in_flight(move || echo.in_flight()).run().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn timed() {
+    for max in [None, Some(Duration::from_secs(30))] {
+        let config = TimeoutConfig { max, ..TimeoutConfig::default() };
+        conformance(move || Arc::new(Timeout::new(slow(), config))).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn capped() {
+    let config = SpendingConfig { per_day: u64::MAX, prices: Prices::per_million_dollars(1.0, 2.0) };
+    conformance(move || Arc::new(SpendingCap::new(slow(), config, Arc::new(MemoryLedger::default())))).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn everything_stacked() {
+    conformance(|| {
+        let spending = SpendingConfig { per_day: u64::MAX, prices: Prices::per_million_dollars(1.0, 2.0) };
+        let paid = Arc::new(SpendingCap::new(slow(), spending, Arc::new(MemoryLedger::default())));
+        let timed = Arc::new(Timeout::new(paid, TimeoutConfig::default()));
+        let members = vec![Member::new("only", timed).max_parallel_requests(64)];
+        let pool = Arc::new(Pool::new(PoolConfig::default(), members).expect("a pool"));
+        Arc::new(Limit::new(pool, LimitConfig::default()))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn hash_embedder() {
+    for dimensions in [8, 64, 384] {
+        embedder_conformance(&HashEmbedder::new(dimensions)).await;
+    }
+}
