@@ -136,12 +136,12 @@ impl Cache {
             let path = dir.join(&file.name);
             match stamp(&path) {
                 Some(stamp) if stamp == (file.bytes, file.modified_ns) => continue,
-                Some((bytes, modified_ns)) if bytes == file.bytes => {
-                    if hash_file(&path).is_ok_and(|hash| hash == file.sha256) {
-                        file.modified_ns = modified_ns;
-                        restamped = true;
-                        continue;
-                    }
+                Some((bytes, modified_ns))
+                    if bytes == file.bytes && hash_file(&path).is_ok_and(|hash| hash == file.sha256) =>
+                {
+                    file.modified_ns = modified_ns;
+                    restamped = true;
+                    continue;
                 }
                 _ => {}
             }

@@ -85,7 +85,7 @@ pub enum Value {
         /// How many items it has.
         len: u64,
         /// The items, empty where there are more than 64.
-        items: Vec<Value>,
+        items: Vec<Self>,
     },
 }
 

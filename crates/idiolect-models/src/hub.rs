@@ -69,6 +69,9 @@ mod client {
     use super::{Hub, HubFile, HubSpec, ModelError, PathBuf};
     use crate::fetch::root_cause;
 
+    const NEEDS_TOKEN: &str = "it needs an access token: set HF_TOKEN";
+    const NO_ACCESS: &str = "the access token does not give access to it";
+
     impl Hub<'_> {
         /// All files of the repository.
         pub(crate) async fn list(&self, spec: &HubSpec) -> Result<Vec<HubFile>, ModelError> {
@@ -165,10 +168,15 @@ mod client {
             HFError::RepoNotFound { .. } => ("no such repository".into(), false),
             HFError::RevisionNotFound { revision, .. } => (format!("it has no revision {revision:?}"), false),
             HFError::EntryNotFound { path, .. } => (format!("it has no file {path:?}"), false),
-            HFError::AuthRequired { .. } => ("it needs an access token: set HF_TOKEN".into(), false),
-            HFError::Forbidden { .. } => ("the access token does not give access to it".into(), false),
+            HFError::AuthRequired { .. } => (NEEDS_TOKEN.into(), false),
+            HFError::Forbidden { .. } => (NO_ACCESS.into(), false),
             HFError::RateLimited { .. } => ("HTTP 429: too many requests".into(), true),
-            HFError::Http { context } => (format!("HTTP {}", context.status), context.status.is_server_error()),
+            HFError::Http { context } => match context.status.as_u16() {
+                401 => (NEEDS_TOKEN.into(), false),
+                403 => (NO_ACCESS.into(), false),
+                404 => ("no such repository, revision or file".into(), false),
+                code => (format!("HTTP {}", context.status), code == 429 || code >= 500),
+            },
             other => (root_cause(other), true),
         };
         ModelError::Fetch { url: format!("hub:{}", spec.repo), problem, retryable }

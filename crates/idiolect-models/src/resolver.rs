@@ -198,7 +198,7 @@ impl Resolver {
         for source in &plan.sources {
             let shown = source.first().map(short).unwrap_or_default();
             progress.event(Event::Trying { model: &plan.name, source: &shown });
-            match self.from_source(plan, source, &partial, &staged, progress).await {
+            match self.gather(plan, source, &partial, &staged, progress).await {
                 Ok(files) => {
                     let installed = self.cache.install(&plan.name, &plan.spec, &shown, &staged, &files)?;
                     progress.event(Event::Ready { model: &plan.name, cached: false });
@@ -242,7 +242,7 @@ impl Resolver {
     }
 
     /// Brings every file of the plan into `staged`, each checked.
-    async fn from_source(
+    async fn gather(
         &self,
         plan: &Plan,
         source: &[Spec],

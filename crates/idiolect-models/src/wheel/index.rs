@@ -139,7 +139,7 @@ fn find_tag(text: &str, name: &str) -> Option<usize> {
     let mut from = 0;
     loop {
         let at = from + text[from..].find('<')?;
-        let inner = text[at + 1..].as_bytes();
+        let inner = &text.as_bytes()[at + 1..];
         let fits = inner.len() > name.len() && inner[..name.len()].eq_ignore_ascii_case(name.as_bytes());
         if fits && (inner[name.len()].is_ascii_whitespace() || inner[name.len()] == b'>') {
             return Some(at);

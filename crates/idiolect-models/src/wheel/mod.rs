@@ -44,7 +44,7 @@ impl Wheels<'_> {
         }
         let mut failures = Vec::new();
         for address in &self.config.indexes {
-            match self.from_index(address, package, version, folder, room_after, progress).await {
+            match self.ask_index(address, package, version, folder, room_after, progress).await {
                 Ok(wheel) => return Ok(wheel),
                 // pip would meet the same disk, and must not be asked to fetch what was found to be wrong.
                 Err(error) if error.is_local() || error.is_hash_mismatch() => return Err(error),
@@ -75,7 +75,7 @@ impl Wheels<'_> {
         }
     }
 
-    async fn from_index(
+    async fn ask_index(
         &self,
         address: &Url,
         package: &str,
