@@ -177,7 +177,7 @@ pub struct GgufSummary {
     pub tokenizer: Option<String>,
     /// Parameters of all tensors.
     pub n_params: u64,
-    /// The type that most parameters have.
+    /// What the file calls its quantisation, else the type that most parameters have.
     pub quantisation: Option<String>,
     /// Parameters by type.
     pub params_by_type: BTreeMap<String, u64>,
@@ -273,9 +273,11 @@ impl GgufHeader {
         by_type
     }
 
-    /// The type that most parameters have.
+    /// The quantisation: what the file calls itself (as in `Q4_K_M`), else the type that most parameters have.
     pub fn quantisation(&self) -> Option<String> {
-        self.params_by_type().into_iter().max_by_key(|(_, n)| *n).map(|(name, _)| name)
+        let stated = self.metadata.get("general.file_type").and_then(Value::as_u64).and_then(file_type);
+        let most = || self.params_by_type().into_iter().max_by_key(|(_, n)| *n).map(|(name, _)| name);
+        stated.map(str::to_owned).or_else(most)
     }
 
     /// Bytes that the tensors need beyond the end of the file.
@@ -466,6 +468,46 @@ fn tensor_type(kind: u32) -> Option<(&'static str, u64, u64)> {
         34 => ("TQ1_0", 256, 54),
         35 => ("TQ2_0", 256, 66),
         39 => ("MXFP4", 32, 17),
+        _ => return None,
+    })
+}
+
+/// The names that go with `general.file_type`.
+fn file_type(number: u64) -> Option<&'static str> {
+    Some(match number {
+        0 => "F32",
+        1 => "F16",
+        2 => "Q4_0",
+        3 => "Q4_1",
+        7 => "Q8_0",
+        8 => "Q5_0",
+        9 => "Q5_1",
+        10 => "Q2_K",
+        11 => "Q3_K_S",
+        12 => "Q3_K_M",
+        13 => "Q3_K_L",
+        14 => "Q4_K_S",
+        15 => "Q4_K_M",
+        16 => "Q5_K_S",
+        17 => "Q5_K_M",
+        18 => "Q6_K",
+        19 => "IQ2_XXS",
+        20 => "IQ2_XS",
+        21 => "Q2_K_S",
+        22 => "IQ3_XS",
+        23 => "IQ3_XXS",
+        24 => "IQ1_S",
+        25 => "IQ4_NL",
+        26 => "IQ3_S",
+        27 => "IQ3_M",
+        28 => "IQ2_S",
+        29 => "IQ2_M",
+        30 => "IQ4_XS",
+        31 => "IQ1_M",
+        32 => "BF16",
+        36 => "TQ1_0",
+        37 => "TQ2_0",
+        38 => "MXFP4",
         _ => return None,
     })
 }
