@@ -6,10 +6,12 @@
 pub mod body_hash;
 pub mod btauth;
 mod caller;
+pub mod dendrite;
 pub mod epistula;
 mod error;
 pub mod grpc;
 mod headers;
+pub mod http_synapse;
 mod json_object;
 mod keys;
 mod nonce;

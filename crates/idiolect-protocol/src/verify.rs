@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::nonce::Keeping;
-use crate::{AuthError, Caller, Claim, Hotkey, Nonce, NonceStore, keys};
+use crate::{AuthError, Caller, Claim, Hotkey, Nonce, NonceStore, Transport, keys};
 
 /// Where the verifier reads the time; tests put recorded times here.
 pub trait Clock: fmt::Debug + Send + Sync + 'static {
@@ -31,8 +31,12 @@ impl Clock for SystemClock {
 pub struct Limits {
     /// A client's stated timeout counts up to this much, however much it claims. Default 60 s.
     ///
-    /// The timeout widens the window of acceptable clock readings and is not signed, so it must stay small.
+    /// The timeout is not signed; it sets the deadline of the answer.
     pub max_timeout: Duration,
+    /// How much of a client's stated timeout widens the window of acceptable clock readings (HTTP). Default 20 s.
+    ///
+    /// The timeout is not signed, so somebody who replays a request could raise it: this must stay small.
+    pub http_window_timeout: Duration,
     /// How far ahead of our clock a reading may lie (HTTP and Epistula). Default 60 s.
     pub max_ahead: Duration,
     /// What is added to the client's timeout to give the window (HTTP). Default 4 s, as in bittensor.
@@ -47,6 +51,12 @@ pub struct Limits {
     pub legacy_http: bool,
     /// Serve bittensor 5.x over gRPC. Default on.
     pub grpc: bool,
+    /// Serve bittensor 6 to 10 over HTTP. Default on.
+    pub http: bool,
+    /// Serve Epistula. Default on.
+    pub epistula: bool,
+    /// Serve bittensor 11 (btauth/1). Default on.
+    pub btauth: bool,
     /// Accept btauth requests that name no receiver. Default off.
     pub btauth_unbound: bool,
 }
@@ -55,6 +65,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             max_timeout: Duration::from_secs(60),
+            http_window_timeout: Duration::from_secs(20),
             max_ahead: Duration::from_secs(60),
             http_slack: Duration::from_secs(4),
             epistula_max_age: Duration::from_secs(8),
@@ -62,6 +73,9 @@ impl Default for Limits {
             btauth_max_ahead: Duration::from_secs(2),
             legacy_http: false,
             grpc: true,
+            http: true,
+            epistula: true,
+            btauth: true,
             btauth_unbound: false,
         }
     }
@@ -71,7 +85,20 @@ impl Limits {
     /// Returns how old a clock reading may be at most, whatever transport, and whatever a client says of its timeout.
     #[must_use]
     pub fn widest_window(&self) -> Duration {
-        self.http_slack.saturating_add(self.max_timeout).max(self.epistula_max_age).max(self.btauth_max_age)
+        self.http_slack.saturating_add(self.http_window_timeout).max(self.epistula_max_age).max(self.btauth_max_age)
+    }
+}
+
+impl Limits {
+    /// Refuses transports that are switched off.
+    const fn check_served(&self, transport: Transport) -> Result<(), AuthError> {
+        match transport {
+            Transport::Grpc if !self.grpc => Err(AuthError::TransportOff("bittensor 5")),
+            Transport::Http if !self.http => Err(AuthError::TransportOff("bittensor 6 to 10")),
+            Transport::Epistula if !self.epistula => Err(AuthError::TransportOff("Epistula")),
+            Transport::Btauth if !self.btauth => Err(AuthError::TransportOff("bittensor 11")),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -122,6 +149,7 @@ impl Verifier {
     /// # Errors
     /// As [`verify`](Self::verify).
     pub fn verify_as(&self, claim: Claim, is_known: impl FnOnce(&Hotkey) -> bool) -> Result<Caller, AuthError> {
+        self.limits.check_served(claim.transport)?;
         let now_ns = self.clock.now_ns();
         check_window(&claim.nonce, now_ns)?;
         if !keys::verify(claim.scheme, &claim.hotkey, &claim.signed, &claim.signature) {

@@ -1,0 +1,162 @@
+//! Every recorded request of five SDK versions, through head, proof and body, in the recorded order.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use serde_json::Value;
+
+use super::*;
+use crate::{Caller, Clock, Hotkey, Keypair, Limits, NonceStore, PromptError, Verifier, testdata};
+
+const VERSIONS: [&str; 5] = ["6.9.4", "7.4.0", "8.5.2", "9.12.2", "10.5.0"];
+
+/// Where we refuse what the recorded server accepted: variant, version (`*` for all), why.
+const STRICTER: &[(&str, &str, &str)] = &[
+    ("nonce_17s_old_timeout_12", "6.9.4", "clock readings have a window whatever version the client gives"),
+    ("nonce_60s_old", "6.9.4", "clock readings have a window whatever version the client gives"),
+    ("nonce_60s_old_version_640", "*", "the version is not signed, so it cannot turn the window off"),
+    (
+        "nonce_60s_old_version_header_lowered_unsigned",
+        "*",
+        "the version is not signed, so it cannot turn the window off",
+    ),
+    ("nonce_60s_old_timeout_header_raised_unsigned", "*", "the timeout is not signed, so it widens the window little"),
+    ("nonce_1h_future", "*", "the window has an upper end"),
+    ("signature_missing", "9.12.2", "the recorded server has a hole"),
+    ("signature_empty", "9.12.2", "the recorded server has a hole"),
+    ("signature_not_hex", "9.12.2", "the recorded server has a hole"),
+];
+
+#[derive(Debug)]
+struct TestClock(AtomicI64);
+
+impl Clock for TestClock {
+    fn now_ns(&self) -> i128 {
+        self.0.load(Ordering::Relaxed).into()
+    }
+}
+
+/// A server as far as this crate goes.
+struct Server {
+    clock: Arc<TestClock>,
+    verifier: Verifier,
+    synapses: Synapses,
+    blacklisted: Hotkey,
+}
+
+impl Server {
+    fn new(file: &Value) -> Self {
+        let clock = Arc::new(TestClock(AtomicI64::new(0)));
+        let receiver = Keypair::from_uri(file["miner_uri"].as_str().unwrap()).unwrap().hotkey();
+        assert_eq!(receiver.to_string(), file["miner_hotkey"]);
+        let limits = Limits { legacy_http: true, ..Limits::default() };
+        let nonces = Arc::new(NonceStore::new(10_000));
+        let blacklisted = Keypair::from_uri(file["blacklisted_uri"].as_str().unwrap()).unwrap().hotkey();
+        let verifier = Verifier::new(receiver, limits, clock.clone(), nonces);
+        Self { clock, verifier, synapses: Synapses::default(), blacklisted }
+    }
+
+    fn answer(&self, case: &Value) -> Result<(Caller, SynapseBody), String> {
+        let request = &case["request"];
+        self.clock.0.store(case["sent_at_ns"].as_i64().unwrap(), Ordering::Relaxed);
+        if !["GET", "POST"].contains(&request["method"].as_str().unwrap()) {
+            return Err("method".into());
+        }
+        let headers: HeaderMap = request["headers"]
+            .as_object()
+            .unwrap()
+            .iter()
+            .map(|(name, value)| {
+                let name: HeaderName = name.parse().unwrap();
+                (name, HeaderValue::from_str(value.as_str().unwrap()).unwrap())
+            })
+            .collect();
+        let synapse = self.synapses.find(request["path"].as_str().unwrap()).ok_or("not found")?;
+        let head = read_head(&headers, synapse, self.verifier.receiver(), self.verifier.limits())
+            .map_err(|e| e.to_string())?;
+        let caller = self.verifier.verify(head.claim).map_err(|e| e.to_string())?;
+        if *caller.hotkey() == self.blacklisted {
+            return Err("blacklisted".into());
+        }
+        let body = Bytes::copy_from_slice(request["body"].as_str().unwrap_or("").as_bytes());
+        let body = SynapseBody::parse(synapse, &head.body_hash, body).map_err(|e| e.to_string())?;
+        Ok((caller, body))
+    }
+}
+
+fn is_stricter(variant: &str, version: &str) -> bool {
+    STRICTER.iter().any(|(v, w, _)| *v == variant && [version, "*"].contains(w))
+}
+
+#[test]
+fn recorded_requests_are_accepted_and_refused_as_recorded_or_stricter_for_a_reason() {
+    let mut n_cases = 0;
+    for version in VERSIONS {
+        let file = testdata::vectors(&format!("http-{version}.json"));
+        let server = Server::new(&file);
+        for case in file["cases"].as_array().unwrap() {
+            n_cases += 1;
+            let variant = case["variant"].as_str().unwrap();
+            let was_accepted = case["received"]["http_status"] == 200;
+            let answer = server.answer(case);
+            let expected = was_accepted && !is_stricter(variant, version);
+            assert_eq!(answer.is_ok(), expected, "{version} {variant}: {:?}", answer.err());
+            assert!(was_accepted || !is_stricter(variant, version), "{version} {variant} need not be listed");
+            if let Ok((caller, body)) = answer {
+                check_accepted(case, &caller, &body);
+            }
+        }
+    }
+    assert_eq!(n_cases, 5 * 55);
+}
+
+/// Looks at what came out of an accepted request, and at our reply beside the recorded one.
+fn check_accepted(case: &Value, caller: &Caller, body: &SynapseBody) {
+    let (request, received) = (&case["request"], &case["received"]);
+    let variant = &case["variant"];
+    assert_eq!(hex::encode(caller.hotkey().as_bytes()), request["signer_public_key"], "{variant}");
+    let asked: Value = serde_json::from_str(request["body"].as_str().unwrap()).unwrap();
+    match body.synapse().kind() {
+        SynapseKind::Prompt if variant == "empty_lists" => assert_eq!(body.prompt(), Err(PromptError::Empty)),
+        SynapseKind::Prompt => {
+            let prompt = body.prompt().unwrap();
+            let contents: Vec<_> = prompt.messages().iter().map(|m| m.content.as_str()).collect();
+            assert_eq!(serde_json::to_value(contents).unwrap(), asked["messages"], "{variant}");
+        }
+        _ => assert!(body.prompt().is_err()),
+    }
+    let recorded: Value = serde_json::from_str(received["body"].as_str().unwrap()).unwrap();
+    let reply = SynapseReplier::new(&Hotkey::from_bytes([1; 32]), None).completion(body, "x", Duration::from_millis(1));
+    let value: Value = serde_json::from_slice(reply.body()).unwrap();
+    for field in ["name", "timeout", "roles", "messages", "required_hash_fields"] {
+        assert_eq!(value.get(field), recorded.get(field), "{variant} {field}");
+    }
+    for header in ["content-type", "bt_header_axon_status_code", "bt_header_axon_status_message"] {
+        assert_eq!(reply.headers()[header], received["headers"][header].as_str().unwrap(), "{variant} {header}");
+    }
+}
+
+#[test]
+fn counters_are_refused_unless_asked_for() {
+    let file = testdata::vectors("http-6.9.4.json");
+    let mut server = Server::new(&file);
+    let (receiver, limits) = (*server.verifier.receiver(), Limits::default());
+    server.verifier = Verifier::new(receiver, limits, server.clock.clone(), Arc::new(NonceStore::new(100)));
+    let error = server.answer(&file["cases"][0]).unwrap_err();
+    assert_eq!(error, "bittensor 6.0 to 7.1 clients are not served here");
+}
+
+#[test]
+fn the_matrix_says_what_the_recordings_say() {
+    let matrix = testdata::vectors("http-status-matrix.json");
+    for version in VERSIONS {
+        for case in testdata::vectors(&format!("http-{version}.json"))["cases"].as_array().unwrap() {
+            let variant = case["variant"].as_str().unwrap();
+            let recorded = case["received"].get("http_status").unwrap_or(&Value::Null);
+            assert_eq!(matrix["status"][variant][version], *recorded, "{version} {variant}");
+        }
+    }
+}
