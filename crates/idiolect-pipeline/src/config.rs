@@ -1,0 +1,88 @@
+//! How replies are made.
+
+use std::time::Duration;
+
+use idiolect_backend::Sampling;
+use idiolect_uniqueness::{Retention, SelectorConfig};
+use serde::{Deserialize, Serialize};
+
+/// What is kept of the prompts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StorePrompts {
+    /// Their text.
+    #[default]
+    All,
+    /// A hash: equal prompts can be told to be equal, and a guessed prompt can be confirmed.
+    Hash,
+    /// Nothing.
+    None,
+}
+
+/// What is kept of a reply, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RecordConfig {
+    /// What is kept of the prompts.
+    pub store_prompts: StorePrompts,
+    /// Whether the candidates' texts are kept. Without them only figures are.
+    pub store_replies: bool,
+    /// How long, and how many.
+    pub retention: Retention,
+    /// Replies that may wait to be written. When the disk is slower than the miner, a reply waits for room for at most
+    /// 50 ms, and is sent without a record after that.
+    pub queue: usize,
+}
+
+impl Default for RecordConfig {
+    fn default() -> Self {
+        let retention = Retention { max_replies: Some(200_000), max_age: Some(Duration::from_secs(30 * 24 * 3600)) };
+        Self { store_prompts: StorePrompts::All, store_replies: true, retention, queue: 1024 }
+    }
+}
+
+/// How replies are made.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PipelineConfig {
+    /// Candidates drawn for one reply, 1 to [`PipelineConfig::MAX_CANDIDATES`].
+    pub candidates: usize,
+    /// Recipes that share them, at least 1; the first is the no-op.
+    pub recipes: usize,
+    /// Sampling of candidates, unless the caller dictates it. Its `seed` and `logprobs` are not used.
+    pub sampling: Sampling,
+    /// Most tokens that a caller may dictate.
+    pub max_dictated_tokens: u32,
+    /// How the choice is made.
+    pub selector: SelectorConfig,
+    /// Replies of ours that candidates are compared with.
+    pub history: usize,
+    /// Where draws start from. `None` takes a new number at each start; two miners should not share one.
+    pub seed: Option<u64>,
+    /// Task names for which `availability` says yes.
+    pub tasks: Vec<String>,
+    /// Time first set aside for scoring, a candidate; measured from then on.
+    pub score_reserve: Duration,
+    /// What is kept.
+    pub record: RecordConfig,
+}
+
+impl PipelineConfig {
+    /// Most candidates, and most completions of one request.
+    pub const MAX_CANDIDATES: usize = 64;
+}
+
+impl Default for PipelineConfig {
+    fn default() -> Self {
+        Self {
+            candidates: 4,
+            recipes: 2,
+            sampling: Sampling { temperature: Some(0.8), top_p: Some(0.95), ..Sampling::default() },
+            max_dictated_tokens: 4096,
+            selector: SelectorConfig::default(),
+            history: 4096,
+            seed: None,
+            tasks: ["TextPrompting", "Prompting", "InferenceTask"].map(str::to_owned).to_vec(),
+            score_reserve: Duration::from_millis(50),
+            record: RecordConfig::default(),
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Drawing candidates: all recipes at once, and whatever is there at the deadline.
+
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use idiolect_backend::{Backend, Candidate, Collector, Completion, Error, FinishReason, Request, Usage};
+use idiolect_mutation::Recipe;
+use tokio::time::Instant;
+
+use crate::trim::to_whole_sentence;
+use crate::{error, metrics};
+
+/// One request to the backend, and the recipe behind it.
+#[derive(Clone, Debug)]
+pub(crate) struct Planned {
+    pub(crate) recipe: Recipe,
+    pub(crate) request: Request,
+}
+
+/// A candidate with some text.
+#[derive(Clone, Debug)]
+pub(crate) struct Draft {
+    /// Which of the plan's recipes it comes from.
+    pub(crate) recipe: usize,
+    /// The candidate; its text is as it would be sent.
+    pub(crate) candidate: Candidate,
+    /// Whether the end was cut off.
+    pub(crate) trimmed: bool,
+    pub(crate) model: String,
+    pub(crate) backend: String,
+}
+
+/// What came of a plan.
+#[derive(Debug, Default)]
+pub(crate) struct Generated {
+    pub(crate) drafts: Vec<Draft>,
+    pub(crate) usage: Usage,
+    pub(crate) notes: Vec<String>,
+    /// The error that tells most, when there was any.
+    pub(crate) error: Option<Error>,
+}
+
+/// Runs a plan until the deadline. With `verbatim` texts stay exactly as the model said them.
+///
+/// # Cancellation
+/// Dropping the future drops the backend's streams, which stops the work.
+pub(crate) async fn generate(backend: &dyn Backend, plan: &[Planned], deadline: Instant, verbatim: bool) -> Generated {
+    let outcomes = join_all(plan.iter().map(|planned| collect(backend, planned.request.clone(), deadline))).await;
+    let mut generated = Generated::default();
+    for (recipe, (completion, error)) in outcomes.into_iter().enumerate() {
+        if let Some(completion) = completion {
+            generated.take(recipe, completion, &backend.capabilities().model, verbatim);
+        }
+        if let Some(error) = error {
+            metrics::backend_failed();
+            generated.notes.push(format!("{}: {error}", plan[recipe].recipe));
+            if generated.error.as_ref().is_none_or(|other| error::rank(&error) > error::rank(other)) {
+                generated.error = Some(error);
+            }
+        }
+    }
+    generated
+}
+
+impl Generated {
+    fn take(&mut self, recipe: usize, completion: Completion, model: &str, verbatim: bool) {
+        let Usage { prompt_tokens, completion_tokens, trimmed_tokens } = completion.usage;
+        // The recipes share the caller's prompt: the longest says most of what it cost to read.
+        self.usage.prompt_tokens = self.usage.prompt_tokens.max(prompt_tokens);
+        self.usage.completion_tokens = self.usage.completion_tokens.saturating_add(completion_tokens);
+        self.usage.trimmed_tokens = self.usage.trimmed_tokens.max(trimmed_tokens);
+        // An answer that was cut short never says whose it is.
+        let model = if completion.model.is_empty() { model.to_owned() } else { completion.model };
+        for mut candidate in completion.candidates {
+            metrics::candidate(candidate.finish_reason);
+            let trimmed = !verbatim && trim(&mut candidate);
+            candidate.mean_logprob = candidate.mean_logprob.filter(|v| v.is_finite());
+            if candidate.text.trim().is_empty() {
+                self.notes.push("a candidate without any text was left out".to_owned());
+                continue;
+            }
+            let (model, backend) = (model.clone(), completion.backend.clone());
+            self.drafts.push(Draft { recipe, candidate, trimmed, model, backend });
+        }
+    }
+}
+
+/// Takes white space off the text's ends, and off a cut text its unfinished sentence. Says whether it did the latter.
+fn trim(candidate: &mut Candidate) -> bool {
+    let text = candidate.text.trim();
+    let is_cut = matches!(candidate.finish_reason, FinishReason::Deadline | FinishReason::Length);
+    let kept = if is_cut { to_whole_sentence(text) } else { text };
+    let trimmed = kept.len() < text.len();
+    candidate.text = kept.to_owned();
+    trimmed
+}
+
+/// Joins one stream as far as it comes. Text that was there before an error or the deadline is kept.
+async fn collect(backend: &dyn Backend, request: Request, deadline: Instant) -> (Option<Completion>, Option<Error>) {
+    let mut collector = Collector::new().expecting(request.n);
+    let work = async {
+        let mut stream = backend.stream(request).await?;
+        while let Some(event) = stream.next().await {
+            collector.push(event?)?;
+        }
+        Ok(())
+    };
+    let result = tokio::time::timeout_at(deadline, work).await;
+    if collector.is_done() {
+        return match collector.finish() {
+            Ok(completion) => (Some(completion), None),
+            Err(error) => (None, Some(error)),
+        };
+    }
+    let error = match result {
+        Ok(Ok(())) => Some(Error::Protocol {
+            backend: backend.capabilities().model.clone(),
+            reason: "the stream ended without its last item".to_owned(),
+        }),
+        Ok(Err(error)) => Some(error),
+        // Being cut is no failure while there is something to show.
+        Err(_) if collector.has_text() => None,
+        Err(_) => Some(Error::DeadlineExceeded),
+    };
+    (collector.cut(), error)
+}

@@ -1,0 +1,603 @@
+//! From a prompt to a reply.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use idiolect_axon::{Dictated, HandlerError, Reply, ReplyLogprob};
+use idiolect_backend::{Backend, Embedder, Embedding, FinishReason, Request, Role, Sampling};
+use idiolect_mutation::guard::{self, Flag};
+use idiolect_mutation::{Facts, Library, Mode, RecipeSampler, Task};
+use idiolect_protocol::Category;
+use idiolect_uniqueness::quality::{self, Quality};
+use idiolect_uniqueness::{
+    Candidate, Erase, Panel, Population, ReplyHistory, Selection, Selector, SqliteHistory, StoreError, StoredReply,
+};
+use sqlx::SqlitePool;
+use tokio::time::Instant;
+
+use crate::ask::Job;
+use crate::config::StorePrompts;
+use crate::error::to_handler_error;
+use crate::generate::{Draft, Generated, Planned, generate};
+use crate::provenance::{CandidateRecord, Timings, milliseconds};
+use crate::recorder::{Recorder, Rewards, now_ms};
+use crate::reserve::Reserve;
+use crate::store::{ProvenanceStore, Record};
+use crate::{Answer, Ask, PipelineConfig, PipelineError, Provenance, hash, metrics};
+
+/// With less than this left no reply is begun.
+const LEAST_BUDGET: Duration = Duration::from_millis(5);
+/// How much earlier than our own end the backend is told to stop, so that it can end its candidates properly.
+const BACKEND_GRACE: Duration = Duration::from_millis(40);
+/// Searching more earlier replies than this is moved off the executor.
+const SEARCH_INLINE: usize = 256;
+
+/// What a pipeline is put together from.
+#[derive(Clone, Debug)]
+pub struct Parts {
+    /// The language model, or a pool of them.
+    pub backend: Arc<dyn Backend>,
+    /// The sentence encoder; without one quality alone decides.
+    pub embedder: Option<Arc<dyn Embedder>>,
+    /// The operators and routes.
+    pub library: Arc<Library>,
+    /// Where replies are kept; without one the last few live in memory.
+    pub store: Option<SqlitePool>,
+    /// Recorded rivals, compared with whatever the prompt.
+    pub panel: Option<Arc<Panel>>,
+}
+
+impl Parts {
+    /// Takes a backend and nothing else: no encoder, no operators, no store.
+    #[must_use]
+    pub fn new(backend: Arc<dyn Backend>) -> Self {
+        Self { backend, embedder: None, library: Arc::default(), store: None, panel: None }
+    }
+}
+
+/// Makes replies: detects the task, mutates the prompt, draws candidates, scores them, chooses one and records how it
+/// came to be.
+///
+/// It implements [`idiolect_axon::Handler`]. A deadline is kept by setting time aside for scoring, as much as scoring was
+/// measured to take; candidates that are unfinished by then are used as they are. Dropping the future of a reply stops
+/// its work.
+///
+/// Must be made within a tokio runtime: a task of its own writes the records.
+#[derive(Debug)]
+pub struct Pipeline {
+    config: PipelineConfig,
+    backend: Arc<dyn Backend>,
+    embedder: Option<Arc<dyn Embedder>>,
+    sampler: RecipeSampler,
+    selector: Arc<Selector>,
+    panel: Option<Arc<Panel>>,
+    history: Option<Arc<ReplyHistory>>,
+    recorder: Recorder,
+    reserve: Reserve,
+    seed: u64,
+}
+
+/// What was settled before anything was generated.
+struct Plan {
+    task: Task,
+    task_name: String,
+    mode: Mode,
+    seed: u64,
+    requests: Vec<Planned>,
+    n_candidates: usize,
+    /// Texts are sent exactly as the model said them.
+    verbatim: bool,
+}
+
+/// What was found out about the candidates.
+struct Scored {
+    qualities: Vec<Quality>,
+    flags: Vec<Vec<Flag>>,
+    selection: Option<Selection>,
+    ranking: Vec<usize>,
+    reason: &'static str,
+    embeddings: Option<Vec<Embedding>>,
+    n_history: usize,
+}
+
+impl Pipeline {
+    /// Puts a pipeline together, and reads the last replies out of the store.
+    ///
+    /// # Errors
+    /// [`PipelineError::Config`] naming every setting that cannot work, or what the store says.
+    pub async fn start(config: PipelineConfig, parts: Parts) -> Result<Self, PipelineError> {
+        check(&config, &parts)?;
+        metrics::describe();
+        let Parts { backend, embedder, library, store, panel } = parts;
+        let history = match (&embedder, &store) {
+            (None, _) => None,
+            (Some(embedder), None) => {
+                Some(ReplyHistory::in_memory(embedder.name(), embedder.dimensions(), config.history))
+            }
+            (Some(embedder), Some(pool)) => {
+                let kept = Arc::new(SqliteHistory::open(pool.clone()).await?);
+                Some(ReplyHistory::load(kept, embedder.name(), embedder.dimensions(), config.history).await?)
+            }
+        };
+        let history = history.map(Arc::new);
+        let store = match store {
+            Some(pool) => Some(ProvenanceStore::open(pool).await?),
+            None => None,
+        };
+        let recorder = Recorder::new(store, history.clone(), &config.record);
+        let seed = config.seed.unwrap_or_else(rand::random);
+        Ok(Self {
+            sampler: RecipeSampler::new(library, seed),
+            selector: Arc::new(Selector::new(config.selector.clone())),
+            reserve: Reserve::new(config.score_reserve),
+            config,
+            backend,
+            embedder,
+            panel,
+            history,
+            recorder,
+            seed,
+        })
+    }
+
+    /// Returns the settings.
+    #[must_use]
+    pub const fn config(&self) -> &PipelineConfig {
+        &self.config
+    }
+
+    /// Answers a question of our own.
+    ///
+    /// # Errors
+    /// [`HandlerError`] with the category that a peer would be told.
+    pub async fn answer(&self, ask: Ask) -> Result<Answer, HandlerError> {
+        self.run(ask.into()).await
+    }
+
+    /// Returns how a reply came to be: `which` is an id, the beginning of one, or `last`.
+    ///
+    /// # Errors
+    /// [`PipelineError::NotFound`], or what the store says.
+    pub async fn explain(&self, which: &str) -> Result<Provenance, PipelineError> {
+        self.recorder.explain(which).await
+    }
+
+    /// Erases replies, with everything kept of them, and returns how many.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn erase(&self, what: &Erase) -> Result<u64, StoreError> {
+        self.recorder.erase(what).await
+    }
+
+    /// Waits until every reply so far is on record. Call it before the process ends.
+    pub async fn flush(&self) {
+        self.recorder.flush().await;
+    }
+
+    pub(crate) const fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    pub(crate) fn reward(&self, caller: String, completion: &str, rewards: Vec<f32>) -> Result<(), HandlerError> {
+        const MOST: usize = 64;
+        if rewards.len() > MOST || rewards.iter().any(|r| !r.is_finite()) {
+            let message = format!("expected at most {MOST} rewards, all of them finite");
+            return Err(HandlerError::new(Category::Malformed, message));
+        }
+        let completion_hash = hash::completion(completion);
+        if self.recorder.rewards(Rewards { caller, completion_hash, rewards }) {
+            Ok(())
+        } else {
+            Err(HandlerError::new(Category::Overloaded, "overloaded"))
+        }
+    }
+
+    /// Makes one reply.
+    pub(crate) async fn run(&self, job: Job) -> Result<Answer, HandlerError> {
+        let in_flight = metrics::InFlight::new();
+        let transport = job.transport;
+        let planned = self.plan(&job);
+        let mode = match &planned {
+            Ok(plan) if plan.mode.is_passthrough() => "passthrough",
+            Ok(_) => "mutate",
+            Err(_) => "none",
+        };
+        let result = match planned {
+            Ok(plan) => self.carry_out(job, plan).await,
+            Err(error) => Err(error),
+        };
+        if result.as_ref().is_err_and(|error| error.category == Category::Timeout) {
+            metrics::deadline_missed();
+        }
+        metrics::reply(transport, mode, result.as_ref().map(|_| ()).map_err(|error| error.category));
+        drop(in_flight);
+        result
+    }
+
+    /// Settles what is asked of the backend. The deadlines of the requests are set later.
+    fn plan(&self, job: &Job) -> Result<Plan, HandlerError> {
+        let refuse = |message: String| Err(HandlerError::new(Category::Malformed, message));
+        let most = PipelineConfig::MAX_CANDIDATES;
+        if !(1..=most).contains(&job.n_completions) {
+            return refuse(format!("{} completions asked for, expected 1 to {most}", job.n_completions));
+        }
+        let task = Task::detect(job.task.as_deref(), &job.messages);
+        let task_name = job.task.clone().unwrap_or_else(|| task.as_str().to_owned());
+        let facts = Facts { transport: job.transport, task: &task_name, dictated: job.dictated.is_some() };
+        let mode = self.sampler.library().route(&facts);
+        let seed = self.seed ^ rand::random::<u64>();
+
+        let n_candidates =
+            if mode.is_passthrough() { job.n_completions } else { self.config.candidates.max(job.n_completions) };
+        let n_recipes = self.config.recipes.clamp(1, n_candidates);
+        let recipes = self.sampler.draw(n_recipes, seed, task, &mode);
+        let sampling = match &job.dictated {
+            Some(dictated) => self.dictated(dictated),
+            None => Sampling { seed: None, ..self.config.sampling.clone() },
+        };
+        let mut requests = Vec::with_capacity(recipes.len());
+        for (i, recipe) in recipes.into_iter().enumerate() {
+            // The first, which is the no-op, takes what does not divide.
+            let rest = if i == 0 { n_candidates % n_recipes } else { 0 };
+            let mut sampling = sampling.clone();
+            recipe.apply_sampling(&mut sampling);
+            if job.dictated.is_none() && self.backend.capabilities().seed {
+                sampling.seed = Some(seed.wrapping_add(i as u64));
+            }
+            sampling.logprobs = job.logprobs.map(|n| n.min(20));
+            let messages = recipe.apply(&job.messages);
+            let request = Request {
+                n: n_candidates / n_recipes + rest,
+                sampling,
+                model: job.model.clone(),
+                ..Request::new(messages)
+            };
+            requests.push(Planned { recipe, request });
+        }
+        // A small library may hold fewer recipes than wanted: the no-op takes their share.
+        let drawn: usize = requests.iter().map(|planned| planned.request.n).sum();
+        requests[0].request.n += n_candidates.saturating_sub(drawn);
+
+        if let Some(Err(error)) = requests.iter().map(|planned| planned.request.validate()).find(Result::is_err) {
+            return Err(to_handler_error(error));
+        }
+        if job.dictated.is_some() && job.logprobs.is_some() && !self.backend.capabilities().logprobs {
+            return Err(HandlerError::new(Category::Unavailable, "log-probabilities are not available"));
+        }
+        let verbatim = mode.is_passthrough() || job.logprobs.is_some();
+        Ok(Plan { task, task_name, mode, seed, requests, n_candidates, verbatim })
+    }
+
+    fn dictated(&self, dictated: &Dictated) -> Sampling {
+        let max_tokens = dictated.max_tokens.unwrap_or(self.config.sampling.max_tokens);
+        Sampling {
+            max_tokens: max_tokens.min(self.config.max_dictated_tokens),
+            temperature: dictated.temperature,
+            top_k: dictated.top_k,
+            top_p: dictated.top_p,
+            repetition_penalty: dictated.repetition_penalty,
+            stop: dictated.stop.iter().filter(|stop| !stop.is_empty()).take(16).cloned().collect(),
+            seed: dictated.seed,
+            ..Sampling::default()
+        }
+    }
+
+    async fn carry_out(&self, job: Job, mut plan: Plan) -> Result<Answer, HandlerError> {
+        let started = Instant::now();
+        let time_ms = now_ms();
+        let budget = job.deadline.saturating_duration_since(started);
+        if budget < LEAST_BUDGET {
+            return Err(HandlerError::new(Category::Timeout, "out of time"));
+        }
+        let scores = self.embedder.is_some() && !plan.mode.is_passthrough();
+        let reserve = if scores { self.reserve.of(plan.n_candidates, budget) } else { Duration::ZERO };
+        metrics::reserve(reserve);
+        let generate_until = job.deadline - reserve;
+        let grace = BACKEND_GRACE.min(budget / 20);
+        for planned in &mut plan.requests {
+            planned.request.deadline = Some((generate_until - grace).into_std());
+        }
+        let planned_at = Instant::now();
+        let mut generated = generate(&*self.backend, &plan.requests, generate_until, plan.verbatim).await;
+        let generated_at = Instant::now();
+        if generated.drafts.is_empty() {
+            let nothing = || HandlerError::new(Category::Unavailable, "the model gave no text");
+            return Err(generated.error.take().map_or_else(nothing, to_handler_error));
+        }
+        metrics::trimmed(generated.usage.trimmed_tokens);
+
+        let id = uuid::Uuid::now_v7().to_string();
+        let prompt_hash = hash::prompt(&job.messages);
+        let scored = self.score(&job, &plan, &mut generated, &prompt_hash).await;
+        let scored_at = Instant::now();
+        let sent = distinct(&scored.ranking, &generated.drafts, job.n_completions);
+
+        let timings = Timings {
+            plan_ms: milliseconds(planned_at - started),
+            generate_ms: milliseconds(generated_at - planned_at),
+            score_ms: milliseconds(scored_at - generated_at),
+            total_ms: milliseconds(scored_at - started),
+            reserve_ms: milliseconds(reserve),
+            budget_ms: milliseconds(budget),
+        };
+        metrics::stage("plan", planned_at - started);
+        metrics::stage("generate", generated_at - planned_at);
+        metrics::stage("score", scored_at - generated_at);
+        metrics::stage("total", scored_at - started);
+
+        let reply = reply(&generated.drafts, &sent, job.logprobs.is_some());
+        let embedding = scored.embeddings.as_ref().and_then(|e| e.get(sent[0])).cloned();
+        let provenance = self.provenance(id, time_ms, job, &plan, generated, scored, sent, prompt_hash, timings);
+        let history_entry = self.remember(&provenance, embedding);
+        self.recorder.reply(Record::new(&provenance, &self.config.record), history_entry).await;
+        Ok(Answer { reply, provenance })
+    }
+
+    /// Compares later replies with this one, and returns what is to be written of it.
+    fn remember(&self, provenance: &Provenance, embedding: Option<Embedding>) -> Option<StoredReply> {
+        let (history, embedding, chosen) = (self.history.as_ref()?, embedding?, provenance.chosen()?);
+        let config = &self.config.record;
+        let reply = StoredReply {
+            reply_id: provenance.id.clone(),
+            caller: provenance.caller.clone().unwrap_or_default(),
+            prompt_hash: provenance.prompt_hash.clone().unwrap_or_default(),
+            encoder: history.encoder().to_owned(),
+            embedding,
+            text: chosen.text.clone().filter(|_| config.store_replies),
+            time_ms: provenance.time_ms,
+        };
+        history.remember(&reply);
+        let prompt_hash = match config.store_prompts {
+            StorePrompts::All | StorePrompts::Hash => reply.prompt_hash.clone(),
+            StorePrompts::None => String::new(),
+        };
+        Some(StoredReply { prompt_hash, ..reply })
+    }
+
+    /// Embeds the candidates in the time that is left, and chooses.
+    async fn score(&self, job: &Job, plan: &Plan, generated: &mut Generated, prompt_hash: &str) -> Scored {
+        let drafts = &generated.drafts;
+        let asked = job.messages.iter().rev().find(|m| m.role == Role::User).map_or("", |m| &m.content);
+        let flags: Vec<Vec<Flag>> = drafts.iter().map(|d| guard::check(plan.task, asked, &d.candidate.text)).collect();
+        for flag in flags.iter().flatten() {
+            metrics::flag(flag.kind.as_str());
+        }
+        let qualities = quality::estimate(&described(drafts, &flags));
+        if plan.mode.is_passthrough() {
+            metrics::selection("passthrough");
+            let ranking = (0..drafts.len()).collect();
+            let (selection, embeddings) = (None, None);
+            return Scored { qualities, flags, selection, ranking, reason: "passthrough", embeddings, n_history: 0 };
+        }
+        let embeddings = match self.embed(drafts, job.deadline).await {
+            Ok(embeddings) => Some(embeddings),
+            Err(why) => {
+                metrics::unscored(why.label());
+                generated.notes.push(format!("chosen without embeddings: {}", why.text()));
+                None
+            }
+        };
+        let n_history = self.history.as_ref().map_or(0, |history| history.len());
+        let selection = self.select(&qualities, embeddings.as_deref(), prompt_hash, n_history).await;
+        let ranking = selection.ranking.clone();
+        let reason = selection.reason.as_str();
+        metrics::selection(reason);
+        if embeddings.is_some()
+            && let Some(score) = selection.scores.get(selection.chosen)
+        {
+            metrics::gate(score.distance, score.predicted);
+        }
+        Scored { qualities, flags, selection: Some(selection), ranking, reason, embeddings, n_history }
+    }
+
+    async fn embed(&self, drafts: &[Draft], deadline: Instant) -> Result<Vec<Embedding>, NotEmbedded> {
+        let embedder = self.embedder.as_ref().ok_or(NotEmbedded::NoEncoder)?;
+        let started = Instant::now();
+        // The search and the choice come after, and must fit in too.
+        let until = deadline - Duration::from_millis(5).min(deadline.saturating_duration_since(started));
+        let texts: Vec<String> = drafts.iter().map(|draft| draft.candidate.text.clone()).collect();
+        let result = tokio::time::timeout_at(until, embedder.embed(&texts)).await;
+        self.reserve.measured(drafts.len(), started.elapsed());
+        match result {
+            Err(_) => Err(NotEmbedded::NoTime),
+            Ok(Err(error)) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "candidates not embedded");
+                Err(NotEmbedded::Failed)
+            }
+            Ok(Ok(embeddings)) if embeddings.len() != texts.len() => Err(NotEmbedded::Failed),
+            Ok(Ok(embeddings)) => Ok(embeddings),
+        }
+    }
+
+    async fn select(
+        &self,
+        qualities: &[Quality],
+        embeddings: Option<&[Embedding]>,
+        prompt_hash: &str,
+        n_history: usize,
+    ) -> Selection {
+        let scores: Vec<f32> = qualities.iter().map(|quality| quality.score).collect();
+        let embeddings: Option<Vec<Embedding>> = embeddings.map(<[Embedding]>::to_vec);
+        let (selector, history, panel) = (Arc::clone(&self.selector), self.history.clone(), self.panel.clone());
+        let encoder = self.embedder.as_ref().map_or(String::new(), |embedder| embedder.name().to_owned());
+        let prompt_hash = prompt_hash.to_owned();
+        let search = move || {
+            let embedding = |i: usize| embeddings.as_ref().and_then(|e| e.get(i)).map(Vec::as_slice);
+            let candidates: Vec<Candidate<'_>> =
+                scores.iter().enumerate().map(|(i, &quality)| Candidate { embedding: embedding(i), quality }).collect();
+            let mut population = Population::new(&encoder);
+            // Both were made for this encoder: `start` checks it.
+            if let Some(with) = history.as_deref().and_then(|h| population.with_history(h, &prompt_hash).ok()) {
+                population = with;
+            }
+            if let Some(with) = panel.as_deref().and_then(|panel| population.with_panel(panel).ok()) {
+                population = with;
+            }
+            selector.select(&candidates, &population)
+        };
+        let selection = if n_history <= SEARCH_INLINE {
+            search()
+        } else {
+            tokio::task::spawn_blocking(search).await.unwrap_or_else(|error| {
+                tracing::error!(%error, "the choice failed; the first candidate is sent");
+                None
+            })
+        };
+        selection.unwrap_or_else(|| Selection {
+            chosen: 0,
+            ranking: (0..qualities.len()).collect(),
+            scores: Vec::new(),
+            reason: idiolect_uniqueness::Reason::OnlyCandidate,
+        })
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one place where everything known of a reply comes together")]
+    fn provenance(
+        &self,
+        id: String,
+        time_ms: i64,
+        job: Job,
+        plan: &Plan,
+        generated: Generated,
+        scored: Scored,
+        sent: Vec<usize>,
+        prompt_hash: String,
+        timings: Timings,
+    ) -> Provenance {
+        let mut details = scored.qualities.into_iter().zip(scored.flags);
+        let mut candidates = Vec::with_capacity(generated.drafts.len());
+        for (index, draft) in generated.drafts.into_iter().enumerate() {
+            let Some((quality, flags)) = details.next() else { break };
+            let recipe = &plan.requests[draft.recipe].recipe;
+            let gate = scored.selection.as_ref().filter(|_| scored.embeddings.is_some());
+            candidates.push(CandidateRecord {
+                index,
+                recipe: recipe.to_string(),
+                operators: recipe.operators.clone(),
+                backend: draft.backend,
+                model: draft.model,
+                text: Some(draft.candidate.text),
+                n_tokens: draft.candidate.n_tokens,
+                finish: draft.candidate.finish_reason,
+                trimmed: draft.trimmed,
+                mean_logprob: draft.candidate.mean_logprob,
+                flags,
+                quality,
+                score: gate.and_then(|selection| selection.scores.get(index)).cloned(),
+                rank: scored.ranking.iter().position(|&i| i == index).unwrap_or(index),
+                sent: sent.contains(&index),
+            });
+        }
+        Provenance {
+            id,
+            time_ms,
+            caller: (!job.caller.is_empty()).then_some(job.caller),
+            transport: job.transport.to_owned(),
+            synapse: job.synapse,
+            task: plan.task_name.clone(),
+            mode: if plan.mode.is_passthrough() { "passthrough" } else { "mutate" }.to_owned(),
+            n_messages: job.messages.len(),
+            prompt: Some(job.messages),
+            prompt_hash: Some(prompt_hash),
+            seed: plan.seed,
+            candidates,
+            sent,
+            reason: scored.reason.to_owned(),
+            encoder: scored.embeddings.and(self.embedder.as_ref().map(|embedder| embedder.name().to_owned())),
+            profile: self.selector.config().profile.name.clone().into_owned(),
+            n_history: scored.n_history,
+            prompt_tokens: generated.usage.prompt_tokens,
+            trimmed_tokens: generated.usage.trimmed_tokens,
+            completion_tokens: generated.usage.completion_tokens,
+            notes: generated.notes,
+            timings,
+            rewards: Vec::new(),
+        }
+    }
+}
+
+/// Why candidates have no embeddings.
+#[derive(Clone, Copy, Debug)]
+enum NotEmbedded {
+    NoEncoder,
+    NoTime,
+    Failed,
+}
+
+impl NotEmbedded {
+    const fn label(self) -> &'static str {
+        match self {
+            Self::NoEncoder => "no_encoder",
+            Self::NoTime => "no_time",
+            Self::Failed => "failed",
+        }
+    }
+
+    const fn text(self) -> &'static str {
+        match self {
+            Self::NoEncoder => "there is no encoder",
+            Self::NoTime => "there was no time",
+            Self::Failed => "the encoder failed",
+        }
+    }
+}
+
+fn check(config: &PipelineConfig, parts: &Parts) -> Result<(), PipelineError> {
+    let mut bad = Vec::new();
+    let most = PipelineConfig::MAX_CANDIDATES;
+    if !(1..=most).contains(&config.candidates) {
+        bad.push(format!("candidates is {}, expected 1 to {most}", config.candidates));
+    }
+    if config.recipes == 0 {
+        bad.push("recipes is 0, expected at least 1".to_owned());
+    }
+    if config.max_dictated_tokens == 0 {
+        bad.push("max_dictated_tokens is 0, expected at least 1".to_owned());
+    }
+    if let Err(error) = config.sampling.validate() {
+        bad.push(error.to_string());
+    }
+    if let (Some(panel), Some(embedder)) = (&parts.panel, &parts.embedder)
+        && panel.encoder() != embedder.name()
+    {
+        bad.push(format!("the panel was embedded by {}, the encoder is {}", panel.encoder(), embedder.name()));
+    }
+    if bad.is_empty() { Ok(()) } else { Err(PipelineError::Config(bad.join("; "))) }
+}
+
+fn described<'a>(drafts: &'a [Draft], flags: &[Vec<Flag>]) -> Vec<quality::Draft<'a>> {
+    let described = drafts.iter().zip(flags).map(|(draft, flags)| quality::Draft {
+        text: &draft.candidate.text,
+        mean_logprob: draft.candidate.mean_logprob,
+        model: &draft.model,
+        complete: draft.candidate.finish_reason == FinishReason::Stop,
+        penalty: guard::penalty(flags),
+    });
+    described.collect()
+}
+
+/// Returns the best `n` candidates with different texts; where there are fewer, the best of the rest fill up.
+fn distinct(ranking: &[usize], drafts: &[Draft], n: usize) -> Vec<usize> {
+    let mut seen = HashSet::new();
+    let (first, again): (Vec<usize>, Vec<usize>) =
+        ranking.iter().partition(|&&i| seen.insert(drafts[i].candidate.text.trim()));
+    first.into_iter().chain(again).take(n.max(1)).collect()
+}
+
+fn reply(drafts: &[Draft], sent: &[usize], with_logprobs: bool) -> Reply {
+    let chosen = &drafts[sent[0]];
+    let logprob = |token: &idiolect_backend::TokenLogprob| ReplyLogprob {
+        token: token.token.clone(),
+        logprob: token.logprob,
+        top: token.top.iter().map(|top| (top.token.clone(), top.logprob)).collect(),
+    };
+    let logprobs = chosen.candidate.logprobs.as_ref().filter(|_| with_logprobs);
+    Reply {
+        completions: sent.iter().map(|&i| drafts[i].candidate.text.clone()).collect(),
+        logprobs: logprobs.map(|tokens| tokens.iter().map(logprob).collect()),
+        finish_reason: if chosen.candidate.finish_reason == FinishReason::Stop { "stop" } else { "length" },
+        model: chosen.model.clone(),
+    }
+}

@@ -1,0 +1,64 @@
+//! How much time to set aside for scoring.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// A moving estimate of what scoring costs, a candidate.
+///
+/// It rises fast and falls slowly: a reply sent a little early costs nothing, one sent late costs everything.
+#[derive(Debug)]
+pub(crate) struct Reserve {
+    seconds_per_candidate: Mutex<f64>,
+}
+
+const RISE: f64 = 0.5;
+const FALL: f64 = 0.1;
+/// The estimate is the middle of what was seen; the reserve must hold for nearly all.
+const SAFETY: f64 = 1.5;
+const FIXED: Duration = Duration::from_millis(20);
+
+impl Reserve {
+    pub(crate) fn new(per_candidate: Duration) -> Self {
+        Self { seconds_per_candidate: Mutex::new(per_candidate.as_secs_f64().min(60.0)) }
+    }
+
+    /// Returns the time to set aside for `n` candidates: at most 40 % of the budget.
+    pub(crate) fn of(&self, n: usize, budget: Duration) -> Duration {
+        let estimate = *self.seconds_per_candidate.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = Duration::from_secs_f64(estimate * SAFETY * n as f64) + FIXED;
+        wanted.min(budget.mul_f64(0.4))
+    }
+
+    /// Takes in what scoring `n` candidates cost. With no end in sight, `took` is how long it was waited for.
+    pub(crate) fn measured(&self, n: usize, took: Duration) {
+        if n == 0 {
+            return;
+        }
+        let seen = (took.as_secs_f64() / n as f64).min(60.0);
+        let mut estimate = self.seconds_per_candidate.lock().unwrap_or_else(PoisonError::into_inner);
+        *estimate += (seen - *estimate) * if seen > *estimate { RISE } else { FALL };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rises_fast_falls_slowly_and_is_bounded() {
+        let reserve = Reserve::new(Duration::from_millis(100));
+        let budget = Duration::from_secs(10);
+        let first = reserve.of(4, budget);
+        assert_eq!(first, Duration::from_millis(620));
+        reserve.measured(4, Duration::from_secs(4));
+        let risen = reserve.of(4, budget);
+        assert!(risen > Duration::from_secs(3), "{risen:?}");
+        reserve.measured(4, Duration::from_millis(4));
+        let fallen = reserve.of(4, budget);
+        assert!(fallen < risen && fallen > Duration::from_secs(2), "{fallen:?}");
+        assert_eq!(reserve.of(64, Duration::from_secs(1)), Duration::from_millis(400));
+        reserve.measured(0, Duration::MAX);
+        reserve.measured(1, Duration::MAX);
+        assert_eq!(reserve.of(1, Duration::ZERO), Duration::ZERO);
+    }
+}

@@ -1,0 +1,7 @@
+//! The pipeline with small doubles for model and encoder.
+
+mod deadline;
+mod double;
+mod passthrough;
+mod records;
+mod reply;

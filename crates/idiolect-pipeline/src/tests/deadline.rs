@@ -1,0 +1,115 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use idiolect_backend::testkit::{FaultyBackend, Step};
+use idiolect_backend::{FinishReason, HashEmbedder};
+use idiolect_protocol::Category;
+use tokio::time::Instant;
+
+use super::double::{OTHER, SKY, Scripted, Slow, ask, config, parts, says, says_slowly, start};
+use crate::{Ask, Parts, Pipeline, PipelineConfig};
+
+const LONG: &str = "First comes this sentence. Then there is another one. And this one is never going to be whole";
+
+fn in_time(seconds: u64) -> Ask {
+    Ask { timeout: Duration::from_secs(seconds), ..ask() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_there_at_the_deadline_is_sent_up_to_its_last_sentence() {
+    // Eighteen words at 250 ms: cut in the third sentence.
+    let pipeline = start(2, parts(Scripted::new(vec![says_slowly(LONG, 250)]))).await;
+    let started = Instant::now();
+    let answer = pipeline.answer(in_time(4)).await.unwrap();
+    assert!(started.elapsed() <= Duration::from_secs(4), "{:?}", started.elapsed());
+    assert!(started.elapsed() >= Duration::from_secs(3), "{:?}", started.elapsed());
+    assert_eq!(answer.reply.completions, ["First comes this sentence. Then there is another one."]);
+    assert_eq!(answer.reply.finish_reason, "length");
+    let candidate = &answer.provenance.candidates[0];
+    assert_eq!((candidate.finish, candidate.trimmed), (FinishReason::Deadline, true));
+    assert!(candidate.score.is_some(), "there was time set aside for scoring");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whole_candidates_beat_cut_ones() {
+    let slow = says_slowly(&"on and on ".repeat(200), 100);
+    let pipeline = start(2, parts(Scripted::new(vec![slow, says(OTHER)]))).await;
+    let answer = pipeline.answer(in_time(3)).await.unwrap();
+    assert_eq!(answer.reply.completions, [OTHER]);
+    assert_eq!(answer.provenance.candidates.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_at_the_deadline_is_a_timeout_in_time() {
+    for step in [Step::Hang, Step::Stall(String::new()), Step::say(SKY).after(Duration::from_secs(60))] {
+        let pipeline = start(2, parts(FaultyBackend::always("f", step))).await;
+        let started = Instant::now();
+        let error = pipeline.answer(in_time(5)).await.unwrap_err();
+        assert_eq!(error.category, Category::Timeout);
+        assert!(started.elapsed() <= Duration::from_secs(5), "{:?}", started.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stalled_recipe_does_not_cost_the_reply() {
+    let backend = FaultyBackend::new("f", [Step::say(SKY), Step::Hang]);
+    let library = Arc::new(idiolect_mutation::Library::built_in());
+    let pipeline = start(2, Parts { library, ..parts(backend) }).await;
+    let answer = pipeline.answer(in_time(5)).await.unwrap();
+    assert_eq!(answer.reply.completions, [SKY]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_encoder_leaves_the_choice_to_quality_and_is_given_more_time_later() {
+    let slow = Slow { inner: HashEmbedder::new(64), wait: Duration::from_millis(1500) };
+    let script = vec![says_slowly(LONG, 250), says_slowly(LONG, 250)];
+    let parts = Parts { embedder: Some(Arc::new(slow)), ..Parts::new(Arc::new(Scripted::new(script))) };
+    let pipeline = start(2, parts).await;
+    let mut encoders = Vec::new();
+    for _ in 0..4 {
+        let started = Instant::now();
+        let answer = pipeline.answer(in_time(4)).await.unwrap();
+        assert!(started.elapsed() <= Duration::from_secs(4), "{:?}", started.elapsed());
+        let p = answer.provenance;
+        assert_eq!(p.encoder.is_none(), p.reason == "quality_only");
+        assert_eq!(p.encoder.is_none(), p.notes.iter().any(|note| note.contains("no time")));
+        encoders.push(p.encoder.is_some());
+    }
+    assert!(!encoders[0], "the first reserve is too small");
+    assert!(encoders[3], "later ones are measured: {encoders:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn timeouts_of_any_size_are_kept() {
+    let pipeline = start(1, parts(Scripted::new(vec![says(SKY)]))).await;
+    for timeout in [Duration::ZERO, Duration::from_millis(4)] {
+        let error = pipeline.answer(Ask { timeout, ..ask() }).await.unwrap_err();
+        assert_eq!(error.category, Category::Timeout);
+    }
+    for timeout in [Duration::from_millis(6), Duration::MAX] {
+        assert_eq!(pipeline.answer(Ask { timeout, ..ask() }).await.unwrap().reply.completions, [SKY]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn dropping_a_reply_stops_the_model() {
+    let backend = Arc::new(Scripted::new(vec![says_slowly(LONG, 1000)]));
+    let pipeline = Pipeline::start(config(4), Parts::new(backend.clone())).await.unwrap();
+    let cut = tokio::time::timeout(Duration::from_secs(2), pipeline.answer(in_time(30))).await;
+    assert!(cut.is_err());
+    assert_eq!((backend.requests().len(), backend.in_flight()), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_backend_is_told_to_stop_before_we_do() {
+    let backend = Arc::new(Scripted::new(vec![says(SKY)]));
+    let parts = Parts { embedder: Some(Arc::new(HashEmbedder::new(64))), ..Parts::new(backend.clone()) };
+    let config = PipelineConfig { score_reserve: Duration::from_millis(200), ..config(4) };
+    let pipeline = Pipeline::start(config, parts).await.unwrap();
+    let started = Instant::now();
+    let answer = pipeline.answer(in_time(10)).await.unwrap();
+    let told = Instant::from_std(backend.requests()[0].deadline.unwrap()) - started;
+    // 10 s less 4 times 200 ms and half of that again, 20 ms, and 40 ms of grace.
+    assert_eq!(told, Duration::from_millis(10_000 - 1200 - 20 - 40));
+    assert!((answer.provenance.timings.reserve_ms - 1220.0).abs() < 1.0);
+}

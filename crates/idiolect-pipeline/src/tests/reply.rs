@@ -1,0 +1,227 @@
+use std::sync::Arc;
+
+use idiolect_backend::testkit::{FaultyBackend, Step};
+use idiolect_backend::{Embedding, ErrorKind, Message, Usage};
+use idiolect_mutation::Library;
+use idiolect_protocol::{Category, Prompt, Role};
+use idiolect_uniqueness::Panel;
+use proptest::prelude::*;
+
+use super::double::{OTHER, SKY, SKY_AGAIN, Scripted, ask, config, parts, says, start};
+use crate::{Ask, Parts, Pipeline, PipelineConfig, PipelineError};
+
+#[tokio::test]
+async fn the_candidate_unlike_its_siblings_is_sent() {
+    let pipeline = start(3, parts(Scripted::new(vec![says(SKY), says(SKY_AGAIN), says(OTHER)]))).await;
+    let answer = pipeline.answer(ask()).await.unwrap();
+    assert_eq!(answer.reply.completions, [OTHER]);
+    assert_eq!(answer.reply.finish_reason, "stop");
+    assert_eq!(answer.reply.model, "scripted-1");
+    let p = &answer.provenance;
+    assert_eq!((p.reason.as_str(), p.mode.as_str(), p.task.as_str()), ("best_that_clears", "mutate", "unknown"));
+    assert_eq!(p.chosen().unwrap().text.as_deref(), Some(OTHER));
+    assert_eq!(p.candidates.iter().filter(|c| c.sent).count(), 1);
+    assert!(p.candidates[0].score.as_ref().unwrap().distance.unwrap() < 0.1);
+    let shown = p.to_string();
+    assert!(shown.contains("<- sent") && shown.contains("does not clear the gate"), "{shown}");
+}
+
+#[tokio::test]
+async fn replies_of_before_are_not_repeated() {
+    let backend = Scripted::new(vec![says(SKY), says(OTHER)]);
+    let pipeline = start(2, parts(backend)).await;
+    let mut sent = Vec::new();
+    for i in 0..4 {
+        // Different prompts: only the history of replies connects them.
+        let answer = pipeline.answer(Ask::new(super::double::prompt(&format!("Why, {i}?")))).await.unwrap();
+        sent.push(answer.reply.completions[0].clone());
+        assert_eq!(answer.provenance.n_history, i);
+    }
+    assert_eq!(sent[0], sent[1], "one earlier copy is free");
+    assert_ne!(sent[1], sent[2], "the second earlier copy costs the reward");
+}
+
+#[tokio::test]
+async fn a_recorded_rival_is_kept_away_from() {
+    let embedder = idiolect_backend::HashEmbedder::new(256);
+    let embedded: Vec<Embedding> = idiolect_backend::Embedder::embed(&embedder, &[OTHER.to_owned()]).await.unwrap();
+    let mut panel = Panel::new("hash-256", 256);
+    panel.push("rival", &embedded[0]);
+    let with_panel =
+        |panel| Parts { panel: Some(Arc::new(panel)), ..parts(Scripted::new(vec![says(OTHER), says(SKY)])) };
+    let answer = start(2, with_panel(panel)).await.answer(ask()).await.unwrap();
+    assert_eq!(answer.reply.completions, [SKY]);
+    let error = Pipeline::start(config(2), with_panel(Panel::new("mpnet", 3))).await.unwrap_err();
+    assert!(error.to_string().contains("the panel was embedded by mpnet"), "{error}");
+}
+
+#[tokio::test]
+async fn recipes_share_the_candidates_and_the_first_is_the_no_op() {
+    let backend = Arc::new(Scripted::new(vec![says(SKY), says(OTHER)]));
+    let parts = Parts { library: Arc::new(Library::built_in()), ..Parts::new(backend.clone()) };
+    let pipeline = Pipeline::start(PipelineConfig { recipes: 3, ..config(7) }, parts).await.unwrap();
+    let answer = pipeline.answer(ask()).await.unwrap();
+    let requests = backend.requests();
+    assert_eq!(requests.iter().map(|r| r.n).collect::<Vec<_>>(), [3, 2, 2]);
+    assert_eq!(requests[0].messages, [Message::user("Why is the sky blue?")]);
+    assert!(requests[1..].iter().all(|r| r.messages != requests[0].messages));
+    assert!(requests.iter().all(|r| r.sampling.seed.is_some() && r.deadline.is_some()));
+    let recipes: Vec<&str> = answer.provenance.candidates.iter().map(|c| c.recipe.as_str()).collect();
+    assert_eq!(&recipes[..3], ["no-op"; 3]);
+    assert!(!answer.provenance.candidates[3].operators.is_empty());
+    // A library without operators leaves all candidates to the no-op.
+    let backend = Arc::new(Scripted::new(vec![says(SKY)]));
+    let pipeline = start(5, Parts::new(backend.clone())).await;
+    pipeline.answer(ask()).await.unwrap();
+    assert_eq!(backend.requests().iter().map(|r| r.n).collect::<Vec<_>>(), [5]);
+}
+
+#[tokio::test]
+async fn several_completions_are_the_best_different_ones() {
+    let script = vec![says(SKY), says(SKY), says(OTHER), says(SKY_AGAIN)];
+    let pipeline = start(4, parts(Scripted::new(script))).await;
+    let answer = pipeline.answer(Ask { n_completions: 3, ..ask() }).await.unwrap();
+    assert_eq!(answer.reply.completions[0], OTHER);
+    let mut completions = answer.reply.completions.clone();
+    completions.sort();
+    completions.dedup();
+    assert_eq!(completions.len(), 3, "{completions:?}");
+    // As many as asked for, even where the model does not say so many different things.
+    let pipeline = start(1, parts(Scripted::new(vec![says(SKY)]))).await;
+    assert_eq!(pipeline.answer(Ask { n_completions: 3, ..ask() }).await.unwrap().reply.completions, [SKY; 3]);
+    for n_completions in [0, 65] {
+        let error = pipeline.answer(Ask { n_completions, ..ask() }).await.unwrap_err();
+        assert_eq!(error.category, Category::Malformed);
+    }
+}
+
+/// Reference miners drop assistant turns over a capital letter, cut answers at their last colon, forget all but the last
+/// turn, and stop after 20 tokens.
+#[tokio::test]
+async fn what_reference_miners_get_wrong() {
+    let backend = Arc::new(Scripted::new(vec![says("At noon: look up. At 10:30: look east. Ratio 3:1")]));
+    let pipeline = start(1, Parts::new(backend.clone())).await;
+    let turns = ["System", "User", "Assistant", "user"].map(|role| role.parse::<Role>().unwrap());
+    let texts = ["Be brief: always.", "When?", "Assistant: at noon", "And where: here?"];
+    let messages = turns.into_iter().zip(texts).map(|(role, text)| idiolect_protocol::Message::new(role, text));
+    let answer = pipeline.answer(Ask::new(Prompt::new(messages.collect()).unwrap())).await.unwrap();
+    let request = &backend.requests()[0];
+    assert_eq!(
+        request.messages,
+        [
+            Message::system("Be brief: always."),
+            Message::user("When?"),
+            Message::assistant("Assistant: at noon"),
+            Message::user("And where: here?"),
+        ]
+    );
+    assert!(request.sampling.max_tokens >= 200);
+    assert_eq!(answer.reply.completions, ["At noon: look up. At 10:30: look east. Ratio 3:1"]);
+    assert_eq!(answer.provenance.n_messages, 4);
+}
+
+#[tokio::test]
+async fn labels_that_cost_the_reward_lose() {
+    let script = vec![says("Here it is. The data: all of them are long and blue and far away."), says(OTHER)];
+    let pipeline = start(2, parts(Scripted::new(script))).await;
+    let answer = pipeline.answer(Ask { task: Some("augment".to_owned()), ..ask() }).await.unwrap();
+    assert_eq!(answer.reply.completions, [OTHER]);
+    assert_eq!(answer.provenance.candidates[0].flags[0].penalty, 1.0);
+}
+
+#[tokio::test]
+async fn errors_are_errors_and_never_text() {
+    for (kind, category) in [
+        (ErrorKind::Overloaded, Category::Overloaded),
+        (ErrorKind::Unavailable, Category::Unavailable),
+        (ErrorKind::InvalidRequest, Category::Malformed),
+        (ErrorKind::LimitReached, Category::Unavailable),
+        (ErrorKind::Internal, Category::Internal),
+    ] {
+        let pipeline = start(2, parts(FaultyBackend::always("f", Step::Fail(kind)))).await;
+        let error = pipeline.answer(ask()).await.unwrap_err();
+        assert_eq!(error.category, category, "{kind:?}");
+        assert!(pipeline.explain("last").await.is_err(), "there is no reply to explain");
+    }
+    let pipeline = start(2, parts(Scripted::new(vec![says(" \n")]))).await;
+    assert_eq!(pipeline.answer(ask()).await.unwrap_err().category, Category::Unavailable);
+}
+
+#[tokio::test]
+async fn what_was_said_before_a_failure_is_sent() {
+    let broken = Step::Break("A whole sentence here. And half of ano".to_owned(), ErrorKind::Protocol);
+    for step in [broken, Step::Truncate("A whole sentence here. And half of ano".to_owned())] {
+        let pipeline = start(1, parts(FaultyBackend::always("f", step))).await;
+        let answer = pipeline.answer(ask()).await.unwrap();
+        assert_eq!(answer.reply.completions, ["A whole sentence here."]);
+        assert_eq!(answer.reply.finish_reason, "length");
+        assert_eq!(answer.provenance.notes.len(), 1, "{:?}", answer.provenance.notes);
+    }
+}
+
+#[tokio::test]
+async fn one_recipe_that_fails_does_not_cost_the_reply() {
+    let backend = FaultyBackend::new("f", [Step::say(SKY), Step::Fail(ErrorKind::Overloaded)]);
+    let parts = Parts { library: Arc::new(Library::built_in()), ..parts(backend) };
+    let answer = start(2, parts).await.answer(ask()).await.unwrap();
+    assert_eq!(answer.reply.completions, [SKY]);
+    assert!(answer.provenance.notes.iter().any(|note| note.contains("overloaded")), "{:?}", answer.provenance.notes);
+}
+
+#[tokio::test]
+async fn trimmed_prompts_are_noted() {
+    let usage = Usage { prompt_tokens: 100, completion_tokens: 9, trimmed_tokens: 7 };
+    let answer = start(1, parts(Scripted::new(vec![says(SKY)]).with_usage(usage))).await.answer(ask()).await.unwrap();
+    let p = answer.provenance;
+    assert_eq!((p.prompt_tokens, p.completion_tokens, p.trimmed_tokens), (100, 9, 7));
+    assert!(p.to_string().contains("7 tokens were left out"), "{p}");
+}
+
+#[tokio::test]
+async fn bad_settings_are_named_together() {
+    let mut config = PipelineConfig { candidates: 0, recipes: 0, ..PipelineConfig::default() };
+    config.sampling.temperature = Some(9.0);
+    let error = Pipeline::start(config, parts(Scripted::new(vec![says(SKY)]))).await.unwrap_err();
+    let PipelineError::Config(text) = error else { panic!("{error}") };
+    for part in ["candidates is 0", "recipes is 0", "temperature is 9"] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn large_histories_are_searched_off_the_executor() {
+    let pipeline = start(2, parts(Scripted::new(vec![says(SKY), says(OTHER)]))).await;
+    for i in 0..300 {
+        pipeline.answer(Ask::new(super::double::prompt(&i.to_string()))).await.unwrap();
+    }
+    let answer = pipeline.answer(ask()).await.unwrap();
+    assert_eq!(answer.provenance.n_history, 300);
+    assert!(answer.provenance.candidates[0].score.as_ref().unwrap().history_distance.unwrap() < 0.001);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn whatever_the_model_says_the_reply_is_one_of_its_texts(
+        texts in proptest::collection::vec("[ -~\\n]{0,60}", 1..6),
+        n_completions in 1_usize..8,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let result = runtime.block_on(async {
+            let pipeline = start(5, parts(Scripted::new(texts.iter().map(|t| says(t)).collect()))).await;
+            pipeline.answer(Ask { n_completions, ..ask() }).await
+        });
+        let Ok(answer) = result else {
+            prop_assert!(texts.iter().any(|t| t.trim().is_empty()), "{result:?}");
+            return Ok(());
+        };
+        prop_assert!(!answer.reply.completions.is_empty() && answer.reply.completions.len() <= n_completions);
+        for completion in &answer.reply.completions {
+            prop_assert!(!completion.is_empty());
+            prop_assert!(texts.iter().any(|text| text.trim() == completion));
+        }
+        let json = serde_json::to_string(&answer.provenance).unwrap();
+        let again: crate::Provenance = serde_json::from_str(&json).unwrap();
+        prop_assert_eq!(again, answer.provenance);
+    }
+}
