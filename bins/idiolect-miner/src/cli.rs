@@ -58,6 +58,12 @@ pub fn command() -> Command {
 /// Adds `--config` and a flag for every setting to a command.
 #[must_use]
 pub fn config_args(command: Command) -> Command {
+    key_args(command, |_| true)
+}
+
+/// Adds `--config` and flags for the settings that `wanted` names to a command.
+#[must_use]
+pub fn key_args(command: Command, wanted: impl Fn(&str) -> bool) -> Command {
     let command = command.arg(
         Arg::new("config")
             .long("config")
@@ -69,7 +75,8 @@ pub fn config_args(command: Command) -> Command {
     let mut args = Vec::new();
     for (section, _, keys) in sections() {
         let heading = if section.is_empty() { "Settings: general" } else { heading(section) };
-        args.extend(keys.into_iter().map(|key| arg(key).help_heading(heading)));
+        let keys = keys.into_iter().filter(|key| wanted(key.name));
+        args.extend(keys.map(|key| arg(key).help_heading(heading)));
     }
     command.args(args)
 }
@@ -80,6 +87,7 @@ fn heading(section: &str) -> &'static str {
         "wallet" => "Settings: wallet (the key)",
         "policy" => "Settings: policy (who may ask)",
         "transports" => "Settings: transports (which clients)",
+        "pool" => "Settings: pool (several backends)",
         "sampling" => "Settings: sampling",
         "candidates" => "Settings: candidates",
         "mutation" => "Settings: mutation",
@@ -157,7 +165,7 @@ impl Invocation {
     }
 }
 
-/// Collects the layers: the flags in `matches` (of a command made with [`config_args`]), the environment, and the file
+/// Collects the layers: the flags in `matches` (of a command made with [`config_args`] or [`key_args`]), the environment, and the file
 /// that `--config` or `IDIOLECT_CONFIG` names or that lies in the user's configuration directory.
 ///
 /// # Errors
@@ -165,7 +173,7 @@ impl Invocation {
 pub fn sources(matches: &ArgMatches, env: BTreeMap<String, String>) -> anyhow::Result<Sources> {
     let mut flags = Vec::new();
     for key in KEYS {
-        if matches.value_source(key.name) != Some(ValueSource::CommandLine) {
+        if matches.try_contains_id(key.name).is_err() || matches.value_source(key.name) != Some(ValueSource::CommandLine) {
             continue;
         }
         let values = matches.get_many::<String>(key.name).into_iter().flatten().cloned().collect();

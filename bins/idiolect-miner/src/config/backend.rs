@@ -25,9 +25,9 @@ pub struct BackendConfig {
     pub name: String,
     pub kind: BackendKind,
     pub model: Option<String>,
-    pub weight: f32,
-    pub fallback: bool,
+    pub weight: u32,
     pub max_concurrent: usize,
+    pub rpm: u32,
     pub timeout: Duration,
     pub context_tokens: Option<u32>,
     pub threads: Option<usize>,
@@ -48,13 +48,13 @@ impl BackendConfig {
             name: kind.as_str().to_owned(),
             kind,
             model: None,
-            weight: 1.0,
-            fallback: false,
+            weight: 1,
             max_concurrent: match kind {
                 BackendKind::Candle => 4,
                 BackendKind::OpenAi => 32,
                 BackendKind::Echo => 1024,
             },
+            rpm: 0,
             timeout: Duration::from_secs(30),
             context_tokens: None,
             threads: None,
@@ -83,11 +83,11 @@ pub static BACKEND_KEYS: &[Key<BackendConfig>] = &[
             !c.name.is_empty() && c.name.chars().all(|ch| ch.is_ascii_alphanumeric() || matches!(ch, '-' | '_' | '.'))
         }),
     key!(BackendConfig: model, "candle: SPEC of the model, `smollm2-135m` where none is given. openai: the server's name of it, needed."),
-    key!(BackendConfig: weight, "Share of the requests among backends that are not fallbacks.")
-        .expect("above 0", |c| c.weight > 0.0),
-    key!(BackendConfig: fallback, "Ask it only when the others cannot answer."),
+    key!(BackendConfig: weight, "Share of the requests, relative to the other backends, where `pool.strategy` shares them out.")
+        .expect("1 to 1000", |c| (1..=1000).contains(&c.weight)),
     key!(BackendConfig: max_concurrent, "Requests it is given at once; further ones go elsewhere or are refused as overloaded.").unit("requests")
         .expect("at least 1", |c| c.max_concurrent >= 1),
+    key!(BackendConfig: rpm, "Requests it is given in any sixty seconds; 0 is no limit.").unit("requests"),
     key!(BackendConfig: timeout, "Longest time a request to it may take.").unit("seconds").expect("above 0", |c| !c.timeout.is_zero()),
     key!(BackendConfig: context_tokens, "Tokens that prompt and reply may have together. candle: at most what the model allows.").unit("tokens"),
     key!(BackendConfig: threads, "candle: threads that compute; all cores where none is given.").unit("threads"),

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use idiolect_models::Spec;
 use idiolect_protocol::Hotkey;
+use idiolect_uniqueness::GateProfile;
 
-use super::{BackendConfig, BackendKind, Loaded, Network, Origin, PresetKind, Problem, preset};
+use super::{BackendConfig, BackendKind, EncoderKind, Loaded, Network, Origin, PresetKind, Problem, preset};
 
 /// Adds what contradicts itself to `problems`.
 pub(crate) fn check(loaded: &mut Loaded, problems: &mut Vec<Problem>) {
@@ -16,6 +18,7 @@ pub(crate) fn check(loaded: &mut Loaded, problems: &mut Vec<Problem>) {
     policy(loaded, &mut problem);
     metrics(loaded, &mut problem);
     pipeline(loaded, &mut problem);
+    uniqueness(loaded, &mut problem);
     backends(loaded, &mut problem);
 }
 
@@ -111,6 +114,24 @@ fn pipeline(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
     }
 }
 
+fn uniqueness(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
+    let uniqueness = &loaded.config.uniqueness;
+    if let Err(error) = uniqueness.profile.parse::<GateProfile>() {
+        problem(loaded.origin("uniqueness.profile"), format!("uniqueness.profile: {error}"));
+    }
+    match uniqueness.encoder {
+        EncoderKind::Mpnet => problem(
+            loaded.origin("uniqueness.encoder"),
+            "uniqueness.encoder is mpnet, which this build cannot run; use minilm".to_owned(),
+        ),
+        EncoderKind::MiniLm if !cfg!(feature = "candle") => problem(
+            loaded.origin("uniqueness.encoder"),
+            "uniqueness.encoder is minilm, which this build cannot run: use off, or build with --features candle".to_owned(),
+        ),
+        _ => {}
+    }
+}
+
 fn backends(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
     let mut names = BTreeSet::new();
     for (i, backend) in loaded.config.backends.iter().enumerate() {
@@ -151,6 +172,11 @@ fn backend_rules(backend: &BackendConfig, mut problem: impl FnMut(&str, String))
                 problem(key, format!("backend {name}: {key} is for backends of kind openai"));
             }
         }
+    }
+    if let (BackendKind::Candle, Some(model)) = (backend.kind, &backend.model)
+        && let Err(error) = model.parse::<Spec>()
+    {
+        problem("model", format!("backend {name}: {error}"));
     }
     if backend.kind == BackendKind::Candle && !cfg!(feature = "candle") {
         problem("kind", format!("backend {name}: this build has no candle; build with --features candle"));

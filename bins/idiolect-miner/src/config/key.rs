@@ -117,7 +117,8 @@ impl<C> Key<C> {
 }
 
 /// Writes a value as one would write it on the command line.
-pub(crate) fn plain(value: &Value) -> String {
+#[must_use]
+pub fn plain(value: &Value) -> String {
     match value {
         Value::Null => "none".to_owned(),
         Value::String(text) => text.clone(),

@@ -80,6 +80,9 @@ pub static KEYS: &[Key<Config>] = &[
     key!(Config: transports.epistula, "Serve Epistula v2 (`/v1/chat/completions`, `/availability`).").boolean(),
     key!(Config: transports.btauth, "Serve bittensor 11 (`btauth/1` on `/v1/chat/completions`).").boolean(),
 
+    key!(Config: pool.strategy, "Which backend is asked first: `fallback` (the first of the list, the others when it fails), `round-robin` (by weight) or `least-busy`."),
+    key!(Config: pool.first_byte_timeout, "How long a backend may stay silent before the next one is asked; `none` is the whole deadline.").unit("seconds"),
+
     key!(Config: sampling.max_tokens, "Most tokens of a candidate.").unit("tokens").expect("1 to 8192", |c| (1..=8192).contains(&c.sampling.max_tokens)),
     key!(Config: sampling.temperature, "Softmax temperature; 0 is greedy. `none` leaves this and each of the following to the backend.")
         .expect("0 to 5", |c| c.sampling.temperature.is_none_or(|v| (0.0..=5.0).contains(&v))),
@@ -118,11 +121,15 @@ pub static KEYS: &[Key<Config>] = &[
     key!(Config: pipeline.cap, "Longest time spent on a reply, however long the client would wait.").unit("seconds")
         .expect("1s to 300s", |c| (1..=300).contains(&c.pipeline.cap.as_secs())),
     key!(Config: pipeline.margin, "Kept back from the client's timeout for the way home.").unit("seconds"),
-    key!(Config: pipeline.store_prompts, "Keep the prompts' text in the store. Off, only replies and figures are kept.").boolean(),
+    key!(Config: pipeline.max_dictated_tokens, "Most tokens that a caller who dictates the sampling may ask for.").unit("tokens")
+        .expect("at least 1", |c| c.pipeline.max_dictated_tokens >= 1),
+    key!(Config: pipeline.store_prompts, "What the store keeps of prompts: `all`, a `hash` (equal ones can be told to be equal) or `none`."),
+    key!(Config: pipeline.store_replies, "Keep the candidates' text in the store. Off, only figures are kept.").boolean(),
     key!(Config: pipeline.retention, "How long prompts and replies are kept; `none` is for ever.").unit("seconds"),
+    key!(Config: pipeline.max_replies, "Most replies that are kept, the oldest go first; `none` is any number.").unit("replies"),
 
-    key!(Config: models.cache_dir, "Where model files are kept; shared by all processes of the user. The user's cache directory where none is given."),
-    key!(Config: models.offline, "Use model files that are there; fetch nothing.").env(&["HF_HUB_OFFLINE"]).boolean(),
+    key!(Config: models.cache_dir, "Where model files are kept; shared by all processes of the user. The user's data directory where none is given.").env(&["IDIOLECT_MODELS"]),
+    key!(Config: models.offline, "Use model files that are there; fetch nothing.").env(&["IDIOLECT_OFFLINE"]).boolean(),
 
     key!(Config: metrics.addr, "Address of `/metrics` and `/healthz`, or `off`.").flags(&["metrics.addr"]),
     key!(Config: metrics.public, "Allow a `metrics.addr` that others can reach. It has no password.").boolean(),
@@ -151,6 +158,7 @@ fn about(section: &str) -> &'static str {
         "wallet" => "The key that requests are addressed to and replies are signed with. With no wallet and no network a key is made once in the data directory.",
         "policy" => "Who may ask. Without a network nobody but the hotkeys of `policy.allow` is served.",
         "transports" => "Which generations of client are served.",
+        "pool" => "How several backends share the work.",
         "sampling" => "How tokens are drawn, where the caller does not dictate it.",
         "candidates" => "How many replies are drawn to choose from.",
         "mutation" => "How prompts are varied.",

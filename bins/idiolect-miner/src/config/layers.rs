@@ -82,6 +82,12 @@ impl Loaded {
         self.origins.get(key).unwrap_or(&Origin::Default)
     }
 
+    /// Returns how many settings somebody gave a value.
+    #[must_use]
+    pub fn n_given(&self) -> usize {
+        self.origins.values().filter(|origin| **origin != Origin::Default).count()
+    }
+
     /// Returns every key with its value and origin, in the order of the reference.
     #[must_use]
     pub fn rows(&self) -> Vec<(String, Value, Origin)> {
@@ -223,14 +229,14 @@ impl<'s> Merge<'s> {
         if let Some((_, flag, values)) = flag
             && let Some(value) = values.last()
         {
-            return Some((value.clone(), Origin::Flag(flag.clone())));
+            return given(value, Origin::Flag(flag.clone()));
         }
         if let Some(value) = self.sources.env.get("IDIOLECT_PRESET").filter(|v| !v.is_empty()) {
-            return Some((value.clone(), Origin::Environment("IDIOLECT_PRESET".to_owned())));
+            return given(value, Origin::Environment("IDIOLECT_PRESET".to_owned()));
         }
         let entry = self.file.entries.iter().find(|e| e.key == "preset")?;
         match &entry.raw {
-            Raw::Text(text) => Some((text.clone(), Origin::File { path: self.path.clone(), line: entry.line })),
+            Raw::Text(text) => given(text, Origin::File { path: self.path.clone(), line: entry.line }),
             _ => None,
         }
     }
@@ -343,6 +349,11 @@ impl<'s> Merge<'s> {
         }
         (target, origins)
     }
+}
+
+/// Returns a preset's name and origin unless the name says that there is none.
+fn given(name: &str, origin: Origin) -> Option<(String, Origin)> {
+    (!matches!(name, "none" | "off" | "")).then(|| (name.to_owned(), origin))
 }
 
 /// Returns the user's data directory for Idiolect.

@@ -14,14 +14,14 @@ mod sections;
 pub(crate) mod value;
 
 pub use backend::{BACKEND_KEYS, BackendConfig, BackendKind};
-pub use key::Key;
+pub use key::{Key, plain};
 pub use keys::{KEYS, sections};
 pub use layers::{ConfigError, Loaded, Origin, Problem, Sources, load};
 pub use preset::{PRESETS, Preset, PresetKind, preset};
-pub use reference::reference;
+pub use reference::{reference, template};
 pub use sections::{
     AxonSection, CandidatesSection, Config, EncoderKind, Expired, LogFormat, LogSection, MetricsSection, ModelsSection,
-    MutationSection, Network, PipelineSection, PolicySection, TransportsSection, UniquenessSection, WalletSection,
+    MutationSection, Network, PipelineSection, PolicySection, PoolSection, PoolStrategy, PromptRecord, TransportsSection, UniquenessSection, WalletSection,
 };
 pub use value::Bytes;
 

@@ -63,3 +63,41 @@ fn row<C>(out: &mut String, key: &Key<C>, default: &str, ways: Option<(&str, &st
 fn code(text: &str) -> String {
     if text.is_empty() { "(empty)".to_owned() } else { format!("`{text}`") }
 }
+
+/// Writes a configuration file with every setting in it, commented out.
+#[must_use]
+pub fn template() -> String {
+    let mut out = String::from(
+        "# Settings of the Idiolect miner. Take away the # before a setting to change it; what stands here is the default.\n\
+         # A flag or an environment variable beats this file. `idiolect config show --origin` shows which value counts.\n",
+    );
+    let defaults = Config::default();
+    for (name, about, keys) in sections() {
+        let _ = write!(out, "\n# {about}\n");
+        if !name.is_empty() {
+            let _ = writeln!(out, "[{name}]");
+        }
+        for key in keys {
+            let short = key.name.rsplit('.').next().unwrap_or(key.name);
+            entry(&mut out, short, key, &defaults);
+        }
+    }
+    out.push_str("\n# One entry for each backend. Without any, the default model is used with candle.\n# [[backends]]\n");
+    let defaults = BackendConfig::default();
+    for key in BACKEND_KEYS {
+        entry(&mut out, key.name, key, &defaults);
+    }
+    out
+}
+
+fn entry<C>(out: &mut String, short: &str, key: &Key<C>, defaults: &C) {
+    let doc = key.doc.split_whitespace().collect::<Vec<_>>().join(" ");
+    let unit = if key.unit.is_empty() { String::new() } else { format!(" ({})", key.unit) };
+    let _ = writeln!(out, "# {doc}{unit}");
+    let value = match key.show(defaults) {
+        serde_json::Value::Null => "\"none\"".to_owned(),
+        serde_json::Value::String(text) if key.name == "data_dir" && text.is_empty() => "\"…\"".to_owned(),
+        value => value.to_string(),
+    };
+    let _ = writeln!(out, "# {short} = {value}");
+}

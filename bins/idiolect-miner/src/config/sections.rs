@@ -77,6 +77,30 @@ words! {
 }
 
 words! {
+    /// Which backend is asked first.
+    pub enum PoolStrategy {
+        /// The first of the list.
+        Fallback = "fallback",
+        /// Each in turn, by weight.
+        RoundRobin = "round-robin",
+        /// The one with the least to do.
+        LeastBusy = "least-busy",
+    }
+}
+
+words! {
+    /// What is kept of prompts.
+    pub enum PromptRecord {
+        /// Their text.
+        All = "all",
+        /// A hash.
+        Hash = "hash",
+        /// Nothing.
+        None = "none",
+    }
+}
+
+words! {
     /// The sentence encoder.
     pub enum EncoderKind {
         /// all-MiniLM-L6-v2: small and quick.
@@ -111,6 +135,8 @@ pub struct Config {
     pub policy: PolicySection,
     /// Which clients are served.
     pub transports: TransportsSection,
+    /// How several backends share the work.
+    pub pool: PoolSection,
     /// How tokens are drawn.
     pub sampling: Sampling,
     /// How many candidates are drawn.
@@ -204,6 +230,14 @@ pub struct TransportsSection {
     pub btauth: bool,
 }
 
+/// How several backends share the work.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(missing_docs, reason = "each field is a setting, documented in the table of settings")]
+pub struct PoolSection {
+    pub strategy: PoolStrategy,
+    pub first_byte_timeout: Option<Duration>,
+}
+
 /// How many candidates are drawn.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "each field is a setting, documented in the table of settings")]
@@ -237,8 +271,11 @@ pub struct UniquenessSection {
 pub struct PipelineSection {
     pub cap: Duration,
     pub margin: Duration,
-    pub store_prompts: bool,
+    pub max_dictated_tokens: u32,
+    pub store_prompts: PromptRecord,
+    pub store_replies: bool,
     pub retention: Option<Duration>,
+    pub max_replies: Option<u64>,
 }
 
 /// Where models come from.
@@ -313,24 +350,28 @@ impl Default for Config {
             transports: TransportsSection { grpc: true, http: true, legacy_http: false, epistula: true, btauth: true },
             sampling: Sampling {
                 max_tokens: 192,
-                temperature: Some(0.7),
+                temperature: Some(0.8),
                 top_p: Some(0.95),
                 repetition_penalty: Some(1.1),
                 ..Sampling::default()
             },
+            pool: PoolSection { strategy: PoolStrategy::Fallback, first_byte_timeout: None },
             candidates: CandidatesSection { count: 4 },
             mutation: MutationSection { enabled: true, operators: None, recipes: 2, seed: None },
             uniqueness: UniquenessSection {
                 profile: "text-prompting-2.1".to_owned(),
                 encoder: EncoderKind::MiniLm,
-                margin: 0.01,
-                history: 15_500,
+                margin: 0.0147,
+                history: 4096,
             },
             pipeline: PipelineSection {
                 cap: Duration::from_secs(10),
-                margin: Duration::from_millis(750),
-                store_prompts: true,
+                margin: Duration::from_millis(500),
+                max_dictated_tokens: 4096,
+                store_prompts: PromptRecord::All,
+                store_replies: true,
                 retention: Some(Duration::from_secs(30 * 86_400)),
+                max_replies: Some(200_000),
             },
             models: ModelsSection { cache_dir: None, offline: false },
             metrics: MetricsSection { addr: Some(SocketAddr::new(LOOPBACK, 9091)), public: false },

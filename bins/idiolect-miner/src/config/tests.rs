@@ -145,7 +145,7 @@ fn allowed_hotkeys_are_checked() {
 #[test]
 fn backends_are_chosen_by_name_or_kind() {
     let file = "[[backends]]\nkind = \"openai\"\nname = \"vllm\"\nmodel = \"m\"\nbase_url = \"http://127.0.0.1:8000/v1\"\ntimeout = 5\n\
-                [[backends]]\nkind = \"echo\"\nfallback = true\n";
+                [[backends]]\nkind = \"echo\"\nweight = 2\n";
     let names = |given: &[(&str, &str)]| {
         let loaded = load(&sources(file, &[], given)).expect("loads");
         loaded.config.backends.iter().map(|b| (b.name.clone(), b.model.clone())).collect::<Vec<_>>()
@@ -182,4 +182,20 @@ fn names_flags_and_variables_are_unique() {
             assert!(seen.insert(name.clone()), "{name} is given twice");
         }
     }
+}
+
+#[test]
+fn the_template_is_a_file_that_loads() {
+    let template = template();
+    assert_eq!(problems(&template, &[], &[]), [""; 0]);
+    // With every # before a setting taken away it still names known keys only.
+    let bare: String = template
+        .lines()
+        .filter_map(|line| match line.strip_prefix("# ") {
+            Some(rest) if rest == "[[backends]]" || rest.split_once(" = ").is_some_and(|(k, _)| !k.contains(' ')) => Some(rest),
+            Some(_) => None,
+            None => Some(line),
+        })
+        .fold(String::new(), |all, line| all + line + "\n");
+    assert_eq!(problems(&bare, &[], &[]), [""; 0]);
 }

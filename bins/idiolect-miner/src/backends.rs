@@ -1,0 +1,173 @@
+//! From configuration to backends and encoder: the one place where engines are named.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use idiolect_backend::{
+    Backend, Echo, EchoConfig, Embedder, FileLedger, Limit, LimitConfig, Member, Pool, PoolConfig, Prices, SpendingCap,
+    SpendingConfig, Strategy, Timeout, TimeoutConfig,
+};
+use idiolect_models::{Progress, Resolver, Spec};
+
+use crate::config::{BackendConfig, BackendKind, Config, EncoderKind, PoolStrategy};
+
+/// The concrete backends behind their pool, and the encoder.
+#[derive(Clone, Debug)]
+pub struct Engines {
+    /// All backends as one.
+    pub pool: Arc<Pool>,
+    /// The sentence encoder, unless it is off.
+    pub encoder: Option<Arc<dyn Embedder>>,
+    /// The models by the names that configuration gives them, in the order of the backends.
+    pub models: Vec<String>,
+}
+
+/// What loading needs besides the configuration.
+pub struct Loader<'a> {
+    /// Finds model files.
+    pub resolver: &'a Resolver,
+    /// Hears of fetches.
+    pub progress: &'a dyn Progress,
+    /// Where API keys are looked up.
+    pub env: &'a BTreeMap<String, String>,
+}
+
+impl fmt::Debug for Loader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Loader").field("resolver", &self.resolver).finish_non_exhaustive()
+    }
+}
+
+impl Loader<'_> {
+    /// Loads every backend and the encoder, side by side.
+    ///
+    /// # Errors
+    /// When a model cannot be found, fetched or loaded, a key is missing, or the backends do not make a pool.
+    pub async fn load(&self, config: &Config) -> anyhow::Result<Engines> {
+        let backends = futures_util::future::try_join_all(config.backends.iter().map(|b| self.member(config, b)));
+        let (members, encoder) = tokio::try_join!(backends, self.encoder(config))?;
+        let models = config.backends.iter().map(model_name).collect();
+        let pool = Pool::new(pool_config(config), members).context("the backends do not make a pool")?;
+        Ok(Engines { pool: Arc::new(pool), encoder, models })
+    }
+
+    async fn member(&self, config: &Config, backend: &BackendConfig) -> anyhow::Result<Member> {
+        let engine = self.engine(backend).await.with_context(|| format!("backend {}", backend.name))?;
+        let limits = LimitConfig { max_concurrent: backend.max_concurrent, ..LimitConfig::default() };
+        let mut wrapped: Arc<dyn Backend> = Arc::new(Limit::new(engine, limits));
+        if let Some(dollars) = backend.spending_cap {
+            let ledger = FileLedger::new(config.data_dir.join(format!("spending-{}.json", backend.name)));
+            let prices = Prices::per_million_dollars(backend.prompt_price, backend.completion_price);
+            let spending = SpendingConfig { per_day: micro_dollars(dollars), prices };
+            wrapped = Arc::new(SpendingCap::new(wrapped, spending, Arc::new(ledger)));
+        }
+        Ok(Member::new(&backend.name, wrapped).weight(backend.weight).rpm(backend.rpm))
+    }
+
+    async fn engine(&self, backend: &BackendConfig) -> anyhow::Result<Arc<dyn Backend>> {
+        match backend.kind {
+            BackendKind::Echo => {
+                let model = model_name(backend);
+                let config = EchoConfig { name: backend.name.clone(), model, context_tokens: backend.context_tokens, ..EchoConfig::default() };
+                let timeout = TimeoutConfig { max: Some(backend.timeout), ..TimeoutConfig::default() };
+                Ok(Arc::new(Timeout::new(Arc::new(Echo::with_config(config)), timeout)))
+            }
+            BackendKind::Candle => self.candle(backend).await,
+            BackendKind::OpenAi => self.openai(backend),
+        }
+    }
+
+    #[cfg(feature = "candle")]
+    async fn candle(&self, backend: &BackendConfig) -> anyhow::Result<Arc<dyn Backend>> {
+        use idiolect_backend_candle::{CandleBackend, CandleConfig};
+
+        let spec: Spec = model_name(backend).parse()?;
+        let files = self.resolver.resolve(&spec, self.progress).await?;
+        let weights = files.weights().with_context(|| format!("model {spec} has no file of weights"))?.to_path_buf();
+        let mut config = CandleConfig::default();
+        config.name.clone_from(&backend.name);
+        config.model = Some(model_name(backend));
+        config.threads = backend.threads.and_then(std::num::NonZeroUsize::new);
+        if let Some(context) = backend.context_tokens {
+            config.context_tokens = usize::try_from(context)?;
+        }
+        let began = std::time::Instant::now();
+        let loaded = blocking(move || CandleBackend::load(&weights, config)).await?;
+        let loaded = loaded.with_context(|| format!("model {spec}"))?;
+        tracing::info!(backend = backend.name, model = %spec, load_ms = elapsed_ms(began), "model is loaded");
+        Ok(Arc::new(loaded))
+    }
+
+    #[cfg(not(feature = "candle"))]
+    async fn candle(&self, backend: &BackendConfig) -> anyhow::Result<Arc<dyn Backend>> {
+        anyhow::bail!("this build has no candle, which backend {} needs; build with --features candle", backend.name)
+    }
+
+    #[cfg(feature = "openai")]
+    fn openai(&self, backend: &BackendConfig) -> anyhow::Result<Arc<dyn Backend>> {
+        anyhow::bail!("{}", backend.name)
+    }
+
+    #[cfg(not(feature = "openai"))]
+    fn openai(&self, backend: &BackendConfig) -> anyhow::Result<Arc<dyn Backend>> {
+        anyhow::bail!("this build has no openai, which backend {} needs; build with --features openai", backend.name)
+    }
+
+    async fn encoder(&self, config: &Config) -> anyhow::Result<Option<Arc<dyn Embedder>>> {
+        let alias = match config.uniqueness.encoder {
+            EncoderKind::Off => return Ok(None),
+            kind => kind.as_str(),
+        };
+        let files = self.resolver.resolve(&alias.parse::<Spec>()?, self.progress).await?;
+        let began = std::time::Instant::now();
+        let encoder = load_encoder(alias, &files.dir).await?;
+        tracing::info!(encoder = alias, load_ms = elapsed_ms(began), "encoder is loaded");
+        Ok(Some(encoder))
+    }
+}
+
+#[cfg(feature = "candle")]
+async fn load_encoder(alias: &str, dir: &Path) -> anyhow::Result<Arc<dyn Embedder>> {
+    let dir = dir.to_path_buf();
+    let loaded = blocking(move || idiolect_backend_candle::MiniLm::load(&dir)).await?;
+    Ok(Arc::new(loaded.with_context(|| format!("encoder {alias}"))?))
+}
+
+#[cfg(not(feature = "candle"))]
+async fn load_encoder(alias: &str, _: &Path) -> anyhow::Result<Arc<dyn Embedder>> {
+    anyhow::bail!("this build has no candle, which encoder {alias} needs; choose --encoder off, or build with --features candle")
+}
+
+/// Runs work that blocks on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
+    tokio::task::spawn_blocking(work).await.context("loading broke off")
+}
+
+/// Returns the model's name as configuration gives it.
+fn model_name(backend: &BackendConfig) -> String {
+    backend.model.clone().unwrap_or_else(|| match backend.kind {
+        BackendKind::Candle => idiolect_models::DEFAULT_MODEL.to_owned(),
+        BackendKind::Echo | BackendKind::OpenAi => backend.kind.as_str().to_owned(),
+    })
+}
+
+fn pool_config(config: &Config) -> PoolConfig {
+    let strategy = match config.pool.strategy {
+        PoolStrategy::Fallback => Strategy::Fallback,
+        PoolStrategy::RoundRobin => Strategy::RoundRobin,
+        PoolStrategy::LeastBusy => Strategy::LeastBusy,
+    };
+    PoolConfig { strategy, first_byte_timeout: config.pool.first_byte_timeout, ..PoolConfig::default() }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "settings are checked not to be negative; too much saturates")]
+fn micro_dollars(dollars: f64) -> u64 {
+    (dollars * 1e6).round() as u64
+}
+
+fn elapsed_ms(since: std::time::Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,113 @@
+//! From the configuration to what each crate wants to know.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+
+use anyhow::Context as _;
+use idiolect_axon::AxonConfig;
+use idiolect_axon::policy::{OnExpired, Rate, Rules};
+use idiolect_mutation::Library;
+use idiolect_pipeline::{PipelineConfig, RecordConfig, StorePrompts};
+use idiolect_protocol::{Hotkey, Limits};
+use idiolect_uniqueness::{GateProfile, Retention, SelectorConfig};
+
+use crate::config::{Config, Expired, PromptRecord};
+
+/// RAO in one TAO.
+const RAO: f64 = 1e9;
+
+pub(crate) fn axon(config: &Config) -> AxonConfig {
+    let axon = &config.axon;
+    let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    AxonConfig {
+        listen: SocketAddr::new(axon.ip, axon.port),
+        max_body_bytes: size(axon.max_body.0),
+        max_header_bytes: size(axon.max_head.0),
+        header_timeout: axon.head_timeout,
+        body_timeout: axon.body_timeout,
+        idle_timeout: axon.idle_timeout,
+        write_timeout: axon.write_timeout,
+        max_connections: axon.max_connections,
+        max_connections_per_ip: axon.max_connections_per_ip,
+        max_requests: axon.max_requests,
+        concurrency: axon.max_workers,
+        max_waiting: axon.max_queue,
+        margin: config.pipeline.margin,
+        default_timeout: axon.default_client_timeout,
+        drain: axon.drain_timeout,
+        reflection: axon.reflection,
+        ..AxonConfig::default()
+    }
+}
+
+pub(crate) fn limits(config: &Config) -> Limits {
+    let transports = &config.transports;
+    Limits {
+        max_timeout: config.axon.max_client_timeout,
+        grpc: transports.grpc,
+        http: transports.http,
+        legacy_http: transports.legacy_http,
+        epistula: transports.epistula,
+        btauth: transports.btauth,
+        ..Limits::default()
+    }
+}
+
+pub(crate) fn rules(config: &Config) -> anyhow::Result<Rules> {
+    let policy = &config.policy;
+    let keys = |list: &[String]| {
+        let keys = list.iter().filter(|key| *key != "any");
+        keys.map(|key| key.parse::<Hotkey>().with_context(|| format!("{key:?} is no hotkey"))).collect::<anyhow::Result<_>>()
+    };
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked not to be negative; too much saturates")]
+    let min_stake_rao = (policy.min_stake * RAO).round() as u64;
+    Ok(Rules {
+        allow: keys(&policy.allow)?,
+        allow_any: policy.allow.iter().any(|key| key == "any"),
+        deny: keys(&policy.deny)?,
+        allow_unregistered: policy.allow_non_registered,
+        require_validator_permit: policy.require_permit,
+        min_stake_rao,
+        require_axon: policy.require_axon,
+        rate: NonZeroU32::new(policy.rate).map(|requests| Rate { requests, per: policy.rate_period }),
+        on_expired: match policy.on_expired {
+            Expired::AllowList => OnExpired::AllowList,
+            Expired::UseAnyway => OnExpired::UseAnyway,
+            Expired::RefuseAll => OnExpired::RefuseAll,
+        },
+        ..Rules::default()
+    })
+}
+
+pub(crate) fn library(config: &Config) -> anyhow::Result<Library> {
+    match &config.mutation.operators {
+        _ if !config.mutation.enabled => Ok(Library::default()),
+        None => Ok(Library::built_in()),
+        Some(path) => Library::load(path).context("mutation.operators"),
+    }
+}
+
+pub(crate) fn pipeline(config: &Config) -> anyhow::Result<PipelineConfig> {
+    let pipeline = &config.pipeline;
+    let profile: GateProfile = config.uniqueness.profile.parse()?;
+    Ok(PipelineConfig {
+        candidates: config.candidates.count,
+        recipes: config.mutation.recipes,
+        sampling: config.sampling.clone(),
+        max_dictated_tokens: pipeline.max_dictated_tokens,
+        selector: SelectorConfig { profile, margin: config.uniqueness.margin, ..SelectorConfig::default() },
+        history: config.uniqueness.history,
+        seed: config.mutation.seed,
+        record: RecordConfig {
+            store_prompts: match pipeline.store_prompts {
+                PromptRecord::All => StorePrompts::All,
+                PromptRecord::Hash => StorePrompts::Hash,
+                PromptRecord::None => StorePrompts::None,
+            },
+            store_replies: pipeline.store_replies,
+            retention: Retention { max_replies: pipeline.max_replies, max_age: pipeline.retention },
+            ..RecordConfig::default()
+        },
+        ..PipelineConfig::default()
+    })
+}
