@@ -399,9 +399,14 @@ impl Pipeline {
         let until = deadline - Duration::from_millis(5).min(deadline.saturating_duration_since(started));
         let texts: Vec<String> = drafts.iter().map(|draft| draft.candidate.text.clone()).collect();
         let result = tokio::time::timeout_at(until, embedder.embed(&texts)).await;
-        self.reserve.measured(drafts.len(), started.elapsed());
+        if result.is_ok() {
+            self.reserve.measured(drafts.len(), started.elapsed());
+        }
         match result {
-            Err(_) => Err(NotEmbedded::NoTime),
+            Err(_) => {
+                self.reserve.given_up(drafts.len(), started.elapsed());
+                Err(NotEmbedded::NoTime)
+            }
             Ok(Err(error)) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "candidates not embedded");
                 Err(NotEmbedded::Failed)

@@ -29,12 +29,22 @@ impl Reserve {
         wanted.min(budget.mul_f64(0.4))
     }
 
-    /// Takes in what scoring `n` candidates cost. With no end in sight, `took` is how long it was waited for.
+    /// Takes in what scoring `n` candidates cost.
     pub(crate) fn measured(&self, n: usize, took: Duration) {
+        self.take_in(n, took.as_secs_f64());
+    }
+
+    /// Takes in that scoring `n` candidates was given up after this long. What it would have cost is not known, so
+    /// it is taken for four times as much: that finds the right amount in a few replies.
+    pub(crate) fn given_up(&self, n: usize, after: Duration) {
+        self.take_in(n, after.as_secs_f64() * 4.0);
+    }
+
+    fn take_in(&self, n: usize, seconds: f64) {
         if n == 0 {
             return;
         }
-        let seen = (took.as_secs_f64() / n as f64).min(60.0);
+        let seen = (seconds / n as f64).min(60.0);
         let mut estimate = self.seconds_per_candidate.lock().unwrap_or_else(PoisonError::into_inner);
         *estimate += (seen - *estimate) * if seen > *estimate { RISE } else { FALL };
     }
@@ -59,6 +69,7 @@ mod tests {
         assert_eq!(reserve.of(64, Duration::from_secs(1)), Duration::from_millis(400));
         reserve.measured(0, Duration::MAX);
         reserve.measured(1, Duration::MAX);
+        reserve.given_up(1, Duration::MAX);
         assert_eq!(reserve.of(1, Duration::ZERO), Duration::ZERO);
     }
 }

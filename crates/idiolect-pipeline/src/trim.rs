@@ -9,7 +9,9 @@ pub(crate) fn to_whole_sentence(text: &str) -> &str {
     if ends_sentence(text) || text.matches("```").count() % 2 == 1 {
         return text;
     }
-    let ends = text.char_indices().filter(|&(i, c)| is_end(c) && breaks_after(&text[i + c.len_utf8()..]));
+    let ends = text
+        .char_indices()
+        .filter(|&(i, c)| is_end(c) && breaks_after(&text[i + c.len_utf8()..]) && !is_list_number(&text[..i]));
     if let Some((i, c)) = ends.last() {
         let whole = include_closing(text, i + c.len_utf8());
         if whole.chars().count() * 2 >= text.chars().count() {
@@ -40,6 +42,12 @@ fn breaks_after(rest: &str) -> bool {
         // Scripts without spaces.
         rest.chars().next().is_some_and(|c| !c.is_ascii() && !is_end(c))
     }
+}
+
+/// Says whether a full stop after `before` only numbers a line: "2." is no sentence.
+fn is_list_number(before: &str) -> bool {
+    let line = before.rsplit('\n').next().unwrap_or_default().trim_start();
+    !line.is_empty() && line.chars().all(|c| c.is_ascii_digit())
 }
 
 fn include_closing(text: &str, end: usize) -> &str {

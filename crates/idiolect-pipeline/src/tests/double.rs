@@ -171,7 +171,7 @@ impl Embedder for Slow {
 pub(super) const SKY: &str =
     "Air scatters short waves of light far more than long ones, so blue comes from everywhere.";
 pub(super) const SKY_AGAIN: &str =
-    "Air scatters short waves of light far more than long ones, so blue comes from everywhere above.";
+    "Air scatters short waves of light far more than long ones, so blue comes from everywhere. Truly.";
 pub(super) const OTHER: &str =
     "Look up at noon: what reaches you has bounced among molecules that favour small wavelengths.";
 
