@@ -72,6 +72,7 @@ pub(crate) struct Admission {
     queue: StakeQueue,
     budget: Arc<BodyBudget>,
     n_requests: AtomicUsize,
+    n_lasting: AtomicUsize,
     is_stopping: AtomicBool,
 }
 
@@ -90,6 +91,7 @@ impl Admission {
             policy,
             handler,
             n_requests: AtomicUsize::new(0),
+            n_lasting: AtomicUsize::new(0),
             is_stopping: AtomicBool::new(false),
         }
     }
@@ -102,8 +104,9 @@ impl Admission {
         self.is_stopping.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn n_requests(&self) -> usize {
-        self.n_requests.load(Ordering::SeqCst)
+    /// Returns how many requests are in flight that will come to an end by themselves.
+    pub(crate) fn n_unanswered(&self) -> usize {
+        self.n_requests.load(Ordering::SeqCst).saturating_sub(self.n_lasting.load(Ordering::SeqCst))
     }
 
     /// Counts a request in, if there is room for it.
@@ -111,7 +114,7 @@ impl Admission {
         if self.is_stopping() {
             return Err(Refusal::stopping());
         }
-        let entered = InFlight { admission: self.clone() };
+        let entered = InFlight { admission: self.clone(), is_lasting: false };
         let n = self.n_requests.fetch_add(1, Ordering::SeqCst) + 1;
         if n > self.config.max_requests {
             meters::shed("requests");
@@ -238,10 +241,23 @@ fn internal() -> Refusal {
 #[derive(Debug)]
 pub(crate) struct InFlight {
     admission: Arc<Admission>,
+    is_lasting: bool,
+}
+
+impl InFlight {
+    /// Marks a request that may go on for ever, such as watching health: stopping does not wait for it.
+    pub(crate) fn set_lasting(&mut self) {
+        if !std::mem::replace(&mut self.is_lasting, true) {
+            self.admission.n_lasting.fetch_add(1, Ordering::SeqCst);
+        }
+    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        if self.is_lasting {
+            self.admission.n_lasting.fetch_sub(1, Ordering::SeqCst);
+        }
         let n = self.admission.n_requests.fetch_sub(1, Ordering::SeqCst) - 1;
         meters::in_flight(n);
     }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use idiolect_protocol::Verifier;
+use idiolect_protocol::http_synapse::SynapseSpec;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -22,6 +23,7 @@ use crate::handler::Handler;
 use crate::http::HttpFront;
 use crate::metrics as meters;
 use crate::policy::Policy;
+use crate::synapse::SynapseHandler;
 
 /// A served axon: one port for every generation of client.
 ///
@@ -62,6 +64,24 @@ impl Axon {
         Ok(Self { listener, address, admission, http })
     }
 
+    /// Serves a synapse of another subnet besides those of text prompting.
+    ///
+    /// # Errors
+    /// [`AxonError::DuplicateSynapse`].
+    pub fn with_synapse(mut self, spec: SynapseSpec, handler: Arc<dyn SynapseHandler>) -> Result<Self, AxonError> {
+        self.http.synapses.add(spec, Some(handler))?;
+        Ok(self)
+    }
+
+    /// Serves prompts under one more name, made with [`SynapseSpec::prompt`].
+    ///
+    /// # Errors
+    /// [`AxonError::DuplicateSynapse`].
+    pub fn with_prompt_synapse(mut self, spec: SynapseSpec) -> Result<Self, AxonError> {
+        self.http.synapses.add(spec, None)?;
+        Ok(self)
+    }
+
     /// Returns the address that is listened on, with the real port where the configured one was 0.
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
@@ -97,7 +117,7 @@ impl Axon {
         }
         drop(listener);
         let began = Instant::now();
-        tracing::info!(in_flight = admission.n_requests(), "axon is stopping");
+        tracing::info!(in_flight = admission.n_unanswered(), "axon is stopping");
         admission.stop();
         grpc.set_not_serving().await;
         let _ = stop.send(true);
@@ -152,7 +172,7 @@ impl Connections {
     async fn drain(mut self, admission: &Admission, grace: Duration) {
         let gone = async { while self.tasks.join_next().await.is_some() {} };
         let idle = async {
-            while admission.n_requests() > 0 {
+            while admission.n_unanswered() > 0 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             tokio::time::sleep(CLOSING).await;
@@ -162,8 +182,8 @@ impl Connections {
             () = idle => {}
             () = tokio::time::sleep(grace) => {}
         }
-        if admission.n_requests() > 0 {
-            tracing::warn!(in_flight = admission.n_requests(), "dropping requests that did not finish in time");
+        if admission.n_unanswered() > 0 {
+            tracing::warn!(in_flight = admission.n_unanswered(), "dropping requests that did not finish in time");
         }
         self.tasks.shutdown().await;
     }

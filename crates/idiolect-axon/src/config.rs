@@ -8,6 +8,8 @@ use std::time::Duration;
 pub struct AxonConfig {
     /// Where to listen. Default 127.0.0.1:8091.
     pub listen: SocketAddr,
+    /// The address that the chain announces, told to verified callers as older servers do. Default none.
+    pub external: Option<SocketAddr>,
     /// Largest request body in bytes; more is refused with 413 or `RESOURCE_EXHAUSTED`. Default 4 MiB, gRPC's own default.
     pub max_body_bytes: usize,
     /// Most bytes of request bodies held at one time, over all connections. Default 256 MiB.
@@ -44,8 +46,6 @@ pub struct AxonConfig {
     pub drain: Duration,
     /// How many completions a gRPC `MultiForward` is answered with. Default 4.
     pub n_multi_completions: usize,
-    /// Characters in a piece of a streamed answer. Default 48.
-    pub stream_piece_chars: usize,
     /// Serve gRPC reflection, which shows the public contract to anybody. Default on.
     pub reflection: bool,
 }
@@ -54,6 +54,7 @@ impl Default for AxonConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8091),
+            external: None,
             max_body_bytes: 4 << 20,
             max_buffered_bytes: 256 << 20,
             max_header_bytes: 32 << 10,
@@ -72,7 +73,6 @@ impl Default for AxonConfig {
             default_timeout: Duration::from_secs(10),
             drain: Duration::from_secs(15),
             n_multi_completions: 4,
-            stream_piece_chars: 48,
             reflection: true,
         }
     }
@@ -97,7 +97,6 @@ impl AxonConfig {
             (self.max_streams as usize, "max_streams must not be 0"),
             (self.concurrency, "concurrency must not be 0"),
             (self.n_multi_completions, "n_multi_completions must not be 0"),
-            (self.stream_piece_chars, "stream_piece_chars must not be 0"),
         ];
         if let Some((_, fault)) = zero.into_iter().find(|(value, _)| *value == 0) {
             return Some(fault);

@@ -200,7 +200,12 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
         let services = self.services.clone();
         let peer = self.peer;
         Box::pin(async move {
-            let entered = services.admission.enter();
+            let mut entered = services.admission.enter();
+            if let Ok(in_flight) = &mut entered
+                && grpc::is_lasting(&request)
+            {
+                in_flight.set_lasting();
+            }
             let answered = match &entered {
                 Ok(_) => services.answer(request, peer, arrived).await,
                 Err(refusal) if is_grpc(&request) => {

@@ -112,6 +112,12 @@ impl GrpcServices {
     }
 }
 
+/// Says whether a request asks for a stream that ends when the client wants.
+pub(crate) fn is_lasting<B>(request: &Request<B>) -> bool {
+    let path = request.uri().path();
+    path == "/grpc.health.v1.Health/Watch" || path.starts_with("/grpc.reflection.")
+}
+
 /// Health and reflection requests are a few words.
 const MAX_EXTRA_BYTES: usize = 4096;
 

@@ -3,13 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
-use idiolect_protocol::{Category, openai, status};
+use idiolect_protocol::http_synapse::error_reply;
+use idiolect_protocol::{Category, openai};
 use serde::Serialize;
 
 use crate::admission::{Admission, Refusal};
@@ -122,17 +123,10 @@ pub(crate) fn refused(transport: &'static str, refusal: &Refusal, response: Resp
     Answered { response, transport, outcome: meters::category_label(refusal.category) }
 }
 
-#[derive(Serialize)]
-struct ErrorBody<'m> {
-    message: &'m str,
-}
-
 /// Makes the answer of a refused request, in the form that every Bittensor client reads: status, headers, JSON.
 pub(crate) fn refuse(refusal: &Refusal) -> Response<ReplyBody<()>> {
-    let status = status::http_status(refusal.category);
-    let body = serde_json::to_vec(&ErrorBody { message: &refusal.message }).unwrap_or_default();
-    let mut response = with_type(status, "application/json", ReplyBody::whole(body.into()));
-    add_status_headers(&mut response, status, &refusal.message);
+    // How long it took to say no is nobody's business.
+    let mut response = error_reply(refusal.category, &refusal.message, Duration::ZERO).map(ReplyBody::whole);
     add_retry_after(&mut response, refusal);
     response
 }
@@ -141,7 +135,7 @@ pub(crate) fn refuse(refusal: &Refusal) -> Response<ReplyBody<()>> {
 pub(crate) fn method_not_allowed() -> Response<ReplyBody<()>> {
     let mut response = refuse(&wrong_method());
     *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
-    add_status_headers(&mut response, StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+    response.headers_mut().insert("bt_header_axon_status_code", HeaderValue::from_static("405"));
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
     response
 }
@@ -153,17 +147,5 @@ pub(crate) fn wrong_method() -> Refusal {
 pub(crate) fn add_retry_after(response: &mut Response<ReplyBody<()>>, refusal: &Refusal) {
     if let Some(seconds) = refusal.retry_after_seconds() {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-    }
-}
-
-/// Longest status message in a header; clients refuse long lines.
-const MAX_STATUS_MESSAGE: usize = 256;
-
-fn add_status_headers(response: &mut Response<ReplyBody<()>>, status: StatusCode, message: &str) {
-    let message: String = message.chars().filter(|c| matches!(c, ' '..='~')).take(MAX_STATUS_MESSAGE).collect();
-    let headers = response.headers_mut();
-    headers.insert("bt_header_axon_status_code", HeaderValue::from(status.as_u16()));
-    if let Ok(message) = HeaderValue::try_from(message) {
-        headers.insert("bt_header_axon_status_message", message);
     }
 }

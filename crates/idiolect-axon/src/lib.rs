@@ -24,3 +24,4 @@ pub use axon::Axon;
 pub use config::AxonConfig;
 pub use error::AxonError;
 pub use handler::{AvailabilityMap, Call, Dictated, Feedback, Handler, HandlerError, Reply, ReplyLogprob};
+pub use synapse::{SynapseAnswer, SynapseCall, SynapseHandler};

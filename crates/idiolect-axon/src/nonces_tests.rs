@@ -106,7 +106,11 @@ async fn running_saves_what_comes_while_it_runs() {
     let pool = disk.pool().await;
     let saved = async {
         loop {
-            let n: i64 = sqlx::query("SELECT count(*) FROM nonce_windowed").fetch_one(&pool).await.unwrap().get(0);
+            let n: i64 = sqlx::query("SELECT count(*) FROM nonce_windowed WHERE key <> '*'")
+                .fetch_one(&pool)
+                .await
+                .unwrap()
+                .get(0);
             if n == 500 {
                 return;
             }
@@ -133,7 +137,7 @@ async fn what_no_window_reaches_any_more_leaves_the_disk() {
         let pool = pool.clone();
         async move { sqlx::query(table).fetch_one(&pool).await.unwrap().get::<i64, _>(0) }
     };
-    assert_eq!(count("SELECT count(*) FROM nonce_windowed").await, 0);
+    assert_eq!(count("SELECT count(*) FROM nonce_windowed WHERE key <> '*'").await, 0);
     assert_eq!(count("SELECT count(*) FROM nonce_monotonic").await, 1);
 }
 

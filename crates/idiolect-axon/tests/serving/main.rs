@@ -1,0 +1,7 @@
+//! The axon over real sockets: every transport, good and bad; limits; stopping; the recorded requests of real clients.
+
+mod chat;
+mod grpc;
+mod limits;
+mod stopping;
+mod support;
