@@ -349,7 +349,7 @@ impl Dendrite {
     /// # Errors
     /// As [`Self::query`].
     pub async fn grpc_health(&self, target: &Target, service: &str, timeout: Duration) -> Result<bool, DendriteError> {
-        in_time(timeout, self.ask_health(target, service)).await
+        in_time(timeout, self.ask_health(target, service, timeout)).await
     }
 
     /// Signs a question now, to be sent later by other means: over HTTP/1.1, or for [`Via::Grpc`] over HTTP/2 (the body

@@ -1,6 +1,6 @@
 //! gRPC, as bittensor 5 asks it.
 
-use std::error::Error as _;
+use std::error::Error;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,8 @@ use crate::{Prompt, status};
 
 /// Most connections that are kept.
 const MAX_CHANNELS: usize = 1024;
+/// Longest reply to anything but a prompt, in bytes.
+const MAX_SMALL_REPLY: usize = 64 << 10;
 /// How long connecting may take, at most; the question's own timeout bounds it as well.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -68,18 +70,22 @@ impl Dendrite {
     }
 
     /// Makes the error of a call that ended with a status, and forgets a connection that is gone.
-    fn failed(&self, target: &Target, timeout: Duration, status: Status) -> DendriteError {
+    fn failed(&self, target: &Target, timeout: Duration, max_bytes: usize, status: Status) -> DendriteError {
         let address = target.address().to_owned();
-        if status.code() == Code::DeadlineExceeded {
-            return DendriteError::Timeout { after: timeout };
+        match status.code() {
+            Code::DeadlineExceeded => return DendriteError::Timeout { after: timeout },
+            // This is how tonic says that it stopped reading; no server of bittensor's uses the code.
+            Code::OutOfRange => return DendriteError::TooLarge { max_bytes },
+            _ => {}
         }
         // A status that came over the wire has no source; one that tonic made up has.
         if status.source().is_some() {
             self.lock_channels().remove(&target.authority);
             let source = Box::new(status);
-            return match is_connect_error(source.as_ref()) {
-                true => DendriteError::Connect { address, source },
-                false => DendriteError::Broken { address, source },
+            return match Cause::of(source.as_ref()) {
+                Cause::Deadline => DendriteError::Timeout { after: timeout },
+                Cause::Connect => DendriteError::Connect { address, source },
+                Cause::Other => DendriteError::Broken { address, source },
             };
         }
         DendriteError::Refused {
@@ -122,7 +128,8 @@ impl Dendrite {
         let started = Instant::now();
         let mut client = self.client(target, options.max_reply_bytes).await?;
         let request = self.signed(target, options.timeout, forward_request(prompt, options));
-        let reply = client.forward(request).await.map_err(|s| self.failed(target, options.timeout, s))?;
+        let failed = |status| self.failed(target, options.timeout, options.max_reply_bytes, status);
+        let reply = client.forward(request).await.map_err(failed)?;
         let elapsed = started.elapsed();
         let (metadata, message, _) = reply.into_parts();
         check_outcome(&message, options.timeout)?;
@@ -154,7 +161,8 @@ impl Dendrite {
             timeout: options.timeout.as_secs_f32(),
         };
         let request = self.signed(target, options.timeout, message);
-        let reply = client.multi_forward(request).await.map_err(|s| self.failed(target, options.timeout, s))?;
+        let failed = |status| self.failed(target, options.timeout, options.max_reply_bytes, status);
+        let reply = client.multi_forward(request).await.map_err(failed)?;
         check_outcome(reply.get_ref(), options.timeout)?;
         Ok(reply.into_inner().multi_completions)
     }
@@ -167,7 +175,7 @@ impl Dendrite {
         rewards: &[f32],
         timeout: Duration,
     ) -> Result<(), DendriteError> {
-        let mut client = self.client(target, 64 << 10).await?;
+        let mut client = self.client(target, MAX_SMALL_REPLY).await?;
         let message = BackwardTextPromptingRequest {
             version: WIRE_VERSION,
             hotkey: String::new(),
@@ -177,14 +185,21 @@ impl Dendrite {
             timeout: timeout.as_secs_f32(),
         };
         let request = self.signed(target, timeout, message);
-        let reply = client.backward(request).await.map_err(|s| self.failed(target, timeout, s))?;
+        let failed = |status| self.failed(target, timeout, MAX_SMALL_REPLY, status);
+        let reply = client.backward(request).await.map_err(failed)?;
         check_outcome(reply.get_ref(), timeout)
     }
 
-    pub(super) async fn ask_health(&self, target: &Target, service: &str) -> Result<bool, DendriteError> {
-        let mut client = HealthClient::new(self.channel(target).await?);
+    pub(super) async fn ask_health(
+        &self,
+        target: &Target,
+        service: &str,
+        timeout: Duration,
+    ) -> Result<bool, DendriteError> {
+        let mut client = HealthClient::new(self.channel(target).await?).max_decoding_message_size(MAX_SMALL_REPLY);
         let request = HealthCheckRequest { service: service.to_owned() };
-        let reply = client.check(request).await.map_err(|s| self.failed(target, Duration::ZERO, s))?;
+        let failed = |status| self.failed(target, timeout, MAX_SMALL_REPLY, status);
+        let reply = client.check(request).await.map_err(failed)?;
         Ok(reply.get_ref().status() == ServingStatus::Serving)
     }
 
@@ -219,20 +234,34 @@ fn check_outcome(reply: &impl Outcome, timeout: Duration) -> Result<(), Dendrite
     }
 }
 
-/// Says whether an error comes from connecting anew.
-fn is_connect_error(error: &(dyn std::error::Error + 'static)) -> bool {
-    use std::io::ErrorKind as K;
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if let Some(error) = error.downcast_ref::<std::io::Error>() {
-            return matches!(
-                error.kind(),
-                K::ConnectionRefused | K::HostUnreachable | K::NetworkUnreachable | K::AddrNotAvailable | K::TimedOut
-            );
+/// What ended a call before a status came over the wire.
+enum Cause {
+    /// The client's own deadline.
+    Deadline,
+    /// Connecting anew failed.
+    Connect,
+    /// Anything else.
+    Other,
+}
+
+impl Cause {
+    fn of(error: &(dyn Error + 'static)) -> Self {
+        use std::io::ErrorKind as K;
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if error.is::<tonic::TimeoutExpired>() {
+                return Self::Deadline;
+            }
+            if let Some(error) = error.downcast_ref::<std::io::Error>() {
+                return match error.kind() {
+                    K::ConnectionRefused | K::HostUnreachable | K::NetworkUnreachable | K::TimedOut => Self::Connect,
+                    _ => Self::Other,
+                };
+            }
+            next = error.source();
         }
-        next = error.source();
+        Self::Other
     }
-    false
 }
 
 /// The HTTP status nearest to a gRPC code.

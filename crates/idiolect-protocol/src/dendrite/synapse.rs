@@ -168,8 +168,12 @@ impl Dendrite {
         }
     }
 
+    pub(super) fn ping_request(&self, target: &Target, timeout: Duration) -> Result<Request<Bytes>, DendriteError> {
+        self.synapse(target, "Synapse", timeout, Fields::none())
+    }
+
     pub(super) async fn ask_ping(&self, target: &Target, timeout: Duration) -> Result<Duration, DendriteError> {
-        let request = self.synapse(target, "Synapse", timeout, Fields::none())?;
+        let request = self.ping_request(target, timeout)?;
         let mut reply = send(&self.http, target, request, MAX_SMALL_REPLY).await?;
         if reply.status != StatusCode::OK {
             return Err(refused(reply).await);
