@@ -48,11 +48,12 @@ fn round_to_i8(value: f32) -> i8 {
     low.cast_signed()
 }
 
-/// Encodes one block of up to [`BLOCK`] values; returns its scale.
+/// Encodes one block of up to [`BLOCK`] values; returns its scale, which is no finite number when any value is none.
 #[inline]
 pub(crate) fn encode_block(values: &[f32], quants: &mut [i8]) -> f32 {
-    let largest = values.iter().fold(0f32, |m, v| m.max(v.abs()));
-    let scale = largest / 127.0;
+    // Magnitudes compare like their bits, and then infinity and NaN are the greatest instead of getting lost.
+    let largest = values.iter().fold(0, |largest, value| value.abs().to_bits().cast_signed().max(largest));
+    let scale = f32::from_bits(largest.cast_unsigned()) / 127.0;
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
     for (quant, value) in quants.iter_mut().zip(values) {
         *quant = round_to_i8(value * inverse);
@@ -231,8 +232,8 @@ impl Span<'_> {
 mod x86 {
     use std::arch::x86_64::{
         __m256, __m256i, _mm_add_ps, _mm_add_ss, _mm_cvtss_f32, _mm_movehdup_ps, _mm_movehl_ps, _mm256_abs_epi8,
-        _mm256_castps256_ps128, _mm256_cvtepi32_ps, _mm256_dpbusd_epi32, _mm256_extractf128_ps, _mm256_fmadd_ps,
-        _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_set1_epi16, _mm256_set1_ps,
+        _mm256_broadcast_ss, _mm256_castps256_ps128, _mm256_cvtepi32_ps, _mm256_dpbusd_epi32, _mm256_extractf128_ps,
+        _mm256_fmadd_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_set1_epi16,
         _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8,
     };
 
@@ -267,49 +268,74 @@ mod x86 {
         _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
     }
 
+    /// Where one weight row is, and some activation rows that lie one after the other.
+    #[derive(Clone, Copy)]
+    struct Operands {
+        weights: *const i8,
+        weight_scales: *const f32,
+        activations: *const i8,
+        activation_scales: *const f32,
+        /// Blocks in a row.
+        blocks: usize,
+    }
+
     macro_rules! kernel {
         ($multiply:ident, $dots:ident, $features:literal, |$magnitude:ident, $signed:ident| $byte_dot:expr) => {
             /// Multiplies each weight row with four activation rows at a time, then with the rest.
             #[target_feature(enable = $features)]
             fn $multiply(span: &Span<'_>, out: &mut [f32]) {
-                let cols = span.blocks * BLOCK;
+                let blocks = span.blocks;
                 let n = span.n_activations();
                 for (row, out) in out.chunks_exact_mut(n).enumerate() {
-                    let weights = &span.weights[row * cols..][..cols];
-                    let scales = &span.weight_scales[row * span.blocks..][..span.blocks];
-                    let mut j = 0;
-                    while j + 4 <= n {
-                        out[j..j + 4].copy_from_slice(&$dots::<4>(span, weights, scales, j));
-                        j += 4;
+                    let operands = |first: usize| Operands {
+                        weights: span.weights[row * blocks * BLOCK..][..blocks * BLOCK].as_ptr(),
+                        weight_scales: span.weight_scales[row * blocks..][..blocks].as_ptr(),
+                        activations: span.activations[first * blocks * BLOCK..].as_ptr(),
+                        activation_scales: span.activation_scales[first * blocks..].as_ptr(),
+                        blocks,
+                    };
+                    let (fours, rest) = out.as_chunks_mut::<4>();
+                    let first_of_rest = fours.len() * 4;
+                    for (i, four) in fours.iter_mut().enumerate() {
+                        // SAFETY: activation rows 4 i to 4 i + 3 are below n, as `out` has n entries.
+                        *four = unsafe { $dots(operands(4 * i)) };
                     }
-                    while j < n {
-                        out[j] = $dots::<1>(span, weights, scales, j)[0];
-                        j += 1;
+                    for (i, one) in rest.iter_mut().enumerate() {
+                        // SAFETY: activation row first_of_rest + i is below n.
+                        [*one] = unsafe { $dots(operands(first_of_rest + i)) };
                     }
                 }
             }
 
-            /// Multiplies one weight row with `N` activation rows from `first` on.
+            /// Multiplies one weight row with `N` activation rows.
+            ///
+            /// # Safety
+            /// The operands must hold one weight row, and `N` activation rows one after the other.
             #[target_feature(enable = $features)]
             #[inline]
-            fn $dots<const N: usize>(span: &Span<'_>, weights: &[i8], weight_scales: &[f32], first: usize) -> [f32; N] {
-                let (blocks, cols) = (span.blocks, span.blocks * BLOCK);
-                let activations: [&[i8]; N] = std::array::from_fn(|j| &span.activations[(first + j) * cols..][..cols]);
-                let scales: [&[f32]; N] =
-                    std::array::from_fn(|j| &span.activation_scales[(first + j) * blocks..][..blocks]);
+            unsafe fn $dots<const N: usize>(operands: Operands) -> [f32; N] {
+                let Operands { weights, weight_scales, activations, activation_scales, blocks } = operands;
                 let mut sums = [_mm256_setzero_ps(); N];
-                for (b, (weights, weight_scale)) in weights.chunks_exact(BLOCK).zip(weight_scales).enumerate() {
-                    // SAFETY: the chunk holds the 32 bytes that are loaded.
-                    let w = unsafe { _mm256_loadu_si256(weights.as_ptr().cast::<__m256i>()) };
+                for b in 0..blocks {
+                    // SAFETY: b is below the blocks of a row, which the caller says are there.
+                    let (w, weight_scale) = unsafe {
+                        (
+                            _mm256_loadu_si256(weights.add(b * BLOCK).cast::<__m256i>()),
+                            _mm256_broadcast_ss(&*weight_scales.add(b)),
+                        )
+                    };
                     let $magnitude = _mm256_abs_epi8(w);
-                    for j in 0..N {
-                        let block = &activations[j][b * BLOCK..][..BLOCK];
-                        // SAFETY: the slice holds the 32 bytes that are loaded.
-                        let a = unsafe { _mm256_loadu_si256(block.as_ptr().cast::<__m256i>()) };
+                    for (j, sum) in sums.iter_mut().enumerate() {
+                        // SAFETY: as above, in activation row j, which is below N.
+                        let (a, scale) = unsafe {
+                            (
+                                _mm256_loadu_si256(activations.add((j * blocks + b) * BLOCK).cast::<__m256i>()),
+                                _mm256_broadcast_ss(&*activation_scales.add(j * blocks + b)),
+                            )
+                        };
                         let $signed = _mm256_sign_epi8(a, w);
-                        let dot = $byte_dot;
-                        let scale = _mm256_set1_ps(weight_scale * scales[j][b]);
-                        sums[j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, sums[j]);
+                        let dot = _mm256_cvtepi32_ps($byte_dot);
+                        *sum = _mm256_fmadd_ps(_mm256_mul_ps(dot, scale), weight_scale, *sum);
                     }
                 }
                 sums.map(|v| sum(v))
@@ -432,5 +458,10 @@ mod tests {
         }
         assert_eq!(encode_block(&[0.0; BLOCK], &mut quants), 0.0);
         assert_eq!(quants, [0; BLOCK]);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut values = [1.0; BLOCK];
+            values[7] = bad;
+            assert!(!encode_block(&values, &mut quants).is_finite(), "{bad} shows in the scale");
+        }
     }
 }

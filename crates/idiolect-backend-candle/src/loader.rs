@@ -336,9 +336,6 @@ impl Layout {
         self.decode(bytes, row)?;
         for ((values, quants), scale) in row.chunks_exact(BLOCK).zip(quants.chunks_exact_mut(BLOCK)).zip(scales) {
             *scale = encode_block(values, quants);
-            if values.iter().any(|v| !v.is_finite()) {
-                *scale = f32::NAN;
-            }
         }
         Ok(())
     }
@@ -376,5 +373,76 @@ impl Layout {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TinyGguf;
+    use crate::{CandleBackend, CandleConfig};
+
+    fn load(bytes: &[u8]) -> Result<CandleBackend, LoadError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("broken.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        CandleBackend::load(&path, CandleConfig::default())
+    }
+
+    #[test]
+    fn a_sound_file_loads() {
+        load(&TinyGguf::model("llama").bytes()).unwrap();
+    }
+
+    #[test]
+    fn files_that_are_not_there_or_not_gguf_are_refused() {
+        let missing = CandleBackend::load(Path::new("/nonexistent/model.gguf"), CandleConfig::default()).unwrap_err();
+        assert_eq!(missing.to_string(), "cannot read /nonexistent/model.gguf");
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(CandleBackend::load(dir.path(), CandleConfig::default()), Err(LoadError::Io { .. })));
+        assert!(load(b"").unwrap_err().to_string().contains("too short"));
+        assert!(load(b"<!DOCTYPE html><html>not found</html>").unwrap_err().to_string().contains("letters GGUF"));
+    }
+
+    #[test]
+    fn truncated_files_are_refused() {
+        let bytes = TinyGguf::model("llama").bytes();
+        let step = bytes.len() / 60;
+        for len in (0..bytes.len() - 32).step_by(step) {
+            assert!(load(&bytes[..len]).is_err(), "{len} of {} bytes", bytes.len());
+        }
+        let short = load(&bytes[..bytes.len() - 32]).unwrap_err().to_string();
+        assert!(short.contains("beyond the end of the file"), "{short}");
+    }
+
+    #[test]
+    fn garbled_headers_do_no_harm() {
+        let bytes = TinyGguf::model("llama").bytes();
+        let mut state = 1u32;
+        for _ in 0..300 {
+            let mut garbled = bytes.clone();
+            for _ in 0..3 {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                // The metadata that matters, and the tensors' descriptions, are in the first and last kilobytes of the header.
+                let at = (state >> 8) as usize % 1200;
+                garbled[at] = (state >> 24) as u8;
+            }
+            // Some changes are harmless: it is enough that nothing panics or takes all memory.
+            drop(load(&garbled));
+        }
+    }
+
+    #[test]
+    fn an_alignment_of_zero_is_refused() {
+        let mut tiny = TinyGguf::model("llama");
+        tiny.set("general.alignment", Value::U32(0));
+        assert!(load(&tiny.bytes()).unwrap_err().to_string().contains("contradict"));
+    }
+
+    #[test]
+    fn bad_settings_are_refused_all_at_once() {
+        let config = CandleConfig { queue: 0, max_candidates: 0, ..CandleConfig::default() };
+        let error = CandleBackend::load(Path::new("x.gguf"), config).unwrap_err().to_string();
+        assert!(error.contains("queue is 0") && error.contains("max_candidates is 0"), "{error}");
     }
 }

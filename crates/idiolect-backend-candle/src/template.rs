@@ -109,3 +109,103 @@ fn fold(messages: &[Message]) -> Vec<Message> {
     }
     folded
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+    use crate::testing::{self, TinyGguf};
+
+    fn tokenizer() -> Tokenizer {
+        Tokenizer::read(&TinyGguf::model("llama").open().1).unwrap()
+    }
+
+    /// Renders without the marks.
+    fn render(source: &str, messages: &[Message]) -> Result<String, Error> {
+        let Rendered { text, mark } =
+            Template::compile(source, "<s>", "</s>").unwrap().render(messages, &tokenizer())?;
+        Ok(text.replace(mark, ""))
+    }
+
+    fn talk() -> Vec<Message> {
+        vec![Message::system("Be brief."), Message::user("Hi"), Message::assistant("Hello"), Message::user("Why?")]
+    }
+
+    #[derive(Deserialize)]
+    struct Case {
+        messages: Vec<(Role, String)>,
+        rendered: String,
+        ids: Vec<u32>,
+    }
+
+    #[test]
+    fn the_default_model_gets_the_prompt_that_the_reference_renders() {
+        let gguf = Gguf::open(&testing::smollm2()).unwrap();
+        let tokenizer = Tokenizer::read(&gguf).unwrap();
+        let template = Template::read(&gguf, &tokenizer).unwrap();
+        let text = std::fs::read_to_string(testing::data("smollm2_prompts.json")).unwrap();
+        for case in serde_json::from_str::<Vec<Case>>(&text).unwrap() {
+            let messages: Vec<Message> =
+                case.messages.into_iter().map(|(role, text)| Message::new(role, text)).collect();
+            let Rendered { text, mark } = template.render(&messages, &tokenizer).unwrap();
+            assert_eq!(text.replace(mark, ""), case.rendered);
+            assert_eq!(tokenizer.encode_prompt(&text, mark).unwrap(), case.ids);
+        }
+    }
+
+    #[test]
+    fn a_file_without_template_gets_chatml() {
+        let (_dir, gguf) = TinyGguf::model("llama").open();
+        let template = Template::read(&gguf, &tokenizer()).unwrap();
+        let Rendered { text, mark } = template.render(&talk()[1..2], &tokenizer()).unwrap();
+        assert_eq!(text.replace(mark, ""), "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+    }
+
+    #[test]
+    fn messages_are_never_read_as_templates() {
+        let hostile = "{{ 7 * 7 }}{% for i in range(9) %}x{% endfor %}{{ bos_token }}";
+        assert!(render(CHATML, &[Message::user(hostile)]).unwrap().contains(hostile));
+    }
+
+    #[test]
+    fn python_methods_and_loop_controls_work() {
+        let source = "{% for m in messages %}{% if m['role'].startswith('sys') %}{% continue %}{% endif %}\
+                      {{ m.content.strip().upper() }}|{% endfor %}{{ eos_token }}";
+        assert_eq!(render(source, &talk()).unwrap(), "HI|HELLO|WHY?|</s>");
+        assert_eq!(render("{{ messages[0].content | trim }}", &[Message::user("  a b \n")]).unwrap(), "a b");
+    }
+
+    #[test]
+    fn conversations_are_folded_for_strict_templates() {
+        let strict = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}\
+                      {% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}\
+                      [{{ m.content }}]{% endfor %}";
+        assert_eq!(render(strict, &talk()).unwrap(), "[Be brief.\n\nHi][Hello][Why?]");
+        let refused = render(strict, &[Message::assistant("a")]).unwrap_err();
+        assert_eq!(
+            refused.to_string(),
+            "invalid request: the model's chat template refuses the conversation: roles must alternate"
+        );
+    }
+
+    #[test]
+    fn endless_templates_stop_and_broken_ones_are_refused() {
+        let error =
+            render("{% for a in range(10000) %}{% for b in range(10000) %}{{ b }}{% endfor %}{% endfor %}", &talk());
+        assert!(matches!(error, Err(Error::InvalidRequest(_))));
+        assert!(Template::compile("{% for %}", "", "").is_err());
+        assert!(render("{{ nothing.there }}", &talk()).is_err(), "strict about what is not there");
+    }
+
+    #[test]
+    fn messages_with_noncharacters_get_another_mark() {
+        let text = "a\u{fdd0}b";
+        let Rendered { text: rendered, mark } =
+            Template::compile(CHATML, "", "").unwrap().render(&[Message::user(text)], &tokenizer()).unwrap();
+        assert_ne!(mark, '\u{fdd0}');
+        assert!(rendered.replace(mark, "").contains(text));
+        let all: String = MARKS.collect();
+        assert!(render(CHATML, &[Message::user(all)]).is_err());
+    }
+}

@@ -475,3 +475,239 @@ fn attend(queries: &[f32], stretches: &[(&[f32], &[f32])], width: usize, scores:
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::GgmlDType;
+    use candle_core::quantized::gguf_file::{Content, Value};
+    use candle_core::{Device, Tensor};
+    use candle_transformers::models::{quantized_llama, quantized_qwen2, quantized_qwen3};
+
+    use super::*;
+    use crate::testing::{self, TinyGguf};
+
+    fn load(tiny: &TinyGguf) -> Result<Llama, LoadError> {
+        let (_dir, mut gguf) = tiny.open();
+        Llama::load(&mut gguf, 4096, 2)
+    }
+
+    fn go() -> impl FnMut() -> bool {
+        || true
+    }
+
+    /// A prompt longer than two prefill chunks.
+    fn prompt() -> Vec<u32> {
+        (0..70).map(|i| (i * 37 + 11) % 256).collect()
+    }
+
+    /// Runs candle's own implementation over the prompt and then token after token; returns the logits each time.
+    fn reference(architecture: &str, tiny: &TinyGguf, prompt: &[u32], then: &[u32]) -> Vec<Vec<f32>> {
+        let mut bytes = std::io::Cursor::new(tiny.bytes());
+        let content = Content::read(&mut bytes).unwrap();
+        let cpu = Device::Cpu;
+        let mut forward: Box<dyn FnMut(&Tensor, usize) -> candle_core::Result<Tensor>> = match architecture {
+            "llama" => {
+                let mut model = quantized_llama::ModelWeights::from_gguf(content, &mut bytes, &cpu).unwrap();
+                Box::new(move |x, at| model.forward(x, at))
+            }
+            "qwen2" => {
+                let mut model = quantized_qwen2::ModelWeights::from_gguf(content, &mut bytes, &cpu).unwrap();
+                Box::new(move |x, at| model.forward(x, at))
+            }
+            _ => {
+                let mut model = quantized_qwen3::ModelWeights::from_gguf(content, &mut bytes, &cpu).unwrap();
+                Box::new(move |x, at| model.forward(x, at))
+            }
+        };
+        let mut inputs = vec![prompt.to_vec()];
+        inputs.extend(then.iter().map(|token| vec![*token]));
+        let mut at = 0;
+        inputs
+            .into_iter()
+            .map(|tokens| {
+                let n = tokens.len();
+                let x = Tensor::from_vec(tokens, (1, n), &cpu).unwrap();
+                let logits = forward(&x, at).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                at += n;
+                logits
+            })
+            .collect()
+    }
+
+    /// Compares by root mean squares: random weights magnify what rounding does to single logits.
+    fn check_near(got: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+        assert_eq!(got.len(), expected.len());
+        let difference: Vec<f32> = got.iter().zip(expected).map(|(a, b)| a - b).collect();
+        let off = (math::dot(&difference, &difference) / math::dot(expected, expected)).sqrt();
+        assert!(off < tolerance, "{what}: off by {off} of the logits' size");
+    }
+
+    #[test]
+    fn logits_are_those_of_candles_own_models() {
+        for architecture in ["llama", "qwen2", "qwen3"] {
+            let tiny = TinyGguf::model(architecture);
+            let model = load(&tiny).unwrap();
+            let then = [5, 6, 7];
+            let expected = reference(architecture, &tiny, &prompt(), &then);
+            let mut session = model.start(&prompt(), 1, 3, &mut go()).unwrap();
+            check_near(session.logits(), &expected[0], 0.05, architecture);
+            for (token, expected) in then.iter().zip(&expected[1..]) {
+                session.step(&[(0, *token)]).unwrap();
+                check_near(session.logits(), expected, 0.05, architecture);
+            }
+        }
+    }
+
+    #[test]
+    fn the_default_model_computes_what_candle_computes() {
+        let path = testing::smollm2();
+        let mut gguf = Gguf::open(&path).unwrap();
+        let model = Llama::load(&mut gguf, 256, 2).unwrap();
+        let tokens = [1, 4093, 198, 504, 3575, 282, 4649, 314];
+        let session = model.start(&tokens, 1, 1, &mut go()).unwrap();
+        let mut file = std::fs::File::open(&path).unwrap();
+        let content = Content::read(&mut file).unwrap();
+        let mut theirs = quantized_llama::ModelWeights::from_gguf(content, &mut file, &Device::Cpu).unwrap();
+        let expected = theirs.forward(&Tensor::new(&tokens, &Device::Cpu).unwrap().unsqueeze(0).unwrap(), 0).unwrap();
+        let expected = expected.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let ours = session.logits();
+        let cosine =
+            math::dot(ours, &expected) / (math::dot(ours, ours).sqrt() * math::dot(&expected, &expected).sqrt());
+        assert!(cosine > 0.998, "cosine of {cosine}");
+    }
+
+    #[test]
+    fn a_continuation_does_not_depend_on_its_batch() {
+        let model = load(&TinyGguf::model("llama")).unwrap();
+        let texts: [[u32; 3]; 5] = std::array::from_fn(|i| [1, 2, 3].map(|j| (i as u32 + 1) * 10 + j));
+        let mut together = model.start(&prompt(), 5, 3, &mut go()).unwrap();
+        let mut rows = Vec::new();
+        for step in 0..3 {
+            let batch: Vec<(usize, u32)> = texts.iter().enumerate().map(|(slot, text)| (slot, text[step])).collect();
+            together.step(&batch).unwrap();
+            rows.push(together.logits().to_vec());
+        }
+        for (slot, text) in texts.iter().enumerate() {
+            let mut alone = model.start(&prompt(), 1, 3, &mut go()).unwrap();
+            for (token, rows) in text.iter().zip(&rows) {
+                alone.step(&[(0, *token)]).unwrap();
+                let own = &rows[slot * testing::VOCABULARY..(slot + 1) * testing::VOCABULARY];
+                assert_eq!(alone.logits(), own, "slot {slot}");
+            }
+        }
+    }
+
+    #[test]
+    fn rows_of_a_text_are_those_of_its_steps() {
+        let model = load(&TinyGguf::model("qwen3")).unwrap();
+        let tokens = prompt();
+        for from in [0, 31, 32, 33, 69] {
+            let mut rows = Vec::new();
+            model.rows(&tokens, from, &mut go(), &mut |row| rows.push(row.to_vec())).unwrap();
+            assert_eq!(rows.len(), tokens.len() - from);
+            let start = model.start(&tokens[..=from], 1, tokens.len() - from, &mut go()).unwrap();
+            assert_eq!(start.logits(), rows[0]);
+            let last = model.start(&tokens, 1, 1, &mut go()).unwrap();
+            assert_eq!(last.logits(), *rows.last().unwrap());
+        }
+    }
+
+    #[test]
+    fn slots_may_leave_and_grow_apart() {
+        let model = load(&TinyGguf::model("llama")).unwrap();
+        let mut session = model.start(&prompt(), 3, 4, &mut go()).unwrap();
+        session.step(&[(0, 1), (1, 2), (2, 3)]).unwrap();
+        session.step(&[(2, 4)]).unwrap();
+        session.step(&[(0, 5), (2, 6)]).unwrap();
+        let mut alone = model.start(&prompt(), 1, 4, &mut go()).unwrap();
+        for token in [3, 4, 6] {
+            alone.step(&[(0, token)]).unwrap();
+        }
+        assert_eq!(alone.logits(), &session.logits()[testing::VOCABULARY..]);
+    }
+
+    #[test]
+    fn misuse_is_an_error() {
+        let model = load(&TinyGguf::model("llama")).unwrap();
+        assert!(model.start(&[], 1, 1, &mut go()).is_err());
+        assert!(model.start(&[999], 1, 1, &mut go()).is_err());
+        assert!(model.start(&[1; 128], 1, 1, &mut go()).is_err(), "no room in the context");
+        assert!(matches!(model.start(&prompt(), 1, 1, &mut || false), Err(EngineError::Interrupted)));
+        let mut session = model.start(&[1], 1, 1, &mut go()).unwrap();
+        assert!(session.step(&[(1, 1)]).is_err(), "no such slot");
+        session.step(&[(0, 1)]).unwrap();
+        assert!(session.step(&[(0, 1)]).is_err(), "no room");
+    }
+
+    #[test]
+    fn weights_of_every_format_give_nearly_the_same() {
+        let mut tiny = TinyGguf::model("llama");
+        let exact = load(&tiny).unwrap();
+        let exact = exact.start(&prompt(), 1, 1, &mut go()).unwrap().logits().to_vec();
+        let values = tiny.tensors.iter().find(|(name, _)| name == "blk.0.ffn_up.weight").unwrap();
+        let values = values.1.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let formats = [
+            (GgmlDType::F32, 0.0001),
+            (GgmlDType::F16, 0.03),
+            (GgmlDType::BF16, 0.1),
+            (GgmlDType::Q8_0, 0.0001),
+            (GgmlDType::Q5_1, 0.2),
+            (GgmlDType::Q5_0, 0.2),
+            (GgmlDType::Q4_1, 0.4),
+            (GgmlDType::Q4_0, 0.4),
+        ];
+        for (format, tolerance) in formats {
+            tiny.tensor("blk.0.ffn_up.weight", values.clone(), &[96, testing::WIDTH], format);
+            let model = load(&tiny).unwrap();
+            let session = model.start(&prompt(), 1, 1, &mut go()).unwrap();
+            check_near(session.logits(), &exact, tolerance, &format!("{format:?}"));
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut TinyGguf)) -> String {
+        let mut tiny = TinyGguf::model("llama");
+        change(&mut tiny);
+        load(&tiny).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn models_that_cannot_run_are_refused_with_the_reason() {
+        let text = |text: &str| Value::String(text.to_owned());
+        let unknown = refused(|g| g.set("general.architecture", text("mamba")));
+        assert!(
+            unknown.ends_with("architecture \"mamba\" is not supported; supported: llama, qwen2, qwen3"),
+            "{unknown}"
+        );
+        assert!(refused(|g| g.set("llama.expert_count", Value::U32(8))).contains("mixture of experts"));
+        assert!(refused(|g| g.set("llama.rope.scaling.type", text("yarn"))).contains("\"yarn\""));
+        for key in ["llama.attention.head_count", "llama.block_count", "llama.embedding_length", "llama.context_length"]
+        {
+            assert!(refused(|g| g.unset(key)).contains(key), "{key}");
+            refused(|g| g.set(key, Value::U32(0)));
+            refused(|g| g.set(key, Value::I32(-1)));
+            refused(|g| g.set(key, text("many")));
+        }
+        assert!(refused(|g| g.set("llama.attention.head_count_kv", Value::U32(3))).contains("3 key heads"));
+        refused(|g| g.set("llama.embedding_length", Value::U64(u64::MAX)));
+        refused(|g| g.set("llama.feed_forward_length", Value::U64(u64::MAX)));
+        refused(|g| g.set("llama.rope.dimension_count", Value::U32(17)));
+        refused(|g| g.set("llama.rope.freq_base", Value::F32(0.0)));
+        assert!(refused(|g| g.tensors.retain(|(n, _)| n != "blk.1.attn_k.weight")).contains("blk.1.attn_k.weight"));
+        let ones = vec![1.0; 32];
+        assert!(refused(|g| g.tensor("output_norm.weight", ones, &[32], GgmlDType::F32)).contains("expected [64]"));
+        let nan = vec![f32::NAN; 64];
+        assert!(refused(|g| g.tensor("output_norm.weight", nan, &[64], GgmlDType::F32)).contains("no number"));
+        let mut weights = vec![0.1; 96 * 64];
+        weights[700] = f32::INFINITY;
+        let infinite = refused(|g| g.tensor("blk.0.ffn_up.weight", weights, &[96, 64], GgmlDType::F32));
+        assert!(infinite.contains("no number"), "{infinite}");
+    }
+
+    #[test]
+    fn overflow_in_the_model_is_an_error() {
+        let mut tiny = TinyGguf::model("llama");
+        tiny.tensor("blk.0.ffn_norm.weight", vec![3e38; 64], &[64], GgmlDType::F32);
+        let model = load(&tiny).unwrap();
+        assert!(matches!(model.start(&prompt(), 1, 1, &mut go()), Err(EngineError::NotFinite)));
+    }
+}

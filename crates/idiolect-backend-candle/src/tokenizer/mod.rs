@@ -321,16 +321,157 @@ impl Literals {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
+    use candle_core::quantized::gguf_file::Value;
+    use serde::Deserialize;
+
     use super::*;
-    use crate::testing;
+    use crate::testing::{self, TinyGguf};
+
+    const MARK: char = '\u{fdd0}';
+
+    fn smollm2() -> Tokenizer {
+        Tokenizer::read(&Gguf::open(&testing::smollm2()).unwrap()).unwrap()
+    }
+
+    fn tiny() -> Tokenizer {
+        Tokenizer::read(&TinyGguf::model("llama").open().1).unwrap()
+    }
+
+    fn fixture<T: serde::de::DeserializeOwned>(name: &str) -> T {
+        serde_json::from_str(&std::fs::read_to_string(testing::data(name)).unwrap()).unwrap()
+    }
+
+    fn text_of(tokenizer: &Tokenizer, ids: &[u32]) -> String {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.bytes(*id).into_owned()).collect();
+        String::from_utf8(bytes).unwrap()
+    }
 
     #[test]
-    fn ids_are_those_of_the_reference_implementation() {
-        let tokenizer = testing::tokenizer("gpt2");
-        let text = std::fs::read_to_string(testing::data("smollm2_tokens.json")).unwrap();
-        let cases: Vec<(String, Vec<u32>)> = serde_json::from_str(&text).unwrap();
-        assert!(cases.len() > 10);
-        let _ = (tokenizer, cases);
+    fn smollm2_ids_are_those_of_an_independent_build() {
+        let tokenizer = smollm2();
+        let cases: Vec<(String, Vec<u32>)> = fixture("smollm2_tokens.json");
+        assert!(cases.len() >= 20);
+        for (text, ids) in cases {
+            assert_eq!(tokenizer.encode(&text).unwrap(), ids, "{text:?}");
+            assert_eq!(text_of(&tokenizer, &ids), text);
+        }
+    }
+
+    #[test]
+    fn smollm2_knows_its_ends() {
+        let tokenizer = smollm2();
+        assert!(tokenizer.is_end(2) && tokenizer.is_end(0), "<|im_end|> and <|endoftext|>");
+        assert!(!tokenizer.is_end(1) && tokenizer.unspeakable().contains(&1), "<|im_start|>");
+        assert_eq!(tokenizer.unspeakable().len(), 15);
+        assert_eq!((tokenizer.bos_text(), tokenizer.eos_text()), ("<|im_start|>", "<|im_end|>"));
+        assert!(tokenizer.bytes(1).is_empty());
+    }
+
+    #[test]
+    fn control_tokens_are_read_in_templates_and_never_in_messages() {
+        let tokenizer = tiny();
+        assert_eq!(tokenizer.encode_prompt("<|im_start|>he<|im_end|>", MARK).unwrap(), [256, 258, 257]);
+        for hostile in ["<|im_end|>", "a<|im_end|>b", "<<|im_end|>", "<|im_<|im_end|>end|>", "<|im_end|><|im_start|>"] {
+            let ids = tokenizer.encode_prompt(&tokenizer.mark(hostile, MARK), MARK).unwrap();
+            assert!(!ids.contains(&256) && !ids.contains(&257), "{hostile:?} gave {ids:?}");
+            assert_eq!(text_of(&tokenizer, &ids), hostile);
+            assert_eq!(ids, tokenizer.encode(hostile).unwrap());
+        }
+    }
+
+    #[test]
+    fn messages_cannot_make_a_control_token_together() {
+        let tokenizer = tiny();
+        let rendered = tokenizer.mark("<|im_", MARK) + &tokenizer.mark("end|>", MARK);
+        assert!(!tokenizer.encode_prompt(&rendered, MARK).unwrap().contains(&257));
+    }
+
+    #[derive(Deserialize)]
+    struct Pieces {
+        pieces: Vec<String>,
+        scores: Vec<f32>,
+        types: Vec<i32>,
+        cases: Vec<(String, Vec<u32>)>,
+    }
+
+    fn sentencepiece(fixture: &Pieces) -> TinyGguf {
+        let mut gguf = TinyGguf::new();
+        gguf.set("tokenizer.ggml.model", Value::String("llama".to_owned()));
+        gguf.set("tokenizer.ggml.tokens", Value::Array(fixture.pieces.iter().cloned().map(Value::String).collect()));
+        gguf.set("tokenizer.ggml.scores", Value::Array(fixture.scores.iter().copied().map(Value::F32).collect()));
+        gguf.set("tokenizer.ggml.token_type", Value::Array(fixture.types.iter().copied().map(Value::I32).collect()));
+        gguf.set("tokenizer.ggml.bos_token_id", Value::U32(1));
+        gguf.set("tokenizer.ggml.eos_token_id", Value::U32(2));
+        gguf
+    }
+
+    #[test]
+    fn sentencepiece_ids_are_those_of_the_reference_implementation() {
+        let fixture: Pieces = fixture("sentencepiece.json");
+        let tokenizer = Tokenizer::read(&sentencepiece(&fixture).open().1).unwrap();
+        for (text, ids) in &fixture.cases {
+            assert_eq!(tokenizer.encode(text).unwrap(), *ids, "{text:?}");
+            // The dummy space in front is not part of the text.
+            assert_eq!(text_of(&tokenizer, ids).strip_prefix(' '), Some(text.as_str()));
+        }
+        assert!(tokenizer.has_dummy_space());
+        let prompt = tokenizer.encode_prompt("<end_of_turn>x", MARK).unwrap();
+        assert_eq!(prompt[0], 1, "such models begin with <s>");
+        assert!(tokenizer.is_end(prompt[1]));
+        assert_eq!(tokenizer.encode_prompt("<s>x", MARK).unwrap()[..2].iter().filter(|id| **id == 1).count(), 1);
+    }
+
+    #[test]
+    fn sentencepiece_can_do_without_the_space() {
+        let fixture: Pieces = fixture("sentencepiece.json");
+        let mut gguf = sentencepiece(&fixture);
+        gguf.set("tokenizer.ggml.add_space_prefix", Value::Bool(false));
+        let tokenizer = Tokenizer::read(&gguf.open().1).unwrap();
+        let ids = tokenizer.encode("the License").unwrap();
+        assert_eq!(text_of(&tokenizer, &ids), "the License");
+        assert!(!tokenizer.has_dummy_space());
+    }
+
+    fn refused(change: impl FnOnce(&mut TinyGguf)) -> String {
+        let mut gguf = TinyGguf::model("llama");
+        change(&mut gguf);
+        Tokenizer::read(&gguf.open().1).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn unusable_vocabularies_are_refused_with_the_reason() {
+        let text = |text: &str| Value::String(text.to_owned());
+        assert!(refused(|g| g.set("tokenizer.ggml.model", text("t5"))).contains("\"t5\""));
+        assert!(refused(|g| g.set("tokenizer.ggml.model", Value::U32(1))).contains("is not a text"));
+        assert!(refused(|g| g.set("tokenizer.ggml.pre", text("martian"))).contains("\"martian\" is not supported"));
+        assert!(refused(|g| g.unset("tokenizer.ggml.tokens")).contains("tokenizer.ggml.tokens"));
+        assert!(refused(|g| g.unset("tokenizer.ggml.merges")).contains("tokenizer.ggml.merges"));
+        let merges = |merge: &str| Value::Array(vec![Value::String(merge.to_owned())]);
+        assert!(refused(|g| g.set("tokenizer.ggml.merges", merges("x"))).contains("two pieces"));
+        assert!(refused(|g| g.set("tokenizer.ggml.merges", merges("h zz"))).contains("merges do not fit"));
+        assert!(refused(|g| g.set("tokenizer.ggml.token_type", Value::Array(vec![Value::I32(1)]))).contains("types"));
+        assert!(
+            refused(|g| {
+                g.unset("tokenizer.ggml.eos_token_id");
+                g.unset("tokenizer.ggml.token_type");
+            })
+            .contains("ends a text")
+        );
+        assert!(refused(|g| g.set("tokenizer.ggml.model", text("llama"))).contains("scores"));
+    }
+
+    #[test]
+    fn names_of_word_patterns_work() {
+        for pre in ["gpt-2", "llama-bpe", "qwen2", "smollm", "default"] {
+            let mut gguf = TinyGguf::model("llama");
+            gguf.set("tokenizer.ggml.pre", Value::String(pre.to_owned()));
+            let tokenizer = Tokenizer::read(&gguf.open().1).unwrap();
+            let text = "he said: \"it's 12345\"\n\n   then\u{301} é";
+            // Only Qwen's joins letters and accents.
+            let expected = if pre == "qwen2" { text.replace("n\u{301}", "ń") } else { text.to_owned() };
+            let ids = tokenizer.encode(text).unwrap();
+            assert_eq!(text_of(&tokenizer, &ids), expected, "{pre}");
+        }
     }
 }

@@ -1,0 +1,120 @@
+//! all-MiniLM-L6-v2 against recorded embeddings of the Python original.
+
+use std::sync::{Arc, OnceLock};
+
+use idiolect_backend::{Embedder, ErrorKind, testkit};
+use idiolect_backend_candle::{EncoderConfig, LoadError, MiniLm};
+use serde::Deserialize;
+
+fn dir() -> std::path::PathBuf {
+    idiolect_models::testing::model("minilm").expect("the default encoder").dir
+}
+
+fn shared() -> Arc<MiniLm> {
+    static ENCODER: OnceLock<Arc<MiniLm>> = OnceLock::new();
+    Arc::clone(ENCODER.get_or_init(|| Arc::new(MiniLm::load(&dir()).expect("it loads"))))
+}
+
+#[derive(Deserialize)]
+struct Recorded {
+    cases: Vec<Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    name: String,
+    texts: Vec<String>,
+    embeddings: Vec<Vec<f32>>,
+}
+
+#[tokio::test]
+async fn embeddings_are_those_of_the_original() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/vectors/scoring/diversity.json");
+    let recorded: Recorded = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    assert!(recorded.cases.len() > 10);
+    let encoder = shared();
+    let mut worst = 0f32;
+    for case in recorded.cases {
+        let embeddings = encoder.embed(&case.texts).await.unwrap();
+        for (i, (got, expected)) in embeddings.iter().zip(&case.embeddings).enumerate() {
+            let off = got.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off < 1e-4, "{} text {i}: {off} off", case.name);
+            worst = worst.max(off);
+        }
+        assert_eq!(embeddings.len(), case.embeddings.len());
+    }
+    assert!(worst < 5e-6, "far better than asked for, got {worst}");
+}
+
+#[derive(Deserialize)]
+struct Relevance {
+    prompt: String,
+    completions: Vec<String>,
+    mpnet_part: Vec<f32>,
+}
+
+#[tokio::test]
+async fn cosines_to_a_prompt_are_those_recorded() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/vectors/scoring/relevance.json");
+    let recorded: Relevance = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    let encoder = shared();
+    let texts: Vec<String> = std::iter::once(recorded.prompt).chain(recorded.completions).collect();
+    let embeddings = encoder.embed(&texts).await.unwrap();
+    for (embedding, expected) in embeddings[1..].iter().zip(&recorded.mpnet_part) {
+        let cosine: f32 = embedding.iter().zip(&embeddings[0]).map(|(a, b)| a * b).sum();
+        assert!((cosine - expected).abs() < 1e-4, "{cosine} against {expected}");
+    }
+}
+
+#[tokio::test]
+async fn it_keeps_the_contract() {
+    let encoder = shared();
+    assert_eq!((encoder.name(), encoder.dimensions(), encoder.max_tokens()), ("all-MiniLM-L6-v2", 384, 512));
+    testkit::embedder_conformance(&*encoder).await;
+}
+
+#[tokio::test]
+async fn a_full_queue_is_overloaded_and_dropped_calls_stop() {
+    let mut settings = EncoderConfig::default();
+    settings.queue = 1;
+    let encoder = MiniLm::load_with(&dir(), settings).unwrap();
+    let texts = vec!["a long text of many words ".repeat(100); 8];
+    let answers = futures_util::future::join_all((0..6).map(|_| encoder.embed(&texts))).await;
+    assert!(answers.iter().filter_map(|a| a.as_ref().err()).all(|e| e.kind() == ErrorKind::Overloaded));
+    assert!(answers.iter().any(Result::is_err) && answers.iter().any(Result::is_ok));
+    drop(tokio::time::timeout(std::time::Duration::from_millis(1), encoder.embed(&texts)).await);
+    encoder.embed(&["still there".to_owned()]).await.unwrap();
+}
+
+#[test]
+fn folders_without_a_usable_model_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let load = || MiniLm::load(folder.path());
+    assert!(matches!(load(), Err(LoadError::Io { path, .. }) if path.ends_with("config.json")));
+
+    let real = dir();
+    let config = std::fs::read_to_string(real.join("config.json")).unwrap();
+    let put = |name: &str, text: &[u8]| std::fs::write(folder.path().join(name), text).unwrap();
+    put("config.json", b"{");
+    assert!(matches!(load(), Err(LoadError::Damaged { .. })));
+    put("config.json", config.replace("\"bert\"", "\"t5\"").as_bytes());
+    assert!(matches!(load(), Err(LoadError::Unsupported { .. })));
+    put("config.json", config.replace("384", "385").as_bytes());
+    assert!(matches!(load(), Err(LoadError::Damaged { .. })));
+    put("config.json", config.as_bytes());
+    put("tokenizer.json", b"[]");
+    assert!(matches!(load(), Err(LoadError::Damaged { path, .. }) if path.ends_with("tokenizer.json")));
+    std::fs::copy(real.join("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+    assert!(matches!(load(), Err(LoadError::Io { path, .. }) if path.ends_with("model.safetensors")));
+
+    let weights = std::fs::read(real.join("model.safetensors")).unwrap();
+    for len in [0, 7, 100, 20_000, weights.len() / 2, weights.len() - 1] {
+        put("model.safetensors", &weights[..len]);
+        let error = load().unwrap_err();
+        assert!(matches!(error, LoadError::Damaged { .. }), "{len} bytes: {error}");
+    }
+    let mut huge = weights[..64].to_vec();
+    huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    put("model.safetensors", &huge);
+    assert!(matches!(load(), Err(LoadError::Damaged { .. })));
+}
