@@ -24,6 +24,8 @@ pub enum StorePrompts {
 pub struct RecordConfig {
     /// What is kept of the prompts.
     pub store_prompts: StorePrompts,
+    /// Longest prompt that is kept, in bytes of all its messages; of a longer one only the hash is.
+    pub max_prompt_bytes: usize,
     /// Whether the candidates' texts are kept. Without them only figures are.
     pub store_replies: bool,
     /// How long, and how many.
@@ -35,8 +37,14 @@ pub struct RecordConfig {
 
 impl Default for RecordConfig {
     fn default() -> Self {
-        let retention = Retention { max_replies: Some(200_000), max_age: Some(Duration::from_secs(30 * 24 * 3600)) };
-        Self { store_prompts: StorePrompts::All, store_replies: true, retention, queue: 1024 }
+        let retention = Retention { max_replies: Some(100_000), max_age: Some(Duration::from_secs(30 * 24 * 3600)) };
+        Self {
+            store_prompts: StorePrompts::All,
+            max_prompt_bytes: 64 << 10,
+            store_replies: true,
+            retention,
+            queue: 1024,
+        }
     }
 }
 
@@ -55,7 +63,8 @@ pub struct PipelineConfig {
     pub selector: SelectorConfig,
     /// Replies of ours that candidates are compared with.
     pub history: usize,
-    /// Where draws start from. `None` takes a new number at each start; two miners should not share one.
+    /// Where draws start from: with one seed the same requests in the same order draw alike. `None` takes a new number at
+    /// each start; two miners should not share one.
     pub seed: Option<u64>,
     /// Task names for which `availability` says yes.
     pub tasks: Vec<String>,

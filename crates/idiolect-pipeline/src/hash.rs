@@ -19,6 +19,15 @@ pub(crate) fn completion(text: &str) -> String {
     hex(&Sha256::digest(text.trim()))
 }
 
+/// Returns the number that the `nth` request's recipes and candidates are drawn by.
+pub(crate) fn seed(seed: u64, nth: u64, prompt_hash: &str) -> u64 {
+    let mut hasher = Sha256::new();
+    hasher.update(seed.to_le_bytes());
+    hasher.update(nth.to_le_bytes());
+    hasher.update(prompt_hash);
+    hasher.finalize().iter().take(8).fold(0, |number, &byte| number << 8 | u64::from(byte))
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use idiolect_axon::{Dictated, HandlerError, Reply, ReplyLogprob};
@@ -28,6 +29,8 @@ use crate::{Answer, Ask, PipelineConfig, PipelineError, Provenance, hash, metric
 
 /// With less than this left no reply is begun.
 const LEAST_BUDGET: Duration = Duration::from_millis(5);
+/// Kept back of the deadline for the choice and the record: whoever called drops us when it passes.
+const FINISH: Duration = Duration::from_millis(15);
 /// How much earlier than our own end the backend is told to stop, so that it can end its candidates properly.
 const BACKEND_GRACE: Duration = Duration::from_millis(40);
 /// Searching more earlier replies than this is moved off the executor.
@@ -76,6 +79,7 @@ pub struct Pipeline {
     recorder: Recorder,
     reserve: Reserve,
     seed: u64,
+    n_requests: AtomicU64,
 }
 
 /// What was settled before anything was generated.
@@ -138,6 +142,7 @@ impl Pipeline {
             history,
             recorder,
             seed,
+            n_requests: AtomicU64::new(0),
         })
     }
 
@@ -196,28 +201,28 @@ impl Pipeline {
 
     /// Makes one reply.
     pub(crate) async fn run(&self, job: Job) -> Result<Answer, HandlerError> {
-        let in_flight = metrics::InFlight::new();
+        let _in_flight = metrics::InFlight::new();
         let transport = job.transport;
-        let planned = self.plan(&job);
+        let prompt_hash = hash::prompt(&job.messages);
+        let planned = self.plan(&job, &prompt_hash);
         let mode = match &planned {
             Ok(plan) if plan.mode.is_passthrough() => "passthrough",
             Ok(_) => "mutate",
             Err(_) => "none",
         };
         let result = match planned {
-            Ok(plan) => self.carry_out(job, plan).await,
+            Ok(plan) => self.carry_out(job, plan, prompt_hash).await,
             Err(error) => Err(error),
         };
         if result.as_ref().is_err_and(|error| error.category == Category::Timeout) {
             metrics::deadline_missed();
         }
         metrics::reply(transport, mode, result.as_ref().map(|_| ()).map_err(|error| error.category));
-        drop(in_flight);
         result
     }
 
     /// Settles what is asked of the backend. The deadlines of the requests are set later.
-    fn plan(&self, job: &Job) -> Result<Plan, HandlerError> {
+    fn plan(&self, job: &Job, prompt_hash: &str) -> Result<Plan, HandlerError> {
         let refuse = |message: String| Err(HandlerError::new(Category::Malformed, message));
         let most = PipelineConfig::MAX_CANDIDATES;
         if !(1..=most).contains(&job.n_completions) {
@@ -227,12 +232,18 @@ impl Pipeline {
         let task_name = job.task.clone().unwrap_or_else(|| task.as_str().to_owned());
         let facts = Facts { transport: job.transport, task: &task_name, dictated: job.dictated.is_some() };
         let mode = self.sampler.library().route(&facts);
-        let seed = self.seed ^ rand::random::<u64>();
+        let nth = self.n_requests.fetch_add(1, Ordering::Relaxed);
+        let seed = hash::seed(self.seed, nth, prompt_hash);
 
         let n_candidates =
             if mode.is_passthrough() { job.n_completions } else { self.config.candidates.max(job.n_completions) };
         let n_recipes = self.config.recipes.clamp(1, n_candidates);
         let recipes = self.sampler.draw(n_recipes, seed, task, &mode);
+        let capabilities = self.backend.capabilities();
+        if mode.is_passthrough() && job.logprobs.is_some() && !capabilities.logprobs {
+            return Err(HandlerError::new(Category::Unavailable, "log-probabilities are not available"));
+        }
+        let logprobs = job.logprobs.filter(|_| capabilities.logprobs).map(|n| n.min(20));
         let sampling = match &job.dictated {
             Some(dictated) => self.dictated(dictated),
             None => Sampling { seed: None, ..self.config.sampling.clone() },
@@ -243,10 +254,10 @@ impl Pipeline {
             let rest = if i == 0 { n_candidates % n_recipes } else { 0 };
             let mut sampling = sampling.clone();
             recipe.apply_sampling(&mut sampling);
-            if job.dictated.is_none() && self.backend.capabilities().seed {
+            if job.dictated.is_none() && capabilities.seed {
                 sampling.seed = Some(seed.wrapping_add(i as u64));
             }
-            sampling.logprobs = job.logprobs.map(|n| n.min(20));
+            sampling.logprobs = logprobs;
             let messages = recipe.apply(&job.messages);
             let request = Request {
                 n: n_candidates / n_recipes + rest,
@@ -262,9 +273,6 @@ impl Pipeline {
 
         if let Some(Err(error)) = requests.iter().map(|planned| planned.request.validate()).find(Result::is_err) {
             return Err(to_handler_error(error));
-        }
-        if job.dictated.is_some() && job.logprobs.is_some() && !self.backend.capabilities().logprobs {
-            return Err(HandlerError::new(Category::Unavailable, "log-probabilities are not available"));
         }
         let verbatim = mode.is_passthrough() || job.logprobs.is_some();
         Ok(Plan { task, task_name, mode, seed, requests, n_candidates, verbatim })
@@ -284,7 +292,7 @@ impl Pipeline {
         }
     }
 
-    async fn carry_out(&self, job: Job, mut plan: Plan) -> Result<Answer, HandlerError> {
+    async fn carry_out(&self, job: Job, mut plan: Plan, prompt_hash: String) -> Result<Answer, HandlerError> {
         let started = Instant::now();
         let time_ms = now_ms();
         let budget = job.deadline.saturating_duration_since(started);
@@ -294,7 +302,7 @@ impl Pipeline {
         let scores = self.embedder.is_some() && !plan.mode.is_passthrough();
         let reserve = if scores { self.reserve.of(plan.n_candidates, budget) } else { Duration::ZERO };
         metrics::reserve(reserve);
-        let generate_until = job.deadline - reserve;
+        let generate_until = job.deadline - reserve.max(finish(budget));
         let grace = BACKEND_GRACE.min(budget / 20);
         for planned in &mut plan.requests {
             planned.request.deadline = Some((generate_until - grace).into_std());
@@ -309,7 +317,6 @@ impl Pipeline {
         metrics::trimmed(generated.usage.trimmed_tokens);
 
         let id = uuid::Uuid::now_v7().to_string();
-        let prompt_hash = hash::prompt(&job.messages);
         let scored = self.score(&job, &plan, &mut generated, &prompt_hash).await;
         let scored_at = Instant::now();
         let sent = distinct(&scored.ranking, &generated.drafts, job.n_completions);
@@ -327,11 +334,12 @@ impl Pipeline {
         metrics::stage("score", scored_at - generated_at);
         metrics::stage("total", scored_at - started);
 
+        let deadline = job.deadline;
         let reply = reply(&generated.drafts, &sent, job.logprobs.is_some());
         let embedding = scored.embeddings.as_ref().and_then(|e| e.get(sent[0])).cloned();
         let provenance = self.provenance(id, time_ms, job, &plan, generated, scored, sent, prompt_hash, timings);
         let history_entry = self.remember(&provenance, embedding);
-        self.recorder.reply(Record::new(&provenance, &self.config.record), history_entry).await;
+        self.recorder.reply(Record::new(&provenance, &self.config.record), history_entry, deadline).await;
         Ok(Answer { reply, provenance })
     }
 
@@ -395,8 +403,7 @@ impl Pipeline {
     async fn embed(&self, drafts: &[Draft], deadline: Instant) -> Result<Vec<Embedding>, NotEmbedded> {
         let embedder = self.embedder.as_ref().ok_or(NotEmbedded::NoEncoder)?;
         let started = Instant::now();
-        // The search and the choice come after, and must fit in too.
-        let until = deadline - Duration::from_millis(5).min(deadline.saturating_duration_since(started));
+        let until = deadline - finish(deadline.saturating_duration_since(started));
         let texts: Vec<String> = drafts.iter().map(|draft| draft.candidate.text.clone()).collect();
         let result = tokio::time::timeout_at(until, embedder.embed(&texts)).await;
         if result.is_ok() {
@@ -570,6 +577,10 @@ fn check(config: &PipelineConfig, parts: &Parts) -> Result<(), PipelineError> {
         bad.push(format!("the panel was embedded by {}, the encoder is {}", panel.encoder(), embedder.name()));
     }
     if bad.is_empty() { Ok(()) } else { Err(PipelineError::Config(bad.join("; "))) }
+}
+
+fn finish(budget: Duration) -> Duration {
+    FINISH.min(budget / 4)
 }
 
 fn described<'a>(drafts: &'a [Draft], flags: &[Vec<Flag>]) -> Vec<quality::Draft<'a>> {

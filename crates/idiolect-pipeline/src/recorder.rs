@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use idiolect_uniqueness::{Erase, ReplyHistory, StoreError, StoredReply};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::config::RecordConfig;
 use crate::store::{MemoryRecords, ProvenanceStore, Record};
@@ -58,13 +58,15 @@ impl Recorder {
         Self::Store { queue, store, history }
     }
 
-    /// Hands a record over. Returns at once unless the queue is full; then it waits a little, and gives the record up.
-    pub(crate) async fn reply(&self, record: Record, reply: Option<StoredReply>) {
+    /// Hands a record over. Returns at once unless the queue is full; then it waits a little, never beyond the deadline,
+    /// and gives the record up.
+    pub(crate) async fn reply(&self, record: Record, reply: Option<StoredReply>, deadline: Instant) {
         match self {
-            Self::Memory { records, .. } => lock(records).insert(&record),
+            Self::Memory { records, .. } => lock(records).insert(record),
             Self::Store { queue, .. } => {
                 let message = Message::Reply(Box::new(record), reply.map(Box::new));
-                if queue.send_timeout(message, PATIENCE).await.is_err() {
+                let left = deadline.saturating_duration_since(Instant::now()) / 2;
+                if queue.send_timeout(message, PATIENCE.min(left)).await.is_err() {
                     metrics::records_lost("queue_full", 1);
                     tracing::error!("the store is too slow: a reply was sent without a record");
                 }

@@ -65,8 +65,12 @@ impl Record {
         let mut kept = provenance.clone();
         let texts = kept.candidates.iter().filter(|c| c.sent).filter_map(|c| c.text.as_deref());
         let completion_hashes = texts.map(hash::completion).collect();
+        let size: usize = kept.prompt.iter().flatten().map(|message| message.content.len()).sum();
         if config.store_prompts != StorePrompts::All {
             kept.prompt = None;
+        } else if size > config.max_prompt_bytes {
+            kept.prompt = None;
+            kept.notes.push(format!("the prompt of {size} bytes was too long to be kept"));
         }
         if config.store_prompts == StorePrompts::None {
             kept.prompt_hash = None;
@@ -75,14 +79,6 @@ impl Record {
             kept.candidates.iter_mut().for_each(|candidate| candidate.text = None);
         }
         Self { provenance: kept, completion_hashes }
-    }
-
-    pub(crate) fn id(&self) -> &str {
-        &self.provenance.id
-    }
-
-    pub(crate) const fn provenance(&self) -> &Provenance {
-        &self.provenance
     }
 }
 
@@ -300,13 +296,13 @@ async fn insert_one(connection: &mut SqliteConnection, record: &Record) -> Resul
 
 /// The last records of a pipeline without a store.
 #[derive(Debug, Default)]
-pub(crate) struct MemoryRecords(BTreeMap<String, Provenance>);
+pub(crate) struct MemoryRecords(BTreeMap<String, Record>);
 
 impl MemoryRecords {
     const KEEP: usize = 64;
 
-    pub(crate) fn insert(&mut self, record: &Record) {
-        self.0.insert(record.id().to_owned(), record.provenance().clone());
+    pub(crate) fn insert(&mut self, record: Record) {
+        self.0.insert(record.provenance.id.clone(), record);
         while self.0.len() > Self::KEEP {
             self.0.pop_first();
         }
@@ -314,27 +310,30 @@ impl MemoryRecords {
 
     pub(crate) fn explain(&self, which: &str) -> Option<Provenance> {
         if which == "last" {
-            return self.0.last_key_value().map(|(_, provenance)| provenance.clone());
+            return self.0.last_key_value().map(|(_, record)| record.provenance.clone());
         }
         let mut found = self.0.range(which.to_owned()..).take_while(|(id, _)| id.starts_with(which));
         match (which.is_empty(), found.next(), found.next()) {
-            (false, Some((_, provenance)), None) => Some(provenance.clone()),
+            (false, Some((_, record)), None) => Some(record.provenance.clone()),
             _ => None,
         }
     }
 
     pub(crate) fn reward(&mut self, caller: &str, completion_hash: &str, rewards: &[f32]) -> bool {
-        let sent = |p: &Provenance| {
-            let mut texts = p.candidates.iter().filter(|c| c.sent).filter_map(|c| c.text.as_deref());
-            texts.any(|text| hash::completion(text) == completion_hash)
+        let is_it = |record: &&mut Record| {
+            record.provenance.caller.as_deref() == Some(caller)
+                && record.completion_hashes.iter().any(|hash| hash == completion_hash)
         };
-        let found = self.0.values_mut().rev().find(|p| p.caller.as_deref() == Some(caller) && sent(p));
-        found.map(|provenance| provenance.rewards = rewards.to_vec()).is_some()
+        let found = self.0.values_mut().rev().find(is_it);
+        found.map(|record| record.provenance.rewards = rewards.to_vec()).is_some()
     }
 
     pub(crate) fn erase(&mut self, what: &Erase) -> u64 {
         let before = self.0.len();
-        self.0.retain(|id, p| !what.matches(id, p.caller.as_deref().unwrap_or_default(), p.time_ms));
+        self.0.retain(|id, record| {
+            let Provenance { caller, time_ms, .. } = &record.provenance;
+            !what.matches(id, caller.as_deref().unwrap_or_default(), *time_ms)
+        });
         (before - self.0.len()) as u64
     }
 }

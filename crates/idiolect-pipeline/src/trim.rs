@@ -9,10 +9,10 @@ pub(crate) fn to_whole_sentence(text: &str) -> &str {
     if ends_sentence(text) || text.matches("```").count() % 2 == 1 {
         return text;
     }
-    let ends = text
+    let mut ends = text
         .char_indices()
         .filter(|&(i, c)| is_end(c) && breaks_after(&text[i + c.len_utf8()..]) && !is_list_number(&text[..i]));
-    if let Some((i, c)) = ends.last() {
+    if let Some((i, c)) = ends.next_back() {
         let whole = include_closing(text, i + c.len_utf8());
         if whole.chars().count() * 2 >= text.chars().count() {
             return whole;

@@ -102,7 +102,7 @@ pub trait HistoryStore: Debug + Send + Sync + 'static {
     async fn last(&self, encoder: &str, n: usize) -> Result<Vec<StoredReply>, StoreError>;
 
     /// Returns how many replies are kept, of all encoders.
-    async fn len(&self) -> Result<u64, StoreError>;
+    async fn count(&self) -> Result<u64, StoreError>;
 
     /// Erases replies and returns how many.
     async fn erase(&self, what: &Erase) -> Result<u64, StoreError>;
@@ -209,7 +209,7 @@ impl HistoryStore for SqliteHistory {
         Ok(replies)
     }
 
-    async fn len(&self) -> Result<u64, StoreError> {
+    async fn count(&self) -> Result<u64, StoreError> {
         let (n,): (i64,) = sqlx::query_as("SELECT count(*) FROM replies").fetch_one(&self.pool).await?;
         Ok(u64::try_from(n).unwrap_or(0))
     }
@@ -527,7 +527,7 @@ mod tests {
         assert_eq!(sqlite.prune(&counted, 10_000).await.unwrap(), 3);
         assert_eq!(ids(&sqlite.last("test", 9).await.unwrap()), ["8", "9"]);
         assert_eq!(sqlite.prune(&Retention::default(), 10_000).await.unwrap(), 0);
-        assert_eq!(sqlite.len().await.unwrap(), 2);
+        assert_eq!(sqlite.count().await.unwrap(), 2);
     }
 
     #[test]

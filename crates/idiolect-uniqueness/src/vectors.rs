@@ -63,7 +63,10 @@ impl Vectors {
     /// Returns how many vectors there are.
     #[must_use]
     pub const fn len(&self) -> usize {
-        if self.dimensions == 0 { 0 } else { self.data.len() / self.dimensions }
+        match self.data.len().checked_div(self.dimensions) {
+            Some(n) => n,
+            None => 0,
+        }
     }
 
     /// Says whether there are none.

@@ -1,7 +1,8 @@
 use std::sync::Arc;
 
 use idiolect_axon::Dictated;
-use idiolect_backend::{Echo, FinishReason, Message};
+use idiolect_backend::testkit::{FaultyBackend, Step};
+use idiolect_backend::{Capabilities, Echo, FinishReason, Message};
 use idiolect_mutation::Library;
 use idiolect_protocol::Category;
 
@@ -96,4 +97,13 @@ async fn log_probabilities_belong_to_the_text_that_is_sent() {
         let said: String = reply.logprobs.unwrap().iter().map(|t| t.token.as_str()).collect();
         assert_eq!(said, reply.completions[0]);
     }
+}
+
+#[tokio::test]
+async fn without_log_probabilities_only_checked_answers_are_refused() {
+    let backend = FaultyBackend::always("f", Step::say(SKY)).with_capabilities(Capabilities::new("plain"));
+    let pipeline = start(1, parts(backend)).await;
+    assert!(pipeline.answer(Ask { logprobs: Some(1), ..ask() }).await.unwrap().reply.logprobs.is_none());
+    let checked = Ask { logprobs: Some(1), dictated: Some(dictated()), ..ask() };
+    assert_eq!(pipeline.answer(checked).await.unwrap_err().category, Category::Unavailable);
 }

@@ -157,6 +157,17 @@ async fn only_what_may_be_kept_is_on_disk() {
 }
 
 #[tokio::test]
+async fn huge_prompts_are_answered_and_not_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipeline = with_store(dir.path(), RecordConfig::default()).await;
+    let reply = pipeline.forward(call(caller("//Alice"), &"word ".repeat(210_000))).await.unwrap();
+    assert!(!reply.completions[0].is_empty());
+    let p = pipeline.explain("last").await.unwrap();
+    assert!(p.prompt.is_none() && p.prompt_hash.is_some());
+    assert_eq!(p.notes, ["the prompt of 1050000 bytes was too long to be kept"]);
+}
+
+#[tokio::test]
 async fn erasing_leaves_nothing_on_disk() {
     let hotkey = caller("//Alice").hotkey().to_string();
     for what in [Erase::All, Erase::Caller(hotkey), Erase::Before(i64::MAX)] {

@@ -77,6 +77,23 @@ async fn recipes_share_the_candidates_and_the_first_is_the_no_op() {
 }
 
 #[tokio::test]
+async fn one_seed_draws_alike_and_two_do_not() {
+    let mut drawn = Vec::new();
+    for seed in [7, 7, 8] {
+        let backend = Arc::new(Scripted::new(vec![says(SKY)]));
+        let parts = Parts { library: Arc::new(Library::built_in()), ..Parts::new(backend.clone()) };
+        let pipeline = Pipeline::start(PipelineConfig { seed: Some(seed), ..config(4) }, parts).await.unwrap();
+        for _ in 0..2 {
+            pipeline.answer(ask()).await.unwrap();
+        }
+        drawn.push(backend.requests().into_iter().map(|r| (r.messages, r.sampling)).collect::<Vec<_>>());
+    }
+    assert_eq!(drawn[0], drawn[1]);
+    assert_ne!(drawn[0], drawn[2]);
+    assert_ne!(drawn[0][0].1.seed, drawn[0][2].1.seed, "the same prompt again is another draw");
+}
+
+#[tokio::test]
 async fn several_completions_are_the_best_different_ones() {
     let script = vec![says(SKY), says(SKY), says(OTHER), says(SKY_AGAIN)];
     let pipeline = start(4, parts(Scripted::new(script))).await;
