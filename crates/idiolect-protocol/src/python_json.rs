@@ -35,13 +35,10 @@ impl Formatter for PythonFormatter {
         while let Some(at) = rest.find(|c: char| !c.is_ascii()) {
             self.0.write_string_fragment(writer, &rest[..at])?;
             let mut chars = rest[at..].chars();
-            match chars.next() {
-                Some(c) => {
-                    for unit in c.encode_utf16(&mut [0; 2]) {
-                        write!(writer, "\\u{unit:04x}")?;
-                    }
+            if let Some(c) = chars.next() {
+                for unit in c.encode_utf16(&mut [0; 2]) {
+                    write!(writer, "\\u{unit:04x}")?;
                 }
-                None => {}
             }
             rest = chars.as_str();
         }
