@@ -18,8 +18,8 @@ const NEIGHBOURHOOD: i128 = 16;
 const NS_PER_S: i128 = 1_000_000_000;
 /// The key of the record that holds [`Inner::refuse_before`] over a restart.
 const REFUSE_BEFORE_KEY: &str = "*";
-/// How long that record is kept: longer than any window.
-const REFUSE_BEFORE_KEPT: i128 = 24 * 3600 * NS_PER_S;
+/// A limit that lies further ahead than this was set by a clock that was wrong, and does not count.
+const MAX_CLOCK_STEP: i128 = 600 * NS_PER_S;
 
 /// Remembers used nonces, within bounds. A full store refuses newcomers; it never forgets a live entry.
 ///
@@ -32,7 +32,7 @@ const REFUSE_BEFORE_KEPT: i128 = 24 * 3600 * NS_PER_S;
 ///
 /// # Bounds
 /// Windowed sessions are forgotten once every value in them is too old for the window; from then on everything that
-/// old is refused, even if the clock is set back. Counters never grow old, so their sessions stay. A session that
+/// old is refused, even if the clock is set back (by less than ten minutes). Counters never grow old, so their sessions stay. A session that
 /// already exists is always served: when there is no room it forgets its lowest value and raises its floor instead.
 /// New sessions are refused with [`AuthError::NonceStoreFull`] when the store is full, when one key (the text before
 /// the first `:`) holds a quarter of it, and, for callers that the miner does not know, when it is half full.
@@ -79,6 +79,7 @@ struct Inner {
     buckets: BTreeMap<i128, Vec<Arc<str>>>,
     /// Windowed values before this are refused: what was known of them is forgotten, or was lost in a crash.
     refuse_before: Option<i128>,
+    is_refuse_before_unsaved: bool,
     horizon: i128,
     unsaved: Vec<(Kind, Arc<str>)>,
     returned: Vec<NonceRecord>,
@@ -116,7 +117,8 @@ impl NonceStore {
     /// Makes a store of what an earlier one gave to [`take_unsaved`](Self::take_unsaved), in any order.
     ///
     /// All records are taken, even more than `max_entries`. After an unclean stop the last records are missing: give
-    /// the time of the start (or later) as `refuse_windowed_before_ns`, and clock readings before it are refused.
+    /// the time of the start (or later) as `refuse_windowed_before_ns`, and clock readings before it are refused. What
+    /// stays open then are the lost readings of clients whose clocks are ahead by more than the stop was long.
     #[must_use]
     pub fn restore(
         max_entries: usize,
@@ -127,11 +129,7 @@ impl NonceStore {
         for record in records {
             inner.restore(record);
         }
-        inner.returned.extend(inner.refuse_before.map(|before| NonceRecord {
-            key: REFUSE_BEFORE_KEY.into(),
-            value: before.to_string(),
-            expires_ns: Some(before.saturating_add(REFUSE_BEFORE_KEPT)),
-        }));
+        inner.is_refuse_before_unsaved = inner.refuse_before.is_some();
         Self { max_entries, inner: Mutex::new(inner) }
     }
 
@@ -154,7 +152,8 @@ impl NonceStore {
             Nonce::Windowed { key, value, at_ns, max_age, .. } => {
                 let horizon = as_ns(keeping.horizon.max(*max_age)).max(inner.horizon);
                 inner.horizon = horizon;
-                if inner.refuse_before.is_some_and(|before| *at_ns < before) {
+                let latest = now_ns.saturating_add(MAX_CLOCK_STEP);
+                if inner.refuse_before.is_some_and(|before| *at_ns < before && before <= latest) {
                     return Err(AuthError::Replayed);
                 }
                 let is_plain = value.parse() == Ok(*at_ns);
@@ -308,12 +307,19 @@ impl Inner {
                 self.windowed.remove(&key);
                 self.count(&key, n_before, 0);
                 self.refuse_before = self.refuse_before.max(Some(last.saturating_add(1)));
+                self.is_refuse_before_unsaved = true;
             }
         }
     }
 
     fn take_unsaved(&mut self) -> Vec<NonceRecord> {
         let mut records = std::mem::take(&mut self.returned);
+        if std::mem::take(&mut self.is_refuse_before_unsaved)
+            && let Some(before) = self.refuse_before
+        {
+            // Like a counter it only grows, and one record of it is enough.
+            records.push(NonceRecord { key: REFUSE_BEFORE_KEY.into(), value: before.to_string(), expires_ns: None });
+        }
         for (kind, key) in std::mem::take(&mut self.unsaved) {
             let session = match kind {
                 Kind::Windowed => self.windowed.get_mut(&key),

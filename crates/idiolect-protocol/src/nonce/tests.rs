@@ -189,6 +189,9 @@ fn after_an_unclean_stop_older_clock_readings_are_refused() {
     assert!(!is_new(&restored, &windowed("a:1", 100 * S - 1), 101 * S));
     assert!(is_new(&restored, &windowed("a:1", 100 * S), 101 * S));
     assert!(is_new(&restored, &counter("a:1", 5), 101 * S), "counters have no date");
+    let record = NonceRecord { key: REFUSE_BEFORE_KEY.into(), value: (5000 * S).to_string(), expires_ns: None };
+    let restored_wrong = NonceStore::restore(1000, [record], None);
+    assert!(is_new(&restored_wrong, &windowed("b:1", 100 * S), 101 * S), "a limit of a wrong clock does not count");
     // A clean restart right after it does not open the gap again.
     let restored = NonceStore::restore(1000, restored.take_unsaved(), None);
     assert!(!is_new(&restored, &windowed("b:1", 100 * S - 1), 101 * S));
@@ -227,6 +230,7 @@ proptest! {
         let mut disk: Vec<NonceRecord> = Vec::new();
         let mut used = HashSet::new();
         let mut now = 1000 * S;
+        let mut latest = now;
         for step in steps {
             let nonce = match step {
                 Step::Windowed { session, age } => windowed(&format!("k{}:{session}", session % 3), now - age),
@@ -240,7 +244,8 @@ proptest! {
                     let mut unsaved = store.take_unsaved();
                     unsaved.retain(|record| is_clean || record.expires_ns.is_none());
                     disk.extend(unsaved);
-                    let refuse_before = (!is_clean).then_some(now + 4 * S);
+                    // The last batch is lost: what lies ahead of the start can come again, so this start is later.
+                    let refuse_before = (!is_clean).then_some(latest + 1);
                     store = NonceStore::restore(max_entries, disk.clone(), refuse_before);
                     continue;
                 }
@@ -255,6 +260,9 @@ proptest! {
             };
             if store.check_and_store(&nonce, now).is_ok() {
                 prop_assert!(used.insert(id), "{nonce:?} passed twice");
+                if let Nonce::Windowed { at_ns, .. } = nonce {
+                    latest = latest.max(at_ns);
+                }
             }
             // A restored store may hold more than its share, but never grows beyond it.
             prop_assert!(store.len() <= max_entries.max(disk.len() + 1));
