@@ -267,6 +267,46 @@ impl Drop for InFlight {
 mod tests {
     use super::*;
 
+    #[derive(Debug)]
+    struct Nobody;
+
+    #[async_trait::async_trait]
+    impl Handler for Nobody {
+        async fn forward(&self, _: Call) -> Result<Reply, HandlerError> {
+            Err(HandlerError::new(Category::Unavailable, "nobody"))
+        }
+
+        async fn backward(&self, _: Feedback) -> Result<(), HandlerError> {
+            Ok(())
+        }
+
+        async fn availability(&self, _: Vec<String>, _: Vec<String>) -> (AvailabilityMap, AvailabilityMap) {
+            Default::default()
+        }
+    }
+
+    #[test]
+    fn the_handlers_deadline_and_the_last_moment_lie_before_the_clients_timeout() {
+        use idiolect_protocol::{Hotkey, Limits, NonceStore, SystemClock};
+        let nonces = Arc::new(NonceStore::new(1));
+        let key = Hotkey::from_bytes([1; 32]);
+        let verifier = Verifier::new(key, Limits::default(), Arc::new(SystemClock), nonces);
+        let policy = Arc::new(crate::policy::StandardPolicy::new(key, crate::policy::Rules::default(), None));
+        let admission = Admission::new(AxonConfig::default(), verifier, policy, Arc::new(Nobody));
+        let arrived = Instant::now();
+        let check = |timeout: Option<Duration>, soft_ms: u64, hard_ms: u64| {
+            let deadline = admission.deadline(arrived, timeout);
+            assert_eq!(deadline.soft - arrived, Duration::from_millis(soft_ms), "{timeout:?}");
+            assert_eq!(deadline.hard - arrived, Duration::from_millis(hard_ms), "{timeout:?}");
+        };
+        check(Some(Duration::from_secs(12)), 11_500, 11_750);
+        check(Some(Duration::from_secs(1)), 900, 950);
+        check(None, 9_500, 9_750);
+        // However long a client claims to wait, the cap holds.
+        check(Some(Duration::MAX), 59_500, 59_750);
+        check(Some(Duration::ZERO), 0, 0);
+    }
+
     #[test]
     fn retry_after_is_whole_seconds_and_never_zero() {
         let seconds = |ms| {

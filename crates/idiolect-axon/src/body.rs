@@ -333,4 +333,29 @@ mod tests {
         assert_eq!(announced_len(&[0, 0xff, 0xff, 0xff, 0xff]), Some(u32::MAX as usize));
         assert_eq!(announced_len(&[0, 0, 0]), None);
     }
+
+    #[test]
+    fn every_piece_is_followed_by_a_pause_in_which_it_is_written_out() {
+        let pieces = ["a", "", "b", "c"].map(|piece| Bytes::from_static(piece.as_bytes()));
+        let mut body = ReplyBody::<()>::pieces(pieces);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let polled: Vec<_> = (0..6)
+            .map(|_| match Pin::new(&mut body).poll_frame(&mut cx) {
+                Poll::Pending => "pause".to_owned(),
+                Poll::Ready(None) => "end".to_owned(),
+                Poll::Ready(Some(Ok(frame))) => String::from_utf8(frame.into_data().unwrap().to_vec()).unwrap(),
+            })
+            .collect();
+        assert_eq!(polled, ["a", "pause", "b", "pause", "c", "end"]);
+    }
+
+    #[test]
+    fn what_a_reply_holds_is_let_go_with_its_last_byte() {
+        let held = Arc::new(());
+        let mut body = ReplyBody::<()>::whole(Bytes::from_static(b"x")).holding(held.clone());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert_eq!(Arc::strong_count(&held), 2);
+        assert!(Pin::new(&mut body).poll_frame(&mut cx).is_ready());
+        assert_eq!(Arc::strong_count(&held), 1);
+    }
 }

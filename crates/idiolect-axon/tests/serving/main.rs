@@ -2,6 +2,9 @@
 
 mod chat;
 mod grpc;
+mod http;
 mod limits;
+mod recorded;
+mod restart;
 mod stopping;
 mod support;

@@ -1,7 +1,7 @@
 //! A served axon with a handler that does what the prompt says, and raw clients.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,6 +13,7 @@ use idiolect_axon::policy::{Policy, Rules, StandardPolicy};
 use idiolect_axon::{
     AvailabilityMap, Axon, AxonConfig, AxonError, Call, Feedback, Handler, HandlerError, Reply, ReplyLogprob,
 };
+use idiolect_protocol::body_hash::body_hash;
 use idiolect_protocol::{Category, Clock, Hotkey, Keypair, Limits, NonceStore, Verifier};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -371,16 +372,59 @@ pub(crate) fn grpc_metadata(sender: &Keypair, receiver: &Hotkey) -> http::Header
     idiolect_protocol::grpc::sign(sender, receiver, 1_000, &format!("62b764fc-e650-11f1-a3fe-{n:012}"))
 }
 
-/// Set by tests that must see something happen once.
-#[derive(Debug, Default)]
-pub(crate) struct Flag(AtomicBool);
+/// A request of bittensor 10 as its dendrite signs it, to be changed at will before it is sent.
+pub(crate) struct SynapseRequest {
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: String,
+    pub(crate) path: String,
+}
 
-impl Flag {
-    pub(crate) fn raise(&self) {
-        self.0.store(true, Ordering::SeqCst);
+impl SynapseRequest {
+    /// Asks with messages of a user; `hashed` is what the signature covers.
+    pub(crate) fn prompt(name: &str, messages: &[&str]) -> Self {
+        let messages: Vec<String> = messages.iter().map(|m| (*m).to_owned()).collect();
+        let roles = vec!["user"; messages.len()];
+        let body = serde_json::json!({"name": name, "timeout": 12.0, "roles": roles, "messages": messages});
+        Self::signed(&bob(), name, &body, &body_hash(&[messages.as_slice()]))
     }
 
-    pub(crate) fn is_up(&self) -> bool {
-        self.0.load(Ordering::SeqCst)
+    pub(crate) fn signed(sender: &Keypair, name: &str, body: &serde_json::Value, hash: &str) -> Self {
+        static N: AtomicUsize = AtomicUsize::new(1);
+        let session = format!("fea3e5be-e64d-11f1-8d31-{:012}", N.fetch_add(1, Ordering::SeqCst));
+        let nonce = now_ns();
+        let text = format!("{nonce}.{}.{}.{session}.{hash}", sender.hotkey(), alice().hotkey());
+        let hex: String = sender.sign(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
+        let headers = [
+            ("name", name.to_owned()),
+            ("timeout", "12.0".to_owned()),
+            ("bt_header_dendrite_version", "10005000".to_owned()),
+            ("bt_header_dendrite_nonce", nonce.to_string()),
+            ("bt_header_dendrite_uuid", session),
+            ("bt_header_dendrite_hotkey", sender.hotkey().to_string()),
+            ("bt_header_dendrite_signature", format!("0x{hex}")),
+            ("bt_header_input_obj_roles", "W10=".to_owned()),
+            ("bt_header_input_obj_messages", "W10=".to_owned()),
+            ("computed_body_hash", hash.to_owned()),
+            ("content-type", "application/json".to_owned()),
+        ];
+        let headers = headers.map(|(name, value)| (name.to_owned(), value)).into();
+        Self { headers, body: body.to_string(), path: format!("/{name}") }
     }
+
+    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.retain(|(n, _)| n != name);
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub(crate) async fn send(&self, served: &Served) -> HttpAnswer {
+        let headers: Vec<_> = self.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
+        served.post(&self.path, &headers, self.body.as_bytes()).await
+    }
+}
+
+/// A recorded file of `tests/data/vectors`.
+pub(crate) fn vectors(name: &str) -> serde_json::Value {
+    let path = format!("{}/../../tests/data/vectors/{name}", env!("CARGO_MANIFEST_DIR"));
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
