@@ -72,6 +72,13 @@ impl Part {
         if known > 0 { known } else { self.n_deltas }
     }
 
+    /// The end of a candidate that was cut off.
+    fn cut(&self) -> Finish {
+        let n = self.logprobs.len();
+        let mean = self.logprobs.iter().map(|t| f64::from(t.logprob)).sum::<f64>() / n as f64;
+        (FinishReason::Deadline, self.n_tokens(), (n > 0).then_some(mean as f32))
+    }
+
     fn into_candidate(self, index: usize, (finish_reason, n_tokens, mean_logprob): Finish) -> Candidate {
         let logprobs = (!self.logprobs.is_empty()).then_some(self.logprobs);
         Candidate { index, text: self.text, finish_reason, n_tokens, logprobs, mean_logprob }
@@ -145,6 +152,11 @@ impl Collector {
         Ok(part)
     }
 
+    /// Forgets one candidate, as if it had never been begun.
+    pub fn discard(&mut self, candidate: usize) {
+        self.parts.remove(&candidate);
+    }
+
     /// Returns the whole answer.
     ///
     /// # Errors
@@ -170,7 +182,7 @@ impl Collector {
         let candidates: Vec<_> = (self.parts.into_iter())
             .filter(|(_, part)| part.finished.is_some() || !part.text.is_empty())
             .map(|(index, mut part)| {
-                let finish = part.finished.take().unwrap_or((FinishReason::Deadline, part.n_tokens(), None));
+                let finish = part.finished.take().unwrap_or_else(|| part.cut());
                 part.into_candidate(index, finish)
             })
             .collect();
@@ -190,11 +202,9 @@ impl Collector {
         self.has_text().then(|| {
             (self.parts.iter())
                 .filter(|(_, part)| part.finished.is_none())
-                .map(|(&candidate, part)| Event::Finished {
-                    candidate,
-                    reason: FinishReason::Deadline,
-                    n_tokens: part.n_tokens(),
-                    mean_logprob: None,
+                .map(|(&candidate, part)| {
+                    let (reason, n_tokens, mean_logprob) = part.cut();
+                    Event::Finished { candidate, reason, n_tokens, mean_logprob }
                 })
                 .collect()
         })

@@ -56,7 +56,8 @@ pub struct Candidate {
 /// Tokens that a request cost.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
-    /// Tokens of the prompt, counted once however many candidates share it.
+    /// Tokens of the prompt, counted once however many candidates share it, and for each request where a server was
+    /// asked more than once. 0 where the backend does not know, as after a deadline.
     pub prompt_tokens: u32,
     /// Tokens generated, summed over candidates.
     pub completion_tokens: u32,

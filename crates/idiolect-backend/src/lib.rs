@@ -83,4 +83,4 @@ pub use limit::{Limit, LimitConfig};
 pub use pool::{Member, MemberSnapshot, Pool, PoolConfig, Strategy};
 pub use request::{Message, Request, Role, Sampling};
 pub use spend::{Prices, SpendingCap, SpendingConfig};
-pub use timeout::{Timeout, TimeoutConfig};
+pub use timeout::{Timeout, TimeoutConfig, end_at};

@@ -108,12 +108,8 @@ impl Backend for Timeout {
         request.validate()?;
         let Some(deadline) = self.set_deadline(&mut request) else { return self.inner.stream(request).await };
         let stream = self.start(request, deadline).await?;
-        let cut =
-            Cut { stream: Some(stream), seen: Collector::new(), closing: VecDeque::new(), deadline, name: self.name() };
-        Ok(Box::pin(stream::unfold(cut, |mut cut| async move {
-            let item = cut.next().await?;
-            Some((item, cut))
-        })))
+        let name = self.name();
+        Ok(end_at(stream, deadline, &name, &name))
     }
 
     async fn score(&self, messages: &[Message], completion: &str) -> Result<Score, Error> {
@@ -130,13 +126,31 @@ impl Backend for Timeout {
     }
 }
 
-/// A stream that ends properly at its deadline.
+/// Ends a stream properly at its deadline, whether its backend does or not: at that time the stream is dropped, each
+/// unfinished candidate that has text gets its [`Event::Finished`], and the last item names this model and backend.
+/// Without any text the stream ends in [`Error::DeadlineExceeded`].
+pub fn end_at(stream: CompletionStream, deadline: Instant, model: &str, backend: &str) -> CompletionStream {
+    let cut = Cut {
+        stream: Some(stream),
+        seen: Collector::new(),
+        closing: VecDeque::new(),
+        deadline,
+        model: model.to_owned(),
+        backend: backend.to_owned(),
+    };
+    Box::pin(stream::unfold(cut, |mut cut| async move {
+        let item = cut.next().await?;
+        Some((item, cut))
+    }))
+}
+
 struct Cut {
     stream: Option<CompletionStream>,
     seen: Collector,
     closing: VecDeque<Event>,
     deadline: Instant,
-    name: String,
+    model: String,
+    backend: String,
 }
 
 impl Cut {
@@ -170,8 +184,8 @@ impl Cut {
         let Some(closing) = self.seen.closing() else { return Some(Err(Error::DeadlineExceeded)) };
         self.closing.extend(closing);
         let usage = Usage { completion_tokens: self.seen.n_tokens(), ..Usage::default() };
-        let name = std::mem::take(&mut self.name);
-        self.closing.push_back(Event::Done { usage, model: name.clone(), backend: name });
+        let (model, backend) = (std::mem::take(&mut self.model), std::mem::take(&mut self.backend));
+        self.closing.push_back(Event::Done { usage, model, backend });
         self.closing.pop_front().map(Ok)
     }
 }
