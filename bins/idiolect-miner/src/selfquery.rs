@@ -79,7 +79,13 @@ impl std::fmt::Display for SelfAnswer {
                 writeln!(f, "asked myself over {name}: {} {} after {ms} ms", reply.status_code, reply.status_message)?;
                 writeln!(f, "  {}", reply.text.trim().replace('\n', "\n  "))?;
             }
-            Err(error) => writeln!(f, "asked myself over {name}: no reply: {error}")?,
+            Err(error) => {
+                write!(f, "asked myself over {name}: no reply: {error}")?;
+                for cause in std::iter::successors(std::error::Error::source(error), |cause| cause.source()) {
+                    write!(f, ": {cause}")?;
+                }
+                writeln!(f)?;
+            }
         }
         if let Some(provenance) = &self.provenance {
             writeln!(f, "how it came to be:")?;

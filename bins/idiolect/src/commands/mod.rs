@@ -1,14 +1,23 @@
 //! The subcommands: one file each, with `command` (its arguments) and `run`.
 
+mod ask;
 mod completions;
 mod config;
+mod erase;
+mod explain;
 mod man;
 mod models;
+mod probe;
 mod wallet;
 
+use std::io::Read as _;
+
+use anyhow::{Context as _, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use idiolect_miner::cli;
-use idiolect_miner::config::{Loaded, load as load_config};
+use idiolect_miner::config::{Config, Loaded, Origin, load as load_config};
+use idiolect_miner::{app, cli, telemetry};
+use idiolect_protocol::{Message, Prompt, Role};
+use sqlx::SqlitePool;
 
 /// Makes the tool's command.
 pub(crate) fn command() -> Command {
@@ -17,7 +26,17 @@ pub(crate) fn command() -> Command {
         .about("Looks after an Idiolect miner: ask, probe, explain, models, configuration, keys")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([models::command(), config::command(), wallet::command(), completions::command(), man::command()])
+        .subcommands([
+            ask::command(),
+            probe::command(),
+            explain::command(),
+            erase::command(),
+            models::command(),
+            config::command(),
+            wallet::command(),
+            completions::command(),
+            man::command(),
+        ])
 }
 
 /// Runs the subcommand that was asked for.
@@ -26,6 +45,10 @@ pub(crate) fn command() -> Command {
 /// Whatever the subcommand could not do.
 pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     match matches.subcommand() {
+        Some(("ask", matches)) => ask::run(matches).await,
+        Some(("probe", matches)) => probe::run(matches).await,
+        Some(("explain", matches)) => explain::run(matches).await,
+        Some(("erase", matches)) => erase::run(matches).await,
         Some(("models", matches)) => models::run(matches).await,
         Some(("config", matches)) => config::run(matches),
         Some(("wallet", matches)) => wallet::run(matches),
@@ -40,8 +63,50 @@ fn json_arg() -> Arg {
     Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON")
 }
 
+/// The arguments that add to a prompt.
+fn prompt_args(command: Command) -> Command {
+    command.arg(Arg::new("system").long("system").value_name("TEXT").help("Instructions that stand above the prompt"))
+}
+
+/// Makes the prompt out of `prompt` or `message`, and `system`.
+fn prompt_of(matches: &ArgMatches) -> anyhow::Result<Prompt> {
+    let given = ["prompt", "message"].into_iter().find_map(|name| matches.try_get_one::<String>(name).ok().flatten());
+    let mut text = given.cloned().unwrap_or_default();
+    if text == "-" {
+        text.clear();
+        std::io::stdin().read_to_string(&mut text).context("the prompt on standard input cannot be read")?;
+    }
+    let mut messages = Vec::new();
+    if let Some(system) = matches.get_one::<String>("system") {
+        messages.push(Message::new(Role::System, system.as_str()));
+    }
+    if text.trim().is_empty() {
+        bail!("the prompt is empty; give some text");
+    }
+    messages.push(Message::new(Role::User, text));
+    Ok(Prompt::new(messages)?)
+}
+
 /// Loads the configuration that a command's settings, the environment and the file give.
 fn load(matches: &ArgMatches) -> anyhow::Result<Loaded> {
     let sources = cli::sources(matches, cli::process_env())?;
     Ok(load_config(&sources)?)
+}
+
+/// Starts logging: warnings only, unless the configuration says otherwise.
+fn start_logging(loaded: &Loaded) -> anyhow::Result<()> {
+    let mut log = loaded.config.log.clone();
+    if *loaded.origin("log.filter") == Origin::Default {
+        log.filter = "warn".to_owned();
+    }
+    telemetry::start_logging(&log)
+}
+
+/// Opens the store of a miner that has run before.
+async fn existing_store(config: &Config) -> anyhow::Result<SqlitePool> {
+    let path = app::store_path(&config.data_dir);
+    if !path.exists() {
+        bail!("there is no store at {}; a miner makes it when it starts, and --data-dir names its place", path.display());
+    }
+    app::open_store(&config.data_dir).await
 }

