@@ -336,32 +336,39 @@ impl Pipeline {
 
         let deadline = job.deadline;
         let reply = reply(&generated.drafts, &sent, job.logprobs.is_some());
-        let embedding = scored.embeddings.as_ref().and_then(|e| e.get(sent[0])).cloned();
+        let embeddings = scored.embeddings.clone();
         let provenance = self.provenance(id, time_ms, job, &plan, generated, scored, sent, prompt_hash, timings);
-        let history_entry = self.remember(&provenance, embedding);
-        self.recorder.reply(Record::new(&provenance, &self.config.record), history_entry, deadline).await;
+        let history = self.remember(&provenance, embeddings.as_deref());
+        self.recorder.reply(Record::new(&provenance, &self.config.record), history, deadline).await;
         Ok(Answer { reply, provenance })
     }
 
     /// Compares later replies with this one, and returns what is to be written of it.
-    fn remember(&self, provenance: &Provenance, embedding: Option<Embedding>) -> Option<StoredReply> {
-        let (history, embedding, chosen) = (self.history.as_ref()?, embedding?, provenance.chosen()?);
+    fn remember(&self, provenance: &Provenance, embeddings: Option<&[Embedding]>) -> Vec<StoredReply> {
+        let (Some(history), Some(embeddings)) = (&self.history, embeddings) else { return Vec::new() };
         let config = &self.config.record;
-        let reply = StoredReply {
-            reply_id: provenance.id.clone(),
-            caller: provenance.caller.clone().unwrap_or_default(),
-            prompt_hash: provenance.prompt_hash.clone().unwrap_or_default(),
-            encoder: history.encoder().to_owned(),
-            embedding,
-            text: chosen.text.clone().filter(|_| config.store_replies),
-            time_ms: provenance.time_ms,
-        };
-        history.remember(&reply);
-        let prompt_hash = match config.store_prompts {
-            StorePrompts::All | StorePrompts::Hash => reply.prompt_hash.clone(),
-            StorePrompts::None => String::new(),
-        };
-        Some(StoredReply { prompt_hash, ..reply })
+        let mut replies = Vec::with_capacity(provenance.sent.len());
+        for (part, &index) in (0..).zip(&provenance.sent) {
+            let (Some(embedding), Some(sent)) = (embeddings.get(index), provenance.candidates.get(index)) else {
+                continue;
+            };
+            let mut reply = StoredReply {
+                reply_id: provenance.id.clone(),
+                part,
+                caller: provenance.caller.clone().unwrap_or_default(),
+                prompt_hash: provenance.prompt_hash.clone().unwrap_or_default(),
+                encoder: history.encoder().to_owned(),
+                embedding: embedding.clone(),
+                text: sent.text.clone().filter(|_| config.store_replies),
+                time_ms: provenance.time_ms,
+            };
+            history.remember(&reply);
+            if config.store_prompts == StorePrompts::None {
+                reply.prompt_hash.clear();
+            }
+            replies.push(reply);
+        }
+        replies
     }
 
     /// Embeds the candidates in the time that is left, and chooses.
@@ -507,8 +514,8 @@ impl Pipeline {
             time_ms,
             caller: (!job.caller.is_empty()).then_some(job.caller),
             transport: job.transport.to_owned(),
-            synapse: job.synapse,
-            task: plan.task_name.clone(),
+            synapse: short(&job.synapse),
+            task: short(&plan.task_name),
             mode: if plan.mode.is_passthrough() { "passthrough" } else { "mutate" }.to_owned(),
             n_messages: job.messages.len(),
             prompt: Some(job.messages),
@@ -577,6 +584,11 @@ fn check(config: &PipelineConfig, parts: &Parts) -> Result<(), PipelineError> {
         bad.push(format!("the panel was embedded by {}, the encoder is {}", panel.encoder(), embedder.name()));
     }
     if bad.is_empty() { Ok(()) } else { Err(PipelineError::Config(bad.join("; "))) }
+}
+
+/// Names come from the caller, and may be anything.
+fn short(name: &str) -> String {
+    name.chars().take(64).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 fn finish(budget: Duration) -> Duration {

@@ -223,7 +223,18 @@ impl fmt::Display for CandidateRecord {
     }
 }
 
+/// Texts come from callers and models: what would move a terminal's cursor is shown, not obeyed.
 fn indented(text: &str) -> String {
-    let lines: Vec<String> = text.lines().map(|line| format!("  | {line}")).collect();
-    lines.join("\n")
+    let mut shown = String::with_capacity(text.len() + 16);
+    for (i, line) in text.lines().enumerate() {
+        shown.push_str(if i > 0 { "\n  | " } else { "  | " });
+        for c in line.chars() {
+            if c.is_control() && c != '\t' {
+                shown.extend(c.escape_default());
+            } else {
+                shown.push(c);
+            }
+        }
+    }
+    shown
 }

@@ -22,7 +22,7 @@ pub(crate) struct Rewards {
 /// A message to the writer.
 #[derive(Debug)]
 pub(crate) enum Message {
-    Reply(Box<Record>, Option<Box<StoredReply>>),
+    Reply(Box<Record>, Vec<StoredReply>),
     Rewards(Rewards),
     Flush(oneshot::Sender<()>),
 }
@@ -60,11 +60,11 @@ impl Recorder {
 
     /// Hands a record over. Returns at once unless the queue is full; then it waits a little, never beyond the deadline,
     /// and gives the record up.
-    pub(crate) async fn reply(&self, record: Record, reply: Option<StoredReply>, deadline: Instant) {
+    pub(crate) async fn reply(&self, record: Record, replies: Vec<StoredReply>, deadline: Instant) {
         match self {
             Self::Memory { records, .. } => lock(records).insert(record),
             Self::Store { queue, .. } => {
-                let message = Message::Reply(Box::new(record), reply.map(Box::new));
+                let message = Message::Reply(Box::new(record), replies);
                 let left = deadline.saturating_duration_since(Instant::now()) / 2;
                 if queue.send_timeout(message, PATIENCE.min(left)).await.is_err() {
                     metrics::records_lost("queue_full", 1);
@@ -157,9 +157,9 @@ impl Writer {
         let mut replies = Vec::new();
         for message in batch.drain(..) {
             match message {
-                Message::Reply(record, reply) => {
+                Message::Reply(record, of_history) => {
                     records.push(*record);
-                    replies.extend(reply.map(|reply| *reply));
+                    replies.extend(of_history);
                 }
                 Message::Rewards(rewards) => {
                     self.write_replies(&mut records, &mut replies).await;

@@ -5,3 +5,4 @@ mod double;
 mod passthrough;
 mod records;
 mod reply;
+mod telemetry;

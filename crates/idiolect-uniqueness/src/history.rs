@@ -17,6 +17,8 @@ use crate::vectors::Vectors;
 pub struct StoredReply {
     /// The reply's id, the one of its provenance.
     pub reply_id: String,
+    /// Which of the reply's completions this is, from 0: a caller may ask for several.
+    pub part: u32,
     /// Who asked, as ss58 text; empty for our own questions.
     pub caller: String,
     /// A hash of the prompt: equal prompts have equal hashes. Empty when prompts must leave no trace.
@@ -95,7 +97,7 @@ impl Retention {
 /// named encoder only: embeddings of different encoders are never compared.
 #[async_trait]
 pub trait HistoryStore: Debug + Send + Sync + 'static {
-    /// Keeps replies, all or none of them. A reply whose id and encoder are already there is replaced.
+    /// Keeps replies, all or none of them. A reply whose id, part and encoder are already there is replaced.
     async fn append(&self, replies: &[StoredReply]) -> Result<(), StoreError>;
 
     /// Returns the last `n` replies of an encoder, oldest first, without their texts. Damaged rows are left out.
@@ -121,6 +123,7 @@ const MIGRATIONS: &[&[&str]] = &[&[
     "CREATE TABLE replies (
         seq INTEGER PRIMARY KEY,
         reply_id TEXT NOT NULL,
+        part INTEGER NOT NULL,
         caller TEXT NOT NULL,
         prompt_hash TEXT NOT NULL,
         encoder TEXT NOT NULL,
@@ -128,7 +131,7 @@ const MIGRATIONS: &[&[&str]] = &[&[
         embedding BLOB NOT NULL,
         text TEXT,
         time_ms INTEGER NOT NULL,
-        UNIQUE (reply_id, encoder)
+        UNIQUE (reply_id, part, encoder)
     ) STRICT",
     "CREATE INDEX replies_by_encoder ON replies (encoder, seq)",
     "CREATE INDEX replies_by_caller ON replies (caller)",
@@ -157,7 +160,7 @@ fn from_blob(blob: &[u8], dimensions: i64) -> Option<Embedding> {
     (whole && embedding.iter().all(|v| v.is_finite())).then_some(embedding)
 }
 
-type Row = (String, String, String, i64, Vec<u8>, i64);
+type Row = (String, u32, String, String, i64, Vec<u8>, i64);
 
 #[async_trait]
 impl HistoryStore for SqliteHistory {
@@ -166,10 +169,11 @@ impl HistoryStore for SqliteHistory {
         for reply in replies {
             sqlx::query(
                 "INSERT OR REPLACE INTO replies
-                 (reply_id, caller, prompt_hash, encoder, dimensions, embedding, text, time_ms)
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                 (reply_id, part, caller, prompt_hash, encoder, dimensions, embedding, text, time_ms)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             )
             .bind(&reply.reply_id)
+            .bind(reply.part)
             .bind(&reply.caller)
             .bind(&reply.prompt_hash)
             .bind(&reply.encoder)
@@ -186,7 +190,7 @@ impl HistoryStore for SqliteHistory {
 
     async fn last(&self, encoder: &str, n: usize) -> Result<Vec<StoredReply>, StoreError> {
         let rows: Vec<Row> = sqlx::query_as(
-            "SELECT reply_id, caller, prompt_hash, dimensions, embedding, time_ms
+            "SELECT reply_id, part, caller, prompt_hash, dimensions, embedding, time_ms
              FROM replies WHERE encoder = ? ORDER BY seq DESC LIMIT ?",
         )
         .bind(encoder)
@@ -197,10 +201,10 @@ impl HistoryStore for SqliteHistory {
         let replies: Vec<StoredReply> = rows
             .into_iter()
             .rev()
-            .filter_map(|(reply_id, caller, prompt_hash, dimensions, embedding, time_ms)| {
+            .filter_map(|(reply_id, part, caller, prompt_hash, dimensions, embedding, time_ms)| {
                 let embedding = from_blob(&embedding, dimensions)?;
                 let encoder = encoder.to_owned();
-                Some(StoredReply { reply_id, caller, prompt_hash, encoder, embedding, text: None, time_ms })
+                Some(StoredReply { reply_id, part, caller, prompt_hash, encoder, embedding, text: None, time_ms })
             })
             .collect();
         if replies.len() < n_rows {
@@ -446,6 +450,7 @@ mod tests {
     fn reply(id: &str, caller: &str, embedding: &[f32], time_ms: i64) -> StoredReply {
         StoredReply {
             reply_id: id.to_owned(),
+            part: 0,
             caller: caller.to_owned(),
             prompt_hash: format!("hash of {caller}"),
             encoder: "test".to_owned(),

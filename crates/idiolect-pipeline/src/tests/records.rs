@@ -86,8 +86,7 @@ async fn replies_are_on_record_and_survive_reopening() {
 #[tokio::test]
 async fn nothing_is_lost_of_many_at_once() {
     let dir = tempfile::tempdir().unwrap();
-    let record = RecordConfig { queue: 4, ..RecordConfig::default() };
-    let pipeline = with_store(dir.path(), record).await;
+    let pipeline = with_store(dir.path(), RecordConfig::default()).await;
     let replies = futures_util::future::join_all((0..40).map(|_| pipeline.answer(ask()))).await;
     assert!(replies.iter().all(Result::is_ok));
     pipeline.flush().await;

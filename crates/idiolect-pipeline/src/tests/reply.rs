@@ -103,6 +103,8 @@ async fn several_completions_are_the_best_different_ones() {
     completions.sort();
     completions.dedup();
     assert_eq!(completions.len(), 3, "{completions:?}");
+    let next = pipeline.answer(ask()).await.unwrap().provenance;
+    assert_eq!(next.n_history, 3, "all that were sent are compared with");
     // As many as asked for, even where the model does not say so many different things.
     let pipeline = start(1, parts(Scripted::new(vec![says(SKY)]))).await;
     assert_eq!(pipeline.answer(Ask { n_completions: 3, ..ask() }).await.unwrap().reply.completions, [SKY; 3]);
@@ -241,4 +243,55 @@ proptest! {
         let again: crate::Provenance = serde_json::from_str(&json).unwrap();
         prop_assert_eq!(again, answer.provenance);
     }
+}
+
+/// An encoder that fails, or loses a text.
+#[derive(Debug)]
+struct Broken {
+    fails: bool,
+}
+
+#[async_trait::async_trait]
+impl idiolect_backend::Embedder for Broken {
+    fn name(&self) -> &str {
+        "broken"
+    }
+
+    fn dimensions(&self) -> usize {
+        2
+    }
+
+    fn max_tokens(&self) -> usize {
+        8
+    }
+
+    async fn embed(&self, texts: &[String]) -> Result<Vec<Embedding>, idiolect_backend::Error> {
+        if self.fails {
+            return Err(idiolect_backend::Error::internal("encoding", "boom"));
+        }
+        Ok(vec![vec![1.0, 0.0]; texts.len() - 1])
+    }
+}
+
+#[tokio::test]
+async fn a_broken_encoder_leaves_the_choice_to_quality() {
+    for fails in [true, false] {
+        let script = vec![says("Blue."), says(SKY)];
+        let parts = Parts { embedder: Some(Arc::new(Broken { fails })), ..parts(Scripted::new(script)) };
+        let answer = start(2, parts).await.answer(ask()).await.unwrap();
+        assert_eq!(answer.reply.completions, [SKY]);
+        assert_eq!(answer.provenance.reason, "quality_only");
+        assert_eq!(answer.provenance.notes, ["chosen without embeddings: the encoder failed"]);
+    }
+}
+
+#[tokio::test]
+async fn what_a_terminal_would_obey_is_shown() {
+    let pipeline = start(1, parts(Scripted::new(vec![says("red \u{1b}[31m ink\nand \u{7} a bell")]))).await;
+    let task = Some(format!("\u{1b}[2J{}", "x".repeat(1 << 20)));
+    let p = pipeline.answer(Ask { task, ..ask() }).await.unwrap().provenance;
+    assert!(p.task.len() < 100);
+    let shown = p.to_string();
+    assert!(!shown.contains(['\u{1b}', '\u{7}']), "{shown}");
+    assert!(shown.contains("  | red \\u{1b}[31m ink\n  | and \\u{7} a bell"), "{shown}");
 }

@@ -21,6 +21,7 @@ fn remembered(embeddings: &[&[f32]], prompt_hash: &str) -> ReplyHistory {
     for (i, embedding) in embeddings.iter().enumerate() {
         history.remember(&StoredReply {
             reply_id: format!("r{i}"),
+            part: 0,
             caller: String::new(),
             prompt_hash: prompt_hash.to_owned(),
             encoder: "e".to_owned(),
