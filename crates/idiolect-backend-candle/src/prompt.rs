@@ -38,6 +38,8 @@ impl Prompter {
         let sizes = sizes.collect::<Result<Vec<usize>, TokenizeError>>().map_err(refused)?;
         let mut dropped = vec![false; messages.len()];
         let mut expected = full.len();
+        // What the template puts around a message, rounded up: trying too early costs a rendering, too late a turn.
+        let around = full.len().saturating_sub(sizes.iter().sum()).div_ceil(messages.len());
         let mut turns = turns(messages).into_iter();
         let tokens = loop {
             let Some(turn) = turns.next() else {
@@ -48,7 +50,7 @@ impl Prompter {
             };
             for index in turn {
                 dropped[index] = true;
-                expected = expected.saturating_sub(sizes[index]);
+                expected = expected.saturating_sub(sizes[index] + around);
             }
             // Rendering again is dear, so it waits until the sizes say that it may fit.
             if expected <= budget {

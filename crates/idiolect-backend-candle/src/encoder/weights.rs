@@ -48,9 +48,13 @@ impl Weights {
         let mut raw: serde_json::Map<String, serde_json::Value> =
             serde_json::from_slice(&header).map_err(|e| LoadError::damaged(path, format!("its header: {e}")))?;
         raw.remove("__metadata__");
-        let entries = serde_json::from_value(serde_json::Value::Object(raw))
+        let entries: HashMap<String, Entry> = serde_json::from_value(serde_json::Value::Object(raw))
             .map_err(|e| LoadError::damaged(path, format!("its header: {e}")))?;
-        Ok(Self { path: path.to_owned(), reader, data: 8 + length, entries })
+        let data = 8 + length;
+        if let Some((name, _)) = entries.iter().find(|(_, entry)| entry.data_offsets.1 > size - data) {
+            return Err(LoadError::damaged(path, format!("tensor {name:?} goes beyond the end of the file")));
+        }
+        Ok(Self { path: path.to_owned(), reader, data, entries })
     }
 
     /// Says whether there is a tensor of this name.
@@ -74,10 +78,6 @@ impl Weights {
         let len = shape.iter().try_fold(width, |len: usize, n| len.checked_mul(*n));
         if len.is_none_or(|len| end.checked_sub(begin) != Some(len as u64)) {
             return Err(damaged(format!("has {begin}..{end} as place of {shape:?} values")));
-        }
-        let size = self.reader.get_ref().metadata().map_err(|e| LoadError::io(&self.path, e))?.len();
-        if self.data.checked_add(end).is_none_or(|end| end > size) {
-            return Err(damaged("goes beyond the end of the file".to_owned()));
         }
         let mut bytes = vec![0; len.unwrap_or(0)];
         let read =
