@@ -54,7 +54,7 @@ impl Core {
         let pipeline_config = settings::pipeline(config)?;
         let store = open_store(&config.data_dir).await?;
         let resolver = models::resolver(&config.models, env)?;
-        let engines = Loader { resolver: &resolver, progress, env }.load(config).await?;
+        let engines = Loader { resolver: &resolver, progress }.load(config).await?;
         let parts = Parts {
             embedder: engines.encoder.clone(),
             library: Arc::new(library),

@@ -1,6 +1,5 @@
 //! From configuration to backends and encoder: the one place where engines are named.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,8 +30,6 @@ pub struct Loader<'a> {
     pub resolver: &'a Resolver,
     /// Hears of fetches.
     pub progress: &'a dyn Progress,
-    /// Where API keys are looked up.
-    pub env: &'a BTreeMap<String, String>,
 }
 
 impl fmt::Debug for Loader<'_> {
@@ -108,7 +105,31 @@ impl Loader<'_> {
 
     #[cfg(feature = "openai")]
     fn openai(&self, backend: &BackendConfig) -> anyhow::Result<Arc<dyn Backend>> {
-        anyhow::bail!("{}", backend.name)
+        use idiolect_backend_openai::{Flavour, KeySource, OpenAiBackend, OpenAiConfig};
+
+        let mut config = OpenAiConfig::new(model_name(backend));
+        config.name.clone_from(&backend.name);
+        config.flavour = backend.flavour.as_str().parse::<Flavour>()?;
+        config.context_tokens = backend.context_tokens;
+        if backend.prompt_price > 0.0 || backend.completion_price > 0.0 {
+            config.prices = Some(Prices::per_million_dollars(backend.prompt_price, backend.completion_price));
+        }
+        let server = &mut config.server;
+        server.key = match (&backend.key_env, &backend.key_file) {
+            (Some(name), _) => KeySource::Env(name.clone()),
+            (None, Some(path)) => KeySource::File(path.clone()),
+            // The key for OpenAI is nobody else's business.
+            (None, None) if backend.base_url.is_none() => KeySource::Env("OPENAI_API_KEY".to_owned()),
+            (None, None) => KeySource::None,
+        };
+        if let Some(url) = &backend.base_url {
+            server.base_url.clone_from(url);
+        }
+        server.timeouts.whole = backend.timeout;
+        server.timeouts.first_byte = server.timeouts.first_byte.min(backend.timeout);
+        server.retries.num_retries = backend.max_retries;
+        server.max_parallel_requests = backend.max_concurrent;
+        Ok(Arc::new(OpenAiBackend::new(config)?))
     }
 
     #[cfg(not(feature = "openai"))]

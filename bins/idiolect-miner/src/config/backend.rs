@@ -18,6 +18,24 @@ words! {
     }
 }
 
+words! {
+    /// What kind of server an `openai` backend is.
+    pub enum ServerFlavour {
+        /// OpenAI, and whatever is strictly like it.
+        OpenAi = "openai",
+        /// vLLM.
+        Vllm = "vllm",
+        /// Text Generation Inference.
+        Tgi = "tgi",
+        /// Ollama.
+        Ollama = "ollama",
+        /// The server of llama.cpp.
+        LlamaCpp = "llamacpp",
+        /// OpenRouter.
+        OpenRouter = "openrouter",
+    }
+}
+
 /// One backend.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "each field is a setting, documented in the table of settings")]
@@ -31,6 +49,7 @@ pub struct BackendConfig {
     pub timeout: Duration,
     pub context_tokens: Option<u32>,
     pub threads: Option<usize>,
+    pub flavour: ServerFlavour,
     pub base_url: Option<String>,
     pub key_env: Option<String>,
     pub key_file: Option<PathBuf>,
@@ -58,6 +77,7 @@ impl BackendConfig {
             timeout: Duration::from_secs(30),
             context_tokens: None,
             threads: None,
+            flavour: ServerFlavour::OpenAi,
             base_url: None,
             key_env: None,
             key_file: None,
@@ -91,8 +111,9 @@ pub static BACKEND_KEYS: &[Key<BackendConfig>] = &[
     key!(BackendConfig: timeout, "Longest time a request to it may take.").unit("seconds").expect("above 0", |c| !c.timeout.is_zero()),
     key!(BackendConfig: context_tokens, "Tokens that prompt and reply may have together. candle: at most what the model allows.").unit("tokens"),
     key!(BackendConfig: threads, "candle: threads that compute; all cores where none is given.").unit("threads"),
-    key!(BackendConfig: base_url, "openai: where the API is, with its version, as in `http://127.0.0.1:8000/v1`."),
-    key!(BackendConfig: key_env, "openai: environment variable that holds the key; `OPENAI_API_KEY` where none is given."),
+    key!(BackendConfig: flavour, "openai: what kind of server it is, which decides the fields that a request may have: `openai`, `vllm`, `tgi`, `ollama`, `llamacpp` or `openrouter`."),
+    key!(BackendConfig: base_url, "openai: where the API is, with its version, as in `http://127.0.0.1:8000/v1`; OpenAI's own where none is given."),
+    key!(BackendConfig: key_env, "openai: environment variable that holds the key. OpenAI itself is given `OPENAI_API_KEY` where neither this nor `key_file` is set; other servers are given no key."),
     key!(BackendConfig: key_file, "openai: file that holds the key."),
     key!(BackendConfig: max_retries, "openai: further tries after 429 and 5xx, with growing pauses.").unit("tries"),
     key!(BackendConfig: prompt_price, "US dollars for a million tokens of prompt.").unit("USD per million tokens").expect("at least 0", |c| c.prompt_price >= 0.0),

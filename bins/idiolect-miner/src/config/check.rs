@@ -6,7 +6,7 @@ use idiolect_models::Spec;
 use idiolect_protocol::Hotkey;
 use idiolect_uniqueness::GateProfile;
 
-use super::{BackendConfig, BackendKind, EncoderKind, Loaded, Network, Origin, PresetKind, Problem, preset};
+use super::{BackendConfig, BackendKind, EncoderKind, Loaded, Network, Origin, PresetKind, Problem, ServerFlavour, preset};
 
 /// Adds what contradicts itself to `problems`.
 pub(crate) fn check(loaded: &mut Loaded, problems: &mut Vec<Problem>) {
@@ -165,6 +165,7 @@ fn backend_rules(backend: &BackendConfig, mut problem: impl FnMut(&str, String))
         BackendKind::Candle | BackendKind::Echo => {
             let foreign = [
                 ("base_url", backend.base_url.is_some()),
+                ("flavour", backend.flavour != ServerFlavour::OpenAi),
                 ("key_env", backend.key_env.is_some()),
                 ("key_file", backend.key_file.is_some()),
             ];

@@ -349,9 +349,9 @@ impl Default for Config {
             },
             transports: TransportsSection { grpc: true, http: true, legacy_http: false, epistula: true, btauth: true },
             sampling: Sampling {
-                max_tokens: 192,
-                temperature: Some(0.8),
-                top_p: Some(0.95),
+                max_tokens: 128,
+                temperature: Some(0.6),
+                top_p: Some(0.9),
                 repetition_penalty: Some(1.1),
                 ..Sampling::default()
             },
