@@ -52,12 +52,8 @@ impl SseDecoder {
             return None;
         }
         let line = std::mem::take(&mut self.line);
-        if !line.is_empty() {
-            if let Some(item) = self.line_ended(&line) {
-                return Some(item);
-            }
-        }
-        self.dispatch()
+        let item = if line.is_empty() { None } else { self.line_ended(&line) };
+        if self.over { item } else { item.or_else(|| self.dispatch()) }
     }
 
     fn line_ended(&mut self, line: &[u8]) -> Option<Item> {
@@ -150,5 +146,24 @@ mod tests {
         let items: Vec<Item> = (0..64).flat_map(|_| decoder.push(&piece)).collect();
         assert_eq!(items, [Item::Malformed("an event is too long")]);
         assert!(decoder.line.capacity() <= MAX_EVENT * 2);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_bytes_are_read_the_same_however_they_are_split(
+            text in "(data: ?(\\[DONE\\]|\\{\\}|\\{\"é\":1\\}|x)|:c|event: e|)(\r?\n){1,2}|\\PC{0,4}",
+            more in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..12),
+            cut in 0_usize..64,
+        ) {
+            let bytes = [text.as_bytes(), &more, b"\n\ndata: {}\n\n"].concat();
+            let read = |pieces: &[&[u8]]| {
+                let mut decoder = SseDecoder::default();
+                let mut items: Vec<Item> = pieces.iter().flat_map(|piece| decoder.push(piece)).collect();
+                items.extend(decoder.finish());
+                items
+            };
+            let (left, right) = bytes.split_at(cut.min(bytes.len()));
+            proptest::prop_assert_eq!(read(&[&bytes]), read(&[left, right]));
+        }
     }
 }

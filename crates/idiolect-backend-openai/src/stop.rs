@@ -78,4 +78,37 @@ mod tests {
         check(&["é!"], &["caf", "é", "s"], "cafés", false);
         check(&["é!"], &["café", "!"], "caf", true);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn pieces_give_the_same_as_the_whole(
+            pieces in proptest::collection::vec("[abé]{0,3}", 0..8),
+            stops in proptest::collection::vec("[abé]{1,4}", 0..4),
+        ) {
+            let text = pieces.concat();
+            let end = stops.iter().filter_map(|stop| text.find(stop.as_str())).min();
+            let mut filter = StopFilter::new(&stops);
+            let (mut out, mut hit) = (String::new(), false);
+            for piece in &pieces {
+                let (more, now) = filter.push(piece);
+                out.push_str(&more);
+                hit = now;
+                if hit {
+                    break;
+                }
+            }
+            if !hit {
+                out.push_str(&filter.flush());
+            }
+            proptest::prop_assert_eq!(hit, end.is_some());
+            // A longer stop text that begins earlier may still be open when a shorter one is complete.
+            proptest::prop_assert!(text.starts_with(&out));
+            if let Some(end) = end {
+                proptest::prop_assert!(out.len() >= end);
+                proptest::prop_assert!(stops.iter().all(|stop| !out.contains(stop.as_str())));
+            } else {
+                proptest::prop_assert_eq!(out, text);
+            }
+        }
+    }
 }

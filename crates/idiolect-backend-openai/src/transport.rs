@@ -176,10 +176,7 @@ impl Transport {
                 Ok(answer(&EVENT_STREAM, events))
             }
             (false, kind) if is_json_kind(kind) => Ok(answer(&JSON, self.json(response).await?)),
-            (_, kind) => {
-                let shown: String = kind.chars().filter(char::is_ascii_graphic).take(40).collect();
-                Err(Fault::Malformed(format!("an answer of type {shown:?}")).into())
-            }
+            (_, kind) => Err(Fault::Malformed(format!("an answer of {}", shown_kind(kind))).into()),
         }
     }
 
@@ -189,6 +186,15 @@ impl Transport {
             return Err(Fault::Malformed(format!("an answer of more than {} bytes", self.max_body_bytes)));
         };
         if is_json(&body) { Ok(body) } else { Err(Fault::Malformed("an answer that is not JSON".to_owned())) }
+    }
+}
+
+/// Shows a content type if it looks like one.
+fn shown_kind(kind: &str) -> String {
+    let is_word = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b"+.-".contains(&b));
+    match kind.split_once('/') {
+        Some((family, member)) if kind.len() <= 40 && is_word(family) && is_word(member) => format!("type {kind}"),
+        _ => "unknown type".to_owned(),
     }
 }
 

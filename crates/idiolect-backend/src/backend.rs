@@ -34,6 +34,60 @@ pub enum Health {
 ///   [`Error::is_retryable`] says whether another try may go better.
 /// - **Sharing**: implementations are cheap to share behind `Arc`, and calls may run at the same time. One that blocks
 ///   owns a thread with a bounded queue in front; a full queue is [`Error::Overloaded`], not a longer wait.
+///
+/// # Make your own
+/// The feature `test-utils` has a conformance suite that checks every point above.
+/// ```
+/// use async_trait::async_trait;
+/// use idiolect_backend::*;
+///
+/// /// Says the same to everything.
+/// #[derive(Debug)]
+/// struct Parrot {
+///     capabilities: Capabilities,
+/// }
+///
+/// #[async_trait]
+/// impl Backend for Parrot {
+///     fn capabilities(&self) -> &Capabilities {
+///         &self.capabilities
+///     }
+///
+///     async fn complete(&self, request: Request) -> Result<Completion, Error> {
+///         request.validate()?;
+///         let say = |index| Candidate {
+///             index,
+///             text: "hello".to_owned(),
+///             finish_reason: FinishReason::Stop,
+///             n_tokens: 1,
+///             logprobs: None,
+///             mean_logprob: None,
+///         };
+///         let usage = Usage { prompt_tokens: 1, completion_tokens: request.n as u32, trimmed_tokens: 0 };
+///         let model = self.capabilities.model.clone();
+///         Ok(Completion { candidates: (0..request.n).map(say).collect(), usage, model, backend: "parrot".to_owned() })
+///     }
+///
+///     async fn stream(&self, request: Request) -> Result<CompletionStream, Error> {
+///         Ok(stream_of(self.complete(request).await?))
+///     }
+///
+///     async fn score(&self, _: &[Message], _: &str) -> Result<Score, Error> {
+///         Err(Error::Unsupported { backend: "parrot".to_owned(), what: "scoring".to_owned() })
+///     }
+///
+///     async fn health(&self) -> Health {
+///         Health::Ready
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Error> {
+/// let parrot = Parrot { capabilities: Capabilities::new("parrot-1") };
+/// assert_eq!(parrot.ask("who is there?").await?, "hello");
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait Backend: Debug + Send + Sync + 'static {
     /// Returns the facts about this backend.

@@ -273,4 +273,29 @@ mod tests {
         assert!(error.to_string().contains("spent.json cannot be used"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "{\"utc_day\": 3, \"spent_micro");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn what_is_accepted_never_exceeds_the_cap(
+            cap in 0_u64..10_000,
+            steps in proptest::collection::vec((0_u64..3, 0_u64..3_000, 0_u64..100), 0..60),
+        ) {
+            let mut record = Record::default();
+            let mut open = Vec::new();
+            for (days_on, amount, percent) in steps {
+                let day = UtcDay(record.utc_day.0 + days_on / 2);
+                record = record.at(day);
+                if let Charge::Accepted { spent } = record.charge(amount, cap) {
+                    proptest::prop_assert!(spent <= cap && spent == record.spent_microdollars);
+                    open.push((day, amount));
+                }
+                // Costs at most its worst case, and so can never push the day beyond the cap.
+                if percent % 2 == 0 && !open.is_empty() {
+                    let (day, amount) = open.swap_remove(percent as usize % open.len());
+                    record.settle(day, amount, amount * percent / 100);
+                }
+                proptest::prop_assert!(record.spent_microdollars <= cap);
+            }
+        }
+    }
 }

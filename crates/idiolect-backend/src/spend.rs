@@ -60,7 +60,8 @@ pub struct SpendingConfig {
 /// candidate a prompt of its own unless [`Capabilities::batched_candidates`], and `max_tokens`. What would not fit is
 /// refused with [`Error::LimitReached`] and costs nothing. After the answer the charge becomes what [`Usage`] says.
 /// A request that the other side refused is given back whole; one that broke off, was dropped, or whose usage is not
-/// known stays charged at its worst case, since it may have been billed. Because the charge is on record before the
+/// known stays charged at its worst case, since it may have been billed. (A backend that tries again by itself can be
+/// billed for each try; where the cap must hold to the cent, let the pool do the retrying, one cap a member.) Because the charge is on record before the
 /// request leaves, neither a crash nor a restart forgets it.
 ///
 /// ```

@@ -12,6 +12,9 @@ use crate::{Error, Request, random};
 /// A member, and the model to ask it for where that is not the request's own.
 type Choice = (usize, Option<String>);
 
+/// Members that serve one model, and the model to ask them for.
+type Group = (Option<String>, Vec<usize>);
+
 impl Shared {
     /// Returns the members to ask, first choice first.
     pub(super) fn order(self: &Arc<Self>, config: &PoolConfig, request: &Request) -> Result<Vec<Choice>, Error> {
@@ -40,7 +43,7 @@ impl Shared {
     }
 
     /// Returns the members of the request's model, then those of each fallback of it.
-    fn groups(&self, config: &PoolConfig, request: &Request) -> Result<Vec<(Option<String>, Vec<usize>)>, Error> {
+    fn groups(&self, config: &PoolConfig, request: &Request) -> Result<Vec<Group>, Error> {
         let all = || (0..self.members.len()).collect::<Vec<_>>();
         let Some(model) = &request.model else { return Ok(vec![(None, all())]) };
         let serving = |name: &str| all().into_iter().filter(|i| self.members[*i].serves(name)).collect::<Vec<_>>();
