@@ -100,14 +100,17 @@ impl CandleBackend {
     }
 
     /// Checks a request, queues it, and waits until its prompt is computed.
-    async fn begin(&self, request: Request) -> Result<mpsc::UnboundedReceiver<Result<Event, Error>>, Error> {
+    async fn begin(&self, request: Request) -> Result<mpsc::Receiver<Result<Event, Error>>, Error> {
         request.validate()?;
         if request.n > self.max_candidates {
             let (n, most) = (request.n, self.max_candidates);
             return Err(Error::InvalidRequest(format!("n is {n}, expected at most {most}")));
         }
         let (started, begun) = oneshot::channel();
-        let (events, received) = mpsc::unbounded_channel();
+        // Room for every event that the request can cause, so that the engine never waits for a slow reader.
+        let context = self.capabilities.context_tokens.unwrap_or(u32::MAX);
+        let most_tokens = request.sampling.max_tokens.min(context) as usize;
+        let (events, received) = mpsc::channel(request.n * (most_tokens + 3) + 1);
         self.submit(Job::Generate { request: Box::new(request), started, events })?;
         // A worker that panics drops its end without a word.
         begun.await.unwrap_or_else(|_| Err(self.gone()))?;

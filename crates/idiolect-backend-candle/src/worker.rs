@@ -18,7 +18,8 @@ pub(crate) enum Job {
         request: Box<Request>,
         /// Hears whether the prompt was computed; afterwards `events` has the rest.
         started: oneshot::Sender<Result<(), Error>>,
-        events: mpsc::UnboundedSender<Result<Event, Error>>,
+        /// Has room for everything: for each candidate `max_tokens` (or the context, if less) and three, and one.
+        events: mpsc::Sender<Result<Event, Error>>,
     },
     /// Score a given reply.
     Score { messages: Vec<Message>, completion: String, reply: oneshot::Sender<Result<Score, Error>> },
@@ -95,7 +96,7 @@ impl<E: Engine> Worker<E> {
                     Ok(()) | Err(Failure::Abandoned) => {}
                     Err(Failure::Error(error)) => match started.take() {
                         Some(started) => drop(started.send(Err(error))),
-                        None => drop(events.send(Err(error))),
+                        None => drop(events.try_send(Err(error))),
                     },
                 }
             }
@@ -113,7 +114,7 @@ impl<E: Engine> Worker<E> {
         &self,
         request: &Request,
         started: &mut Option<oneshot::Sender<Result<(), Error>>>,
-        events: &mpsc::UnboundedSender<Result<Event, Error>>,
+        events: &mpsc::Sender<Result<Event, Error>>,
     ) -> Result<(), Failure> {
         let late = |ahead: Duration| request.deadline.is_some_and(|deadline| Instant::now() + ahead >= deadline);
         let wanted = |started: &Option<oneshot::Sender<_>>| {
@@ -184,7 +185,7 @@ impl<E: Engine> Worker<E> {
                     n_tokens: candidate.assembly.n_tokens(),
                     mean_logprob: candidate.assembly.mean_logprob(),
                 };
-                events.send(Ok(event)).map_err(|_| Failure::Abandoned)?;
+                events.try_send(Ok(event)).map_err(|_| Failure::Abandoned)?;
             }
             if growing.is_empty() {
                 break;
@@ -192,7 +193,7 @@ impl<E: Engine> Worker<E> {
             step_time = step_began.elapsed();
         }
         let done = Event::Done { usage, model: self.model.clone(), backend: self.name.clone() };
-        events.send(Ok(done)).map_err(|_| Failure::Abandoned)
+        events.try_send(Ok(done)).map_err(|_| Failure::Abandoned)
     }
 
     /// Draws one token for each candidate, after computing the logits of the last ones; moves out who ended.
@@ -254,7 +255,7 @@ impl<E: Engine> Worker<E> {
     /// Sends what was released, if anything; says whether it held text.
     fn send_delta(
         &self,
-        events: &mpsc::UnboundedSender<Result<Event, Error>>,
+        events: &mpsc::Sender<Result<Event, Error>>,
         candidate: usize,
         release: Release,
     ) -> Result<bool, Failure> {
@@ -262,7 +263,7 @@ impl<E: Engine> Worker<E> {
         let has_text = !text.is_empty();
         if has_text || !logprobs.is_empty() {
             let delta = Event::Delta { candidate, text, logprobs };
-            events.send(Ok(delta)).map_err(|_| Failure::Abandoned)?;
+            events.try_send(Ok(delta)).map_err(|_| Failure::Abandoned)?;
         }
         Ok(has_text)
     }

@@ -500,12 +500,14 @@ mod tests {
         (0..70).map(|i| (i * 37 + 11) % 256).collect()
     }
 
+    type Forward = Box<dyn FnMut(&Tensor, usize) -> candle_core::Result<Tensor>>;
+
     /// Runs candle's own implementation over the prompt and then token after token; returns the logits each time.
     fn reference(architecture: &str, tiny: &TinyGguf, prompt: &[u32], then: &[u32]) -> Vec<Vec<f32>> {
         let mut bytes = std::io::Cursor::new(tiny.bytes());
         let content = Content::read(&mut bytes).unwrap();
         let cpu = Device::Cpu;
-        let mut forward: Box<dyn FnMut(&Tensor, usize) -> candle_core::Result<Tensor>> = match architecture {
+        let mut forward: Forward = match architecture {
             "llama" => {
                 let mut model = quantized_llama::ModelWeights::from_gguf(content, &mut bytes, &cpu).unwrap();
                 Box::new(move |x, at| model.forward(x, at))

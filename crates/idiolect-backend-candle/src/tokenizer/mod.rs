@@ -48,7 +48,7 @@ pub(crate) struct TokenizeError(String);
 
 #[derive(Debug)]
 enum Model {
-    Bpe(bpe::Bpe),
+    Bpe(Box<bpe::Bpe>),
     SentencePiece(sentencepiece::SentencePiece),
 }
 
@@ -83,7 +83,7 @@ impl Tokenizer {
         let (model, bos_by_default) = match gguf.required("tokenizer.ggml.model", kind)? {
             "gpt2" => {
                 let (bpe, add_bos) = bpe::Bpe::read(gguf, &pieces, &kinds)?;
-                (Model::Bpe(bpe), add_bos)
+                (Model::Bpe(Box::new(bpe)), add_bos)
             }
             "llama" => (Model::SentencePiece(sentencepiece::SentencePiece::read(gguf, &pieces, &kinds)?), true),
             other => {
