@@ -20,6 +20,7 @@ mod chat;
 mod error;
 mod rpc;
 mod send;
+mod session;
 mod synapse;
 
 use std::collections::HashMap;
@@ -33,7 +34,6 @@ use bytes::Bytes;
 use http::uri::Authority;
 use http::{HeaderMap, Request};
 use tonic::transport::Channel;
-use uuid::Uuid;
 
 pub use error::DendriteError;
 
@@ -234,17 +234,14 @@ impl fmt::Debug for DendriteReply {
 #[derive(Clone)]
 pub struct Dendrite {
     keypair: Keypair,
-    session: Uuid,
+    sessions: session::Sessions,
     http: send::HttpClient,
     channels: Arc<Mutex<HashMap<Authority, Channel>>>,
 }
 
 impl fmt::Debug for Dendrite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dendrite")
-            .field("keypair", &self.keypair)
-            .field("session", &self.session)
-            .finish_non_exhaustive()
+        f.debug_struct("Dendrite").field("keypair", &self.keypair).finish_non_exhaustive()
     }
 }
 
@@ -252,7 +249,7 @@ impl Dendrite {
     /// Makes a client that signs with `keypair`. Connections are kept and used again.
     #[must_use]
     pub fn new(keypair: Keypair) -> Self {
-        Self { keypair, session: Uuid::new_v4(), http: send::client(), channels: Arc::default() }
+        Self { keypair, sessions: session::Sessions::default(), http: send::client(), channels: Arc::default() }
     }
 
     /// Returns the key that requests are signed with.
@@ -368,8 +365,8 @@ impl Dendrite {
         options: &QueryOptions,
     ) -> Result<Request<Bytes>, DendriteError> {
         match via {
-            Via::Grpc => self.grpc_request(target, prompt, options),
-            Via::Http | Via::Stream => self.synapse_request(target, via, prompt, options),
+            Via::Grpc => self.grpc_request(&self.sessions.take(), target, prompt, options),
+            Via::Http | Via::Stream => self.synapse_request(&self.sessions.take(), target, via, prompt, options),
             Via::Epistula | Via::Btauth => self.chat_request(target, via, prompt, options),
         }
     }

@@ -15,6 +15,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::send::shorten;
+use super::session::Session;
 use super::{Dendrite, DendriteError, DendriteReply, QueryOptions, Target, next_nonce};
 use crate::grpc::{self, Outcome};
 use crate::pb::text_prompting_client::TextPromptingClient;
@@ -58,15 +59,15 @@ impl Dendrite {
         self.channels.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn signed<T>(&self, target: &Target, timeout: Duration, message: T) -> tonic::Request<T> {
+    fn signed<T>(&self, session: &Session, target: &Target, timeout: Duration, message: T) -> tonic::Request<T> {
         let mut request = tonic::Request::new(message);
-        *request.metadata_mut() = MetadataMap::from_headers(self.metadata(target));
+        *request.metadata_mut() = MetadataMap::from_headers(self.metadata(session, target));
         request.set_timeout(timeout);
         request
     }
 
-    fn metadata(&self, target: &Target) -> http::HeaderMap {
-        grpc::sign(&self.keypair, target.hotkey(), next_nonce().into(), &self.session.to_string())
+    fn metadata(&self, session: &Session, target: &Target) -> http::HeaderMap {
+        grpc::sign(&self.keypair, target.hotkey(), next_nonce().into(), &session.to_string())
     }
 
     /// Makes the error of a call that ended with a status, and forgets a connection that is gone.
@@ -97,6 +98,7 @@ impl Dendrite {
 
     pub(super) fn grpc_request(
         &self,
+        session: &Session,
         target: &Target,
         prompt: &Prompt,
         options: &QueryOptions,
@@ -112,7 +114,7 @@ impl Dendrite {
             .version(http::Version::HTTP_2)
             .body(frame.freeze())
             .map_err(|error| DendriteError::BadRequest { reason: error.to_string() })?;
-        *request.headers_mut() = self.metadata(target);
+        *request.headers_mut() = self.metadata(session, target);
         let headers = request.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(header::TE, HeaderValue::from_static("trailers"));
@@ -127,7 +129,8 @@ impl Dendrite {
     ) -> Result<DendriteReply, DendriteError> {
         let started = Instant::now();
         let mut client = self.client(target, options.max_reply_bytes).await?;
-        let request = self.signed(target, options.timeout, forward_request(prompt, options));
+        let session = self.sessions.take();
+        let request = self.signed(&session, target, options.timeout, forward_request(prompt, options));
         let failed = |status| self.failed(target, options.timeout, options.max_reply_bytes, status);
         let reply = client.forward(request).await.map_err(failed)?;
         let elapsed = started.elapsed();
@@ -160,7 +163,8 @@ impl Dendrite {
             messages: grpc::wire_messages(prompt),
             timeout: options.timeout.as_secs_f32(),
         };
-        let request = self.signed(target, options.timeout, message);
+        let session = self.sessions.take();
+        let request = self.signed(&session, target, options.timeout, message);
         let failed = |status| self.failed(target, options.timeout, options.max_reply_bytes, status);
         let reply = client.multi_forward(request).await.map_err(failed)?;
         check_outcome(reply.get_ref(), options.timeout)?;
@@ -184,7 +188,8 @@ impl Dendrite {
             response: completion.to_owned(),
             timeout: timeout.as_secs_f32(),
         };
-        let request = self.signed(target, timeout, message);
+        let session = self.sessions.take();
+        let request = self.signed(&session, target, timeout, message);
         let failed = |status| self.failed(target, timeout, MAX_SMALL_REPLY, status);
         let reply = client.backward(request).await.map_err(failed)?;
         check_outcome(reply.get_ref(), timeout)

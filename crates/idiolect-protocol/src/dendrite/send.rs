@@ -15,8 +15,9 @@ use super::{DendriteError, Target};
 
 pub(super) type HttpClient = Client<HttpConnector, Full<Bytes>>;
 
-/// How long an idle connection is kept.
-const IDLE: Duration = Duration::from_secs(30);
+/// How long an idle connection is kept: less than the 5 s after which reference servers close it, since a request that
+/// crosses the closing is lost, and cannot be sent twice.
+const IDLE: Duration = Duration::from_secs(3);
 /// Longest message of a refusal that is passed on, in characters.
 const MAX_MESSAGE_LEN: usize = 500;
 /// Longest refusal that is read.

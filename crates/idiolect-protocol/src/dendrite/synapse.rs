@@ -9,6 +9,7 @@ use http::{HeaderName, HeaderValue, Request, StatusCode, header};
 use serde_json::{Map, Value, json};
 
 use super::send::{Incomplete, send};
+use super::session::Session;
 use super::{Dendrite, DendriteError, DendriteReply, QueryOptions, Target, Via, next_nonce};
 use crate::body_hash::{EMPTY_BODY_HASH, body_hash};
 use crate::openai::{AvailabilityReply, AvailabilityRequest};
@@ -69,6 +70,7 @@ impl Fields {
 impl Dendrite {
     pub(super) fn synapse_request(
         &self,
+        session: &Session,
         target: &Target,
         via: Via,
         prompt: &Prompt,
@@ -77,12 +79,13 @@ impl Dendrite {
         let default_name = if via == Via::Stream { "StreamPrompting" } else { "Prompting" };
         let name = options.synapse.as_deref().unwrap_or(default_name);
         let fields = Fields::of_prompt(prompt, options, name == "StreamPromptingSynapse");
-        self.synapse(target, name, options.timeout, fields)
+        self.synapse(session, target, name, options.timeout, fields)
     }
 
     /// Makes a signed request with the headers and the body of bittensor 10.5.
     fn synapse(
         &self,
+        session: &Session,
         target: &Target,
         name: &str,
         timeout: Duration,
@@ -93,7 +96,7 @@ impl Dendrite {
             return Err(bad_request(format!("{name:?} is no name of a synapse")));
         }
         let (own, theirs) = (self.keypair.hotkey().to_string(), target.hotkey().to_string());
-        let (nonce, session) = (next_nonce(), self.session.to_string());
+        let (nonce, session) = (next_nonce(), session.to_string());
         let signed = format!("{nonce}.{own}.{theirs}.{session}.{}", fields.body_hash);
         let signature = keys::format_signature(&self.keypair.sign(signed.as_bytes()));
         let seconds = timeout.as_secs_f64();
@@ -159,7 +162,8 @@ impl Dendrite {
         prompt: &Prompt,
         options: &QueryOptions,
     ) -> Result<DendriteReply, DendriteError> {
-        let request = self.synapse_request(target, via, prompt, options)?;
+        let session = self.sessions.take();
+        let request = self.synapse_request(&session, target, via, prompt, options)?;
         let reply = send(&self.http, target, request, options.max_reply_bytes).await?;
         if via == Via::Stream && reply.status == StatusCode::OK && !reply.is_content_type("application/json") {
             read_stream(reply).await
@@ -168,12 +172,18 @@ impl Dendrite {
         }
     }
 
-    pub(super) fn ping_request(&self, target: &Target, timeout: Duration) -> Result<Request<Bytes>, DendriteError> {
-        self.synapse(target, "Synapse", timeout, Fields::none())
+    pub(super) fn ping_request(
+        &self,
+        session: &Session,
+        target: &Target,
+        timeout: Duration,
+    ) -> Result<Request<Bytes>, DendriteError> {
+        self.synapse(session, target, "Synapse", timeout, Fields::none())
     }
 
     pub(super) async fn ask_ping(&self, target: &Target, timeout: Duration) -> Result<Duration, DendriteError> {
-        let request = self.ping_request(target, timeout)?;
+        let session = self.sessions.take();
+        let request = self.ping_request(&session, target, timeout)?;
         let mut reply = send(&self.http, target, request, MAX_SMALL_REPLY).await?;
         if reply.status != StatusCode::OK {
             return Err(refused(reply).await);
@@ -190,7 +200,8 @@ impl Dendrite {
         timeout: Duration,
     ) -> Result<AvailabilityReply, DendriteError> {
         let fields = Fields::of_availability(tasks, models)?;
-        let request = self.synapse(target, "AvailabilitySynapse", timeout, fields)?;
+        let session = self.sessions.take();
+        let request = self.synapse(&session, target, "AvailabilitySynapse", timeout, fields)?;
         let reply = send(&self.http, target, request, MAX_SMALL_REPLY).await?;
         read_availability(reply).await
     }

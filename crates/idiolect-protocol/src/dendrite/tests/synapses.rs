@@ -236,7 +236,8 @@ fn our_hash_of_recorded_messages_is_the_recorded_one() {
 #[test]
 fn our_ping_has_the_shape_of_the_recorded_one() {
     let target: Target = ("127.0.0.1:18200".parse::<SocketAddr>().unwrap(), alice()).into();
-    let ours = bob().ping_request(&target, Duration::from_secs(12)).unwrap();
+    let dendrite = bob();
+    let ours = dendrite.ping_request(&dendrite.sessions.take(), &target, Duration::from_secs(12)).unwrap();
     let theirs = recorded("ping_Synapse");
     let mut names: Vec<&str> = ours.headers().keys().map(|name| name.as_str()).collect();
     names.retain(|name| *name != "content-type");
