@@ -96,9 +96,9 @@ impl Axon {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AxonError> {
         let Self { listener, address, admission, http } = self;
         let grpc = GrpcServices::new(admission.clone()).await;
-        let services = Services { admission: admission.clone(), grpc: grpc.clone(), http: Arc::new(http) };
+        let services = Arc::new(Services { admission: admission.clone(), grpc, http });
         let (stop, stopping) = watch::channel(false);
-        let mut connections = Connections::new(services, stopping);
+        let mut connections = Connections::new(services.clone(), stopping);
         tracing::info!(%address, "axon is serving");
         let mut shutdown = pin!(shutdown);
         loop {
@@ -119,7 +119,7 @@ impl Axon {
         let began = Instant::now();
         tracing::info!(in_flight = admission.n_unanswered(), "axon is stopping");
         admission.stop();
-        grpc.set_not_serving().await;
+        services.grpc.set_not_serving().await;
         let _ = stop.send(true);
         connections.drain(&admission, admission.config.drain).await;
         meters::drained(began.elapsed());
@@ -133,14 +133,14 @@ const CLOSING: Duration = Duration::from_secs(1);
 
 struct Connections {
     tasks: JoinSet<()>,
-    services: Services,
+    services: Arc<Services>,
     stopping: watch::Receiver<bool>,
     by_ip: Arc<ByIp>,
     farewells: Arc<Semaphore>,
 }
 
 impl Connections {
-    fn new(services: Services, stopping: watch::Receiver<bool>) -> Self {
+    fn new(services: Arc<Services>, stopping: watch::Receiver<bool>) -> Self {
         let config = &services.admission.config;
         let by_ip = Arc::new(ByIp::new(config.max_connections, config.max_connections_per_ip));
         Self { tasks: JoinSet::new(), services, stopping, by_ip, farewells: Arc::new(Semaphore::new(MAX_FAREWELLS)) }

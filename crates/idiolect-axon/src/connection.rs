@@ -31,18 +31,17 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What serves the requests of every connection.
-#[derive(Clone)]
 pub(crate) struct Services {
     pub(crate) admission: Arc<Admission>,
     pub(crate) grpc: GrpcServices,
-    pub(crate) http: Arc<HttpFront>,
+    pub(crate) http: HttpFront,
 }
 
 /// Serves a connection until it ends, its peer is too slow, or the axon stops and its last answer is out.
 pub(crate) async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
-    services: Services,
+    services: Arc<Services>,
     mut stopping: watch::Receiver<bool>,
 ) {
     let config = services.admission.config.clone();
@@ -184,7 +183,7 @@ pub(crate) struct Answered {
 }
 
 struct ConnectionService {
-    services: Services,
+    services: Arc<Services>,
     watch: Arc<Watch>,
     peer: SocketAddr,
 }

@@ -30,7 +30,6 @@ use crate::queue::Priority;
 const SERVICE: &str = "TextPrompting";
 
 /// All gRPC services of the port.
-#[derive(Clone)]
 pub(crate) struct GrpcServices {
     admission: Arc<Admission>,
     text_prompting: TextPromptingServer<TextPromptingFront>,

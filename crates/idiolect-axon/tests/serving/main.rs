@@ -7,4 +7,5 @@ mod limits;
 mod recorded;
 mod restart;
 mod stopping;
+mod subnet;
 mod support;

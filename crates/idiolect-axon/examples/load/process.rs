@@ -1,0 +1,51 @@
+//! The server's process: starting it, and what the kernel says of it.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    child: Child,
+}
+
+impl Server {
+    pub(crate) fn start() -> anyhow::Result<Self> {
+        let mut child =
+            Command::new(std::env::current_exe()?).arg("serve").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
+        let address = line.split_whitespace().next().context("the server did not start")?.parse()?;
+        Ok(Self { address, child })
+    }
+
+    /// CPU time in user and system mode so far.
+    pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        // The name of the program may hold blanks; what follows its bracket does not.
+        let fields: Vec<&str> = stat.rsplit_once(')').context("no process")?.1.split_whitespace().collect();
+        let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+        Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+    }
+
+    pub(crate) fn resident_mib(&self) -> anyhow::Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
+        let kib: f64 = line.split_whitespace().nth(1).context("no figure")?.parse()?;
+        Ok(kib / 1024.0)
+    }
+}
+
+/// `USER_HZ`, which is 100 on every Linux that Rust runs on.
+const TICKS_PER_SECOND: u64 = 100;
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Its input ends, and with it the server.
+        drop(self.child.stdin.take());
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,57 @@
+//! The axon as a miner runs it, with a handler that answers at once.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use idiolect_axon::nonces::NoncePersister;
+use idiolect_axon::policy::{Rules, StandardPolicy};
+use idiolect_axon::{AvailabilityMap, Axon, AxonConfig, Call, Feedback, Handler, HandlerError, Reply};
+use idiolect_protocol::{Keypair, Limits, SystemClock, Verifier};
+use sqlx::SqlitePool;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
+
+#[derive(Debug)]
+struct Echo;
+
+#[async_trait]
+impl Handler for Echo {
+    async fn forward(&self, call: Call) -> Result<Reply, HandlerError> {
+        let text = call.prompt.messages().last().map(|message| message.content.clone()).unwrap_or_default();
+        Ok(Reply { completions: vec![text], finish_reason: "stop", model: "echo".to_owned(), logprobs: None })
+    }
+
+    async fn backward(&self, _: Feedback) -> Result<(), HandlerError> {
+        Ok(())
+    }
+
+    async fn availability(&self, _: Vec<String>, _: Vec<String>) -> (AvailabilityMap, AvailabilityMap) {
+        Default::default()
+    }
+}
+
+/// Serves until its input ends.
+pub(crate) async fn serve() -> anyhow::Result<()> {
+    metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder()?;
+    let folder = tempfile::tempdir()?;
+    let options = SqliteConnectOptions::new()
+        .filename(folder.path().join("idiolect.sqlite"))
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Normal);
+    let pool = SqlitePool::connect_with(options).await?;
+    let own = Keypair::from_uri("//Alice")?.hotkey();
+    let clock = Arc::new(SystemClock);
+    let (nonces, persister) = NoncePersister::open(pool, &own, 1_000_000, clock.clone()).await?;
+    let verifier = Verifier::new(own, Limits::default(), clock, nonces);
+    let policy = StandardPolicy::new(own, Rules { allow_any: true, ..Rules::default() }, None);
+    let config = AxonConfig { listen: "127.0.0.1:0".parse()?, ..AxonConfig::default() };
+    let axon = Axon::bind(config, verifier, Arc::new(policy), Arc::new(Echo)).await?;
+    println!("{} {}", axon.local_addr(), std::process::id());
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let saving = tokio::spawn(persister.run(async { drop(stopped.await) }));
+    let input_ends = tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
+    axon.run(async { drop(input_ends.await) }).await?;
+    drop(stop);
+    saving.await??;
+    Ok(())
+}
