@@ -46,7 +46,7 @@
 //! # Features
 //! | feature | adds |
 //! | --- | --- |
-//! | `test-utils` | [`testkit`](crate::testkit): the conformance suite for your own backend or encoder, and a scriptable mock |
+//! | `test-utils` | `testkit`: the conformance suite for your own backend or encoder, and a scriptable mock |
 
 mod backend;
 mod backoff;

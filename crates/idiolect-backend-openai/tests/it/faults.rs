@@ -107,6 +107,20 @@ async fn a_broken_connection_is_tried_again() {
 }
 
 #[tokio::test]
+async fn tls_needs_no_provider_installed_by_the_program() {
+    let server = Loopback::start([]).await;
+    let mut config = server.config(Flavour::OpenAi);
+    config.server.base_url = config.server.base_url.replace("http://", "https://");
+    config.server.retries.num_retries = 0;
+    match OpenAiBackend::new(config) {
+        // The server does not speak TLS.
+        Ok(backend) => assert_eq!(backend.ask("x").await.unwrap_err().kind(), ErrorKind::Unavailable),
+        // A machine without certificates says so instead of panicking.
+        Err(error) => assert_eq!(error.to_string(), "http client cannot be set up"),
+    }
+}
+
+#[tokio::test]
 async fn nonsense_is_not_tried_again() {
     for (kind_of, body) in [
         ("application/json", "{\"choices\": [{\"mess"),
@@ -182,11 +196,11 @@ async fn silence_has_an_end() {
     let server =
         Loopback::start([stalled(), Act::Stall(Vec::new()), Act::Answer, stalled(), Act::Stall(Vec::new())]).await;
     let mut config = server.config(Flavour::OpenAi);
-    config.server.timeouts.idle = Duration::from_millis(150);
-    config.server.timeouts.first_byte = Duration::from_millis(300);
+    config.server.timeouts.idle = Duration::from_millis(300);
+    config.server.timeouts.first_byte = Duration::from_millis(900);
     let backend = OpenAiBackend::new(config).unwrap();
     let error = backend.stream_and_collect(request()).await.unwrap_err();
-    assert_eq!(error.to_string(), "openai is unavailable: no answer within 150 ms");
+    assert_eq!(error.to_string(), "openai is unavailable: no answer within 300 ms");
     assert_eq!(backend.stream_and_collect(request()).await.unwrap().candidates[0].text, "one two three");
     assert_eq!(server.n_requests(), 3, "slow headers are tried again");
 
@@ -194,7 +208,7 @@ async fn silence_has_an_end() {
     let mut config = server.config(Flavour::OpenAi);
     config.prices = None;
     let backend = OpenAiBackend::new(config).unwrap();
-    let part = backend.complete_within(Duration::from_millis(400), request()).await.unwrap();
+    let part = backend.complete_within(Duration::from_millis(1200), request()).await.unwrap();
     assert_eq!(
         (part.candidates[0].text.as_str(), part.candidates[0].finish_reason),
         ("so far", FinishReason::Deadline)
