@@ -3,7 +3,7 @@
 /// Running sums of one dot product: wide enough for the compiler to keep them in vector registers.
 const LANES: usize = 16;
 
-/// Returns the dot product, summed in [`LANES`] strands so that it needs no `unsafe` to be vectorised.
+/// Returns the dot product, summed in sixteen strands so that it needs no `unsafe` to be vectorised.
 #[must_use]
 pub fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0.0_f32; LANES];
