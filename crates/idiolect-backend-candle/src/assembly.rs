@@ -132,6 +132,11 @@ impl Assembly {
         release.logprobs.extend(entry.detail);
     }
 
+    /// Says whether there is text that has not left yet.
+    pub(crate) const fn holds_text(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// Returns how many tokens the text that has left is made of.
     pub(crate) const fn n_tokens(&self) -> u32 {
         self.n_tokens

@@ -188,3 +188,182 @@ impl Backend for CandleBackend {
         if self.jobs.is_closed() { Health::Unavailable("its engine stopped".to_owned()) } else { Health::Ready }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::engine::{EngineError, Session};
+    use crate::testing::TinyGguf;
+
+    /// What the engine does after some steps.
+    #[derive(Clone, Copy, Debug)]
+    enum Fault {
+        NotANumber,
+        Panic,
+        Slow,
+    }
+
+    /// An engine that says "he" over and over, and fails as told when the prompt is long enough.
+    #[derive(Debug)]
+    struct Scripted {
+        fault: Fault,
+        after: usize,
+    }
+
+    struct Script<'a> {
+        engine: &'a Scripted,
+        faulty: bool,
+        steps: usize,
+        logits: Vec<f32>,
+    }
+
+    const VOCABULARY: usize = 259;
+    /// The token "he" of the tiny vocabulary.
+    const HE: usize = 258;
+
+    impl Engine for Scripted {
+        fn vocabulary(&self) -> usize {
+            VOCABULARY
+        }
+
+        fn context(&self) -> usize {
+            4096
+        }
+
+        fn within(&self, work: &mut (dyn FnMut() + Send)) {
+            work();
+        }
+
+        fn start(
+            &self,
+            prompt: &[u32],
+            _slots: usize,
+            _room: usize,
+            _go_on: &mut dyn FnMut() -> bool,
+        ) -> Result<Box<dyn Session + '_>, EngineError> {
+            let mut script = Script { engine: self, faulty: prompt.len() > 100, steps: 0, logits: Vec::new() };
+            script.compute(1);
+            Ok(Box::new(script))
+        }
+
+        fn rows(
+            &self,
+            _tokens: &[u32],
+            _from: usize,
+            _go_on: &mut dyn FnMut() -> bool,
+            _sink: &mut dyn FnMut(&[f32]),
+        ) -> Result<(), EngineError> {
+            Err(EngineError::NotFinite)
+        }
+    }
+
+    impl Script<'_> {
+        fn compute(&mut self, rows: usize) {
+            self.logits = vec![0.0; rows * VOCABULARY];
+            for row in self.logits.chunks_exact_mut(VOCABULARY) {
+                row[HE] = 50.0;
+            }
+            if self.faulty && self.steps >= self.engine.after {
+                match self.engine.fault {
+                    Fault::NotANumber => self.logits[3] = f32::NAN,
+                    Fault::Panic => panic!("as told"),
+                    Fault::Slow => std::thread::sleep(Duration::from_millis(20)),
+                }
+            }
+        }
+    }
+
+    impl Session for Script<'_> {
+        fn logits(&self) -> &[f32] {
+            &self.logits
+        }
+
+        fn step(&mut self, batch: &[(usize, u32)]) -> Result<(), EngineError> {
+            self.steps += 1;
+            self.compute(batch.len());
+            Ok(())
+        }
+    }
+
+    fn backend(fault: Fault, after: usize) -> CandleBackend {
+        let (_dir, gguf) = TinyGguf::model("llama").open();
+        let tokenizer = Tokenizer::read(&gguf).unwrap();
+        let template = Template::read(&gguf, &tokenizer).unwrap();
+        let prompter = Prompter { tokenizer, template, context: 4096 };
+        let (model, family) = ("script".to_owned(), "script".to_owned());
+        CandleBackend::start(Scripted { fault, after }, prompter, Vec::new(), model, family, CandleConfig::default())
+            .unwrap()
+    }
+
+    fn request(faulty: bool) -> Request {
+        let mut request = Request::new(vec![Message::user(if faulty { "x".repeat(100) } else { "x".to_owned() })]);
+        request.n = 2;
+        request.sampling.max_tokens = 6;
+        request
+    }
+
+    #[tokio::test]
+    async fn a_healthy_engine_answers() {
+        let backend = backend(Fault::Panic, 0);
+        let completion = backend.complete(request(false)).await.unwrap();
+        assert_eq!(completion.candidates[1].text, "hehehehehehe");
+        assert_eq!(completion.candidates[1].finish_reason, FinishReason::Length);
+        assert_eq!((completion.usage.completion_tokens, completion.model.as_str()), (12, "script"));
+    }
+
+    #[tokio::test]
+    async fn bad_logits_are_an_error_whenever_they_come() {
+        for after in [0, 3] {
+            let backend = backend(Fault::NotANumber, after);
+            let error = backend.complete(request(true)).await.unwrap_err();
+            assert!(matches!(error, Error::Internal { .. }), "{error}");
+            let events: Vec<_> = match backend.stream(request(true)).await {
+                Ok(stream) => stream.collect().await,
+                Err(error) => vec![Err(error)],
+            };
+            assert!(matches!(events.last(), Some(Err(Error::Internal { .. }))));
+            assert_eq!(events.iter().filter(|e| e.is_err()).count(), 1);
+            backend.complete(request(false)).await.unwrap();
+            assert!(backend.score(&[Message::user("x")], "he").await.is_err());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_fails_its_request_and_no_other() {
+        for after in [0, 3] {
+            let backend = backend(Fault::Panic, after);
+            let error = backend.complete(request(true)).await.unwrap_err();
+            assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+            backend.complete(request(false)).await.unwrap();
+            assert_eq!(backend.health().await, Health::Ready);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_deadline_gives_what_is_there_or_an_error() {
+        let backend = backend(Fault::Slow, 0);
+        let mut ask = request(true);
+        ask.sampling.max_tokens = 1000;
+        ask.sampling.stop = vec!["heX".to_owned()];
+        let deadline = Instant::now() + Duration::from_millis(400);
+        ask.deadline = Some(deadline);
+        let completion = backend.complete(ask.clone()).await.unwrap();
+        assert!(Instant::now() < deadline + Duration::from_millis(200));
+        for candidate in &completion.candidates {
+            assert_eq!(candidate.finish_reason, FinishReason::Deadline);
+            assert_eq!(candidate.text, "he".repeat(candidate.n_tokens as usize), "held text is not lost");
+        }
+        ask.deadline = Some(Instant::now() + Duration::from_millis(5));
+        assert!(matches!(backend.complete(ask).await, Err(Error::DeadlineExceeded)));
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_does_not_hold_the_engine_up() {
+        let backend = backend(Fault::Slow, 0);
+        let unread = backend.stream(request(false)).await.unwrap();
+        backend.complete(request(false)).await.unwrap();
+        assert_eq!(unread.count().await, 2 * 7 + 1);
+    }
+}

@@ -131,6 +131,7 @@ impl<E: Engine> Worker<E> {
         let room = self.engine.context() - prompt.tokens.len();
         let room = usize::try_from(sampling.max_tokens).unwrap_or(usize::MAX).min(room);
 
+        let prefill_began = Instant::now();
         let mut go_on = || wanted(started) && !late(Duration::ZERO);
         let session = self.engine.start(&prompt.tokens, request.n, room, &mut go_on);
         let mut session = match session {
@@ -153,16 +154,18 @@ impl<E: Engine> Worker<E> {
         let mut usage =
             Usage { prompt_tokens: count(prompt.tokens.len()), completion_tokens: 0, trimmed_tokens: prompt.trimmed };
         let mut any_text = false;
-        let mut step_time = Duration::ZERO;
+        // Until one is measured: a step computes a token for each candidate, the prompt took as long for its own.
+        let mut step_time = prefill_began.elapsed() * count(request.n) / count(prompt.tokens.len());
         loop {
             if events.is_closed() {
                 return Err(Failure::Abandoned);
             }
             let step_began = Instant::now();
+            let computes = growing.iter().any(|g| g.n_drawn > 0);
             let mut finished = Vec::new();
-            if late(step_time) {
+            if late(if computes { step_time } else { Duration::ZERO }) {
                 // Another step would come too late: what is there is the answer.
-                if !any_text && usage.completion_tokens == 0 && growing.iter().all(|g| g.n_drawn == 0) {
+                if !any_text && !growing.iter().any(|g| g.assembly.holds_text()) {
                     return Err(Error::DeadlineExceeded.into());
                 }
                 finished.extend(growing.drain(..).map(|g| (g, FinishReason::Deadline)));
@@ -190,7 +193,9 @@ impl<E: Engine> Worker<E> {
             if growing.is_empty() {
                 break;
             }
-            step_time = step_began.elapsed();
+            if computes {
+                step_time = step_began.elapsed();
+            }
         }
         let done = Event::Done { usage, model: self.model.clone(), backend: self.name.clone() };
         events.try_send(Ok(done)).map_err(|_| Failure::Abandoned)
