@@ -186,7 +186,11 @@ fn write(path: &Path, record: &Record) -> io::Result<()> {
     let mut file = File::create(&fresh)?;
     file.write_all(&serde_json::to_vec(record)?)?;
     file.sync_data()?;
-    fs::rename(fresh, path)
+    fs::rename(fresh, path)?;
+    // The new name must be on disk, too, or a power cut brings the old record back.
+    #[cfg(unix)]
+    File::open(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()?;
+    Ok(())
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {

@@ -84,7 +84,11 @@ pub struct SpendingCap {
     config: SpendingConfig,
     ledger: Arc<dyn SpendLedger>,
     clock: Clock,
+    min_time: Duration,
 }
+
+/// Least time that a paid answer is worth asking for in; see [`SpendingCap::with_min_time`].
+const MIN_TIME: Duration = Duration::from_millis(200);
 
 #[derive(Clone)]
 struct Clock(Arc<dyn Fn() -> SystemTime + Send + Sync>);
@@ -100,7 +104,16 @@ impl SpendingCap {
     #[must_use]
     pub fn new(inner: Arc<dyn Backend>, config: SpendingConfig, ledger: Arc<dyn SpendLedger>) -> Self {
         let name = inner.capabilities().model.clone();
-        Self { inner, name, config, ledger, clock: Clock(Arc::new(SystemTime::now)) }
+        Self { inner, name, config, ledger, clock: Clock(Arc::new(SystemTime::now)), min_time: MIN_TIME }
+    }
+
+    /// Sets how much time a request's deadline must leave, 200 ms if not said. With less it fails with
+    /// [`Error::DeadlineExceeded`] and costs nothing: a caller in a hurry could else use the day's money up with
+    /// requests that are billed and never answered.
+    #[must_use]
+    pub const fn with_min_time(mut self, min_time: Duration) -> Self {
+        self.min_time = min_time;
+        self
     }
 
     /// Takes the time of day from elsewhere, for tests.
@@ -124,6 +137,15 @@ impl SpendingCap {
         let n = n as u64;
         let n_prompts = if self.inner.capabilities().batched_candidates { 1 } else { n };
         self.config.prices.cost(prompt.saturating_mul(n_prompts), tokens_each.saturating_mul(n))
+    }
+
+    async fn admit(&self, request: &Request) -> Result<Charged, Error> {
+        request.validate()?;
+        let soonest = tokio::time::Instant::now().into_std() + self.min_time;
+        if request.deadline.is_some_and(|deadline| deadline < soonest) {
+            return Err(Error::DeadlineExceeded);
+        }
+        self.charge(self.worst_case(&request.messages, request.n, request.sampling.max_tokens.into())).await
     }
 
     async fn charge(&self, amount: u64) -> Result<Charged, Error> {
@@ -164,8 +186,12 @@ impl Charged {
         self.ledger.settle(self.day, self.amount, actual).await
     }
 
+    async fn give_back(self) -> Result<(), Error> {
+        self.ledger.settle(self.day, self.amount, 0).await
+    }
+
     async fn give_back_if_refused(self, error: &Error) -> Result<(), Error> {
-        if is_free(error) { self.ledger.settle(self.day, self.amount, 0).await } else { Ok(()) }
+        if is_free(error) { self.give_back().await } else { Ok(()) }
     }
 }
 
@@ -207,17 +233,30 @@ fn log_unsettled(result: Result<(), Error>) {
 }
 
 /// Settles when the last item goes by.
-struct Settling(Option<Charged>);
+struct Settling {
+    charged: Option<Charged>,
+    has_text: bool,
+}
 
 impl Watch for Settling {
     fn item(&mut self, item: &mut Result<Event, Error>) {
-        if let Ok(Event::Done { usage, .. }) = item
-            && let Some(charged) = self.0.take()
-        {
-            // A task of its own: the reader may drop the stream as soon as it has the last item.
-            let usage = *usage;
-            tokio::spawn(async move { log_unsettled(charged.settle(usage).await) });
-        }
+        let amount_known = match item {
+            Ok(Event::Done { usage, .. }) => Some(*usage),
+            Err(error) if !self.has_text && is_free(error) => None,
+            Ok(_) => {
+                self.has_text = true;
+                return;
+            }
+            Err(_) => return,
+        };
+        let Some(charged) = self.charged.take() else { return };
+        // A task of its own: the reader may drop the stream as soon as it has the last item.
+        tokio::spawn(async move {
+            log_unsettled(match amount_known {
+                Some(usage) => charged.settle(usage).await,
+                None => charged.give_back().await,
+            });
+        });
     }
 }
 
@@ -229,9 +268,7 @@ impl Backend for SpendingCap {
     }
 
     async fn complete(&self, request: Request) -> Result<Completion, Error> {
-        request.validate()?;
-        let worst = self.worst_case(&request.messages, request.n, request.sampling.max_tokens.into());
-        let charged = self.charge(worst).await?;
+        let charged = self.admit(&request).await?;
         match self.inner.complete(request).await {
             Ok(completion) => {
                 log_unsettled(charged.settle(completion.usage).await);
@@ -245,11 +282,9 @@ impl Backend for SpendingCap {
     }
 
     async fn stream(&self, request: Request) -> Result<CompletionStream, Error> {
-        request.validate()?;
-        let worst = self.worst_case(&request.messages, request.n, request.sampling.max_tokens.into());
-        let charged = self.charge(worst).await?;
+        let charged = self.admit(&request).await?;
         match self.inner.stream(request).await {
-            Ok(stream) => Ok(hold(stream, Settling(Some(charged)))),
+            Ok(stream) => Ok(hold(stream, Settling { charged: Some(charged), has_text: false })),
             Err(error) => {
                 log_unsettled(charged.give_back_if_refused(&error).await);
                 Err(error)
@@ -288,6 +323,7 @@ mod tests {
     use futures_util::StreamExt;
 
     use super::*;
+    use crate::testkit::{FaultyBackend, Step};
     use crate::{BackendExt, Echo, FileLedger, MemoryLedger};
 
     const PRICES: Prices = Prices { prompt: 1_000_000, completion: 2_000_000 };
@@ -374,6 +410,38 @@ mod tests {
         let cap = SpendingCap { inner: echo, ..cap };
         cap.complete(request("a b", 10)).await.unwrap_err();
         assert_eq!(cap.spent_today().await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_given_back_only_when_it_was_refused_before_any_text() {
+        let breaks = |text: &str, kind| Step::Break(text.to_owned(), kind);
+        for (step, expected) in [
+            (breaks("", ErrorKind::Overloaded), 0),
+            (breaks("so far", ErrorKind::Overloaded), 71),
+            (breaks("", ErrorKind::Protocol), 71),
+            (Step::Truncate("so far".to_owned()), 71),
+            (Step::Fail(ErrorKind::Internal), 71),
+            (Step::say("ok"), 1 + 2),
+        ] {
+            let inner = Arc::new(FaultyBackend::new("f", [step.clone()]));
+            let cap = SpendingCap { inner, ..capped(1000, Arc::new(MemoryLedger::default())) };
+            if let Ok(stream) = cap.stream(request("a b", 10)).await {
+                stream.collect::<Vec<_>>().await;
+            }
+            tokio::task::yield_now().await;
+            assert_eq!(cap.spent_today().await.unwrap(), expected, "{step:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn callers_in_a_hurry_cost_nothing() {
+        let inner = Arc::new(FaultyBackend::always("f", Step::Hang));
+        let cap = SpendingCap { inner: Arc::clone(&inner) as _, ..capped(1000, Arc::new(MemoryLedger::default())) };
+        for ms in [0, 1, 199] {
+            let error = cap.complete_within(Duration::from_millis(ms), request("a b", 10)).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+        }
+        assert_eq!((cap.spent_today().await.unwrap(), inner.n_requests()), (0, 0));
     }
 
     #[tokio::test]
