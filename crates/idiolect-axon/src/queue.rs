@@ -232,12 +232,12 @@ mod tests {
         name: usize,
         priority: u64,
         deadline: Instant,
-        done: &mpsc::UnboundedSender<(usize, Result<(), QueueError>)>,
+        done: &mpsc::Sender<(usize, Result<(), QueueError>)>,
     ) -> tokio::task::JoinHandle<()> {
         let (queue, done) = (queue.clone(), done.clone());
         tokio::spawn(async move {
             let turn = queue.admit(Priority(priority), deadline).await;
-            let _ = done.send((name, turn.as_ref().map(|_| ()).map_err(|error| *error)));
+            let _ = done.try_send((name, turn.as_ref().map(|_| ()).map_err(|error| *error)));
         })
     }
 
@@ -251,7 +251,7 @@ mod tests {
     async fn more_stake_goes_first_and_equals_in_order() {
         let queue = StakeQueue::new(1, 10);
         let running = queue.admit(Priority(0), in_ms(1000)).await.unwrap();
-        let (done, mut order) = mpsc::unbounded_channel();
+        let (done, mut order) = mpsc::channel(16);
         for (name, stake) in [5, 9, 5, 9, 7].into_iter().enumerate() {
             start(&queue, name, stake, in_ms(1000), &done);
             settle().await;
@@ -280,7 +280,7 @@ mod tests {
     async fn full_queue_sheds_the_least_priority() {
         let queue = StakeQueue::new(1, 2);
         let running = queue.admit(Priority(0), in_ms(1000)).await.unwrap();
-        let (done, mut order) = mpsc::unbounded_channel();
+        let (done, mut order) = mpsc::channel(16);
         for (name, stake) in [3, 1, 1, 2, 4].into_iter().enumerate() {
             start(&queue, name, stake, in_ms(1000), &done);
             settle().await;
@@ -307,7 +307,7 @@ mod tests {
     async fn a_call_that_goes_away_leaves_its_place_and_its_turn() {
         let queue = StakeQueue::new(1, 10);
         let running = queue.admit(Priority(0), in_ms(1000)).await.unwrap();
-        let (done, mut order) = mpsc::unbounded_channel();
+        let (done, mut order) = mpsc::channel(16);
         let first = start(&queue, 0, 9, in_ms(1000), &done);
         settle().await;
         start(&queue, 1, 1, in_ms(1000), &done);
@@ -329,7 +329,7 @@ mod tests {
     async fn close_refuses_those_who_wait_and_those_who_come() {
         let queue = StakeQueue::new(1, 10);
         let _running = queue.admit(Priority(0), in_ms(1000)).await.unwrap();
-        let (done, mut order) = mpsc::unbounded_channel();
+        let (done, mut order) = mpsc::channel(16);
         start(&queue, 0, 9, in_ms(1000), &done);
         settle().await;
         queue.close();

@@ -5,11 +5,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::config::AxonConfig;
 
@@ -189,23 +190,23 @@ mod tests {
         }
     }
 
-    #[test]
-    fn slow_heads_idle_peers_and_deaf_peers_are_told_apart() {
+    #[tokio::test(start_paused = true)]
+    async fn slow_heads_idle_peers_and_deaf_peers_are_told_apart() {
         let watch = Watch::new();
         assert_eq!(watch.judge(&config()), None);
         watch.on_read();
-        std::thread::sleep(Duration::from_millis(30));
+        tokio::time::advance(Duration::from_millis(30)).await;
         assert_eq!(watch.judge(&config()), Some(TooSlow::Head));
         let request = watch.request();
         watch.on_read();
-        std::thread::sleep(Duration::from_millis(70));
+        tokio::time::advance(Duration::from_millis(70)).await;
         assert_eq!(watch.judge(&config()), None, "a running request may take its time");
         drop(request);
         assert_eq!(watch.judge(&config()), None);
-        std::thread::sleep(Duration::from_millis(70));
+        tokio::time::advance(Duration::from_millis(70)).await;
         assert_eq!(watch.judge(&config()), Some(TooSlow::Idle));
         watch.on_write(false);
-        std::thread::sleep(Duration::from_millis(50));
+        tokio::time::advance(Duration::from_millis(50)).await;
         watch.on_write(false);
         assert_eq!(watch.judge(&config()), Some(TooSlow::Write));
         watch.on_write(true);

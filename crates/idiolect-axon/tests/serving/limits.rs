@@ -238,9 +238,8 @@ async fn a_full_queue_sheds_with_resource_exhausted() {
 #[tokio::test]
 async fn callers_above_their_rate_are_told_to_back_off() {
     let rate = Rate { requests: 1.try_into().unwrap(), per: Duration::from_secs(3600) };
-    let mut setup = Setup::default();
-    setup.policy = policy(Rules { allow_any: true, rate: Some(rate), ..Rules::default() });
-    let served = setup.serve().await;
+    let policy = policy(Rules { allow_any: true, rate: Some(rate), ..Rules::default() });
+    let served = Setup { policy, ..Setup::default() }.serve().await;
     let ask = async || {
         let metadata = grpc_metadata(&bob(), &alice().hotkey());
         let answer = grpc(served.address, "/TextPrompting/Forward", &metadata, &forward("hi")).await;
