@@ -1,1 +1,12 @@
-//! Whole-system scenarios.
+//! The whole miner in one process: configuration, models, pipeline, axon, store, asked over real sockets.
+
+mod bad_input;
+mod backends;
+mod drain;
+mod networks;
+mod provenance;
+mod real_models;
+mod restart;
+mod selfquery;
+mod support;
+mod watching;

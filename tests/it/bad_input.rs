@@ -1,0 +1,127 @@
+//! What peers and operators get wrong: each has a clear answer.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use idiolect_miner::app::Miner;
+use idiolect_models::NoProgress;
+use idiolect_protocol::dendrite::{QueryOptions, Via};
+use idiolect_protocol::{Message, Prompt, Role};
+
+use crate::support::{Node, config, env, prompt, send_raw, signed};
+
+async fn no_start(given: &[(&str, &str)], expected: &str) {
+    let dir = tempfile::tempdir().expect("a folder");
+    let error = Miner::start(&config(dir.path(), given), &env(), &NoProgress).await.expect_err("no start");
+    let error = format!("{error:#}");
+    assert!(error.contains(expected), "{error}\nlacks\n{expected}");
+}
+
+#[tokio::test]
+async fn an_occupied_port_is_named_before_anything_is_fetched() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address");
+    let port = address.port().to_string();
+    no_start(&[("axon.port", &port), ("backend", "candle"), ("model", "no-such-model")], &format!("cannot listen on {address}: another program uses this port")).await;
+    no_start(&[("metrics.addr", &address.to_string())], "for metrics; choose another address with --metrics.addr").await;
+}
+
+#[tokio::test]
+async fn models_that_are_not_there_are_named() {
+    no_start(&[("backend", "candle"), ("model", "no-such-model")], "unknown model \"no-such-model\"").await;
+    no_start(&[("backend", "candle"), ("model", "./no/such/file.gguf")], "no/such/file.gguf does not exist").await;
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("broken.gguf");
+    std::fs::write(&file, b"GGUF and then nothing of use").expect("written");
+    no_start(&[("backend", "candle"), ("model", &file.display().to_string())], "broken.gguf").await;
+    no_start(&[("mutation.operators", "/no/such/operators.toml")], "/no/such/operators.toml").await;
+}
+
+#[tokio::test]
+async fn an_unusable_data_directory_is_named() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("file");
+    std::fs::write(&file, "no folder").expect("written");
+    let settings = config(&file.join("below"), &[]);
+    let error = Miner::start(&settings, &env(), &NoProgress).await.expect_err("no start");
+    assert!(format!("{error:#}").contains("file/below"), "{error:#}");
+}
+
+#[tokio::test]
+async fn bodies_that_make_no_sense_are_refused_without_a_completion() {
+    let node = Node::start(&[]).await;
+    let whole = signed(&node, Via::Http, "a question that is signed");
+    let text = String::from_utf8(whole).expect("text");
+    for (from, to) in [("\"user\"", "\"owner\""), ("a question", "\u{fffd} quest"), ("{", "[")] {
+        let (head, body) = text.split_once("\r\n\r\n").expect("a body");
+        let body = body.replacen(from, to, 1);
+        let length = head.lines().find(|l| l.starts_with("content-length")).expect("a length");
+        let request = format!("{}\r\n\r\n{body}", head.replace(length, &format!("content-length: {}", body.len())));
+        let (status, answer) = send_raw(node.miner.address(), request.as_bytes()).await;
+        assert!((400..500).contains(&status), "{from} -> {to}: {status} {answer}");
+    }
+    let mut broken = signed(&node, Via::Epistula, "a question that is signed");
+    if let Some(last) = broken.iter_mut().rev().nth(4) {
+        *last = 0xff;
+    }
+    let (status, answer) = send_raw(node.miner.address(), &broken).await;
+    assert!((400..500).contains(&status), "{status} {answer}");
+    node.ask(Via::Http, "Still there?").await.expect("yes");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_prompt_of_one_mebibyte_is_answered_or_refused_in_time() {
+    let node = Node::start(&[]).await;
+    let long = "word ".repeat((1 << 20) / 5);
+    for via in [Via::Grpc, Via::Http, Via::Epistula] {
+        node.ask(via, &long).await.unwrap_or_else(|e| panic!("{via}: {e}"));
+    }
+    node.stop().await;
+    let node = Node::start(&[("axon.max_body", "64KiB")]).await;
+    for via in [Via::Grpc, Via::Http, Via::Epistula] {
+        let error = node.ask(via, &long).await.expect_err("too large");
+        assert!((400..=503).contains(&error.status_code().as_u16()), "{via}: {error}");
+    }
+    node.ask(Via::Http, "Still there?").await.expect("yes");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_history_longer_than_the_context_is_trimmed_with_a_note() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut settings = config(dir.path(), &[("backend", "candle"), ("candidates.count", "1"), ("sampling.max_tokens", "8")]);
+    settings.backends[0].context_tokens = Some(256);
+    let node = Node::with(dir, &settings).await;
+    let turn = |role, n: usize| Message::new(role, format!("Turn {n}: {}", "so it went on and on ".repeat(5)));
+    let turns = (0..20).map(|n| turn(if n % 2 == 0 { Role::User } else { Role::Assistant }, n));
+    let history = turns.chain([Message::new(Role::User, "And what was the first turn about?")]).collect();
+    let long = Prompt::new(history).expect("a prompt");
+    node.ask_with(Via::Epistula, &long, &QueryOptions::default()).await.expect("a reply to what fits");
+    node.miner.pipeline().flush().await;
+    let found = node.miner.pipeline().explain("last").await.expect("a record");
+    assert!(found.trimmed_tokens > 0, "{found}");
+    assert!(found.to_string().contains("left out of the middle of the prompt"), "{found}");
+
+    let question = "why ".repeat(2000);
+    let error = node.ask(Via::Http, &question).await.expect_err("nothing can be kept");
+    assert!(error.to_string().contains("context length is 256"), "{error}");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn timeouts_of_any_size_are_survived() {
+    let node = Node::start(&[]).await;
+    let text = String::from_utf8(signed(&node, Via::Http, "How long do you wait?")).expect("text");
+    for timeout in ["-5", "0", "1e300", "nan", "soon", "99999999999999999999"] {
+        let fresh = String::from_utf8(signed(&node, Via::Http, "How long do you wait?")).expect("text");
+        let line = fresh.lines().find(|l| l.to_lowercase().starts_with("timeout:")).expect("a timeout header").to_owned();
+        let (status, answer) = send_raw(node.miner.address(), fresh.replace(&line, &format!("timeout: {timeout}")).as_bytes()).await;
+        assert!([200, 400, 401, 408].contains(&status), "{timeout}: {status} {answer}");
+    }
+    drop(text);
+    let short = QueryOptions { timeout: Duration::from_millis(1), ..QueryOptions::default() };
+    let _ = node.ask_with(Via::Grpc, &prompt("Be quick!"), &short).await;
+    node.ask(Via::Http, "Still there?").await.expect("yes");
+    node.stop().await;
+}
