@@ -111,6 +111,7 @@ async fn tls_needs_no_provider_installed_by_the_program() {
     let server = Loopback::start([]).await;
     let mut config = server.config(Flavour::OpenAi);
     config.server.base_url = config.server.base_url.replace("http://", "https://");
+    config.server.timeouts.connect = Duration::from_millis(500);
     config.server.retries.num_retries = 0;
     match OpenAiBackend::new(config) {
         // The server does not speak TLS.
