@@ -76,6 +76,9 @@ pub fn claim(
     receiver: &Hotkey,
     limits: &Limits,
 ) -> Result<Claim, AuthError> {
+    if !limits.btauth {
+        return Err(AuthError::TransportOff("btauth/1"));
+    }
     if headers::required(headers, VERSION_HEADER)? != VERSION {
         return Err(AuthError::Malformed { name: VERSION_HEADER, expected: VERSION });
     }

@@ -63,6 +63,9 @@ pub fn is_epistula(headers: &HeaderMap) -> bool {
 /// # Errors
 /// [`AuthError`]; the receiver is checked first, as in the reference.
 pub fn claim(headers: &HeaderMap, body: &[u8], receiver: &Hotkey, limits: &Limits) -> Result<Claim, AuthError> {
+    if !limits.epistula {
+        return Err(AuthError::TransportOff("Epistula"));
+    }
     let signed_for = headers::required(headers, SIGNED_FOR_HEADER)?;
     if signed_for.parse::<Hotkey>().ok().as_ref() != Some(receiver) {
         return Err(AuthError::WrongReceiver);

@@ -252,4 +252,20 @@ mod tests {
         assert!(verifier.verify(claim(1000 * S)).is_ok());
         assert_eq!(verifier.verify(claim(1000 * S)), Err(AuthError::Replayed));
     }
+
+    #[test]
+    fn transports_that_are_off_are_not_even_read() {
+        let off = Limits { grpc: false, epistula: false, btauth: false, ..Limits::default() };
+        let (headers, receiver) = (http::HeaderMap::new(), Hotkey::from_bytes([1; 32]));
+        let request = crate::btauth::SignedParts { method: "POST", target: "/", body: b"" };
+        let claims = |limits: &Limits| {
+            [
+                crate::grpc::claim(&headers, &receiver, limits),
+                crate::epistula::claim(&headers, b"", &receiver, limits),
+                crate::btauth::claim(&headers, request, &receiver, limits),
+            ]
+        };
+        assert!(claims(&off).iter().all(|claim| matches!(claim, Err(AuthError::TransportOff(_)))));
+        assert!(claims(&Limits::default()).iter().all(|claim| matches!(claim, Err(AuthError::Missing(_)))));
+    }
 }

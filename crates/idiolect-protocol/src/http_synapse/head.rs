@@ -14,6 +14,8 @@ const FIRST_CLOCK_VERSION: i64 = 7_002_000;
 const FIRST_CLOCK_NONCE: i128 = 30 * 365 * 24 * 3600 * 1_000_000_000;
 /// How the generation with counters is called in messages.
 const LEGACY: &str = "bittensor 6.0 to 7.1";
+/// How the generation with clock readings is called in messages.
+const MODERN: &str = "bittensor 7.2 to 10";
 /// What Python prints for a header that is missing, also in the text that is signed.
 const NONE: &str = "None";
 
@@ -50,7 +52,8 @@ pub struct SynapseHead {
 /// clock readings under an old version; they are treated as such.)
 ///
 /// # Errors
-/// [`AuthError`]; [`AuthError::TransportOff`] for counters where [`Limits::legacy_http`] is off.
+/// [`AuthError`]; [`AuthError::TransportOff`] for clock readings where [`Limits::http`] is off, and for counters where
+/// [`Limits::legacy_http`] is.
 pub fn read_head(
     headers: &HeaderMap,
     synapse: &SynapseSpec,
@@ -90,7 +93,9 @@ pub fn read_head(
     let signed = format!("{nonce}.{sender}.{receiver}.{session}.{}", hash.unwrap_or(NONE)).into_bytes();
     let key = format!("{sender}:{session}");
     let is_clock = nonce >= FIRST_CLOCK_NONCE || version.is_some_and(|version| version >= FIRST_CLOCK_VERSION);
-    let nonce = if is_clock {
+    let nonce = if is_clock && !limits.http {
+        return Err(AuthError::TransportOff(MODERN));
+    } else if is_clock {
         let widening = timeout.unwrap_or(DEFAULT_TIMEOUT).min(limits.http_window_timeout);
         Nonce::Windowed {
             key,
@@ -236,6 +241,8 @@ mod tests {
             Nonce::Monotonic { value: 2188881312626, .. }
         ));
         assert_eq!(head(&[old, counter], &off).unwrap_err(), AuthError::TransportOff(LEGACY));
+        let none = Limits { http: false, ..Limits::default() };
+        assert_eq!(head(&[], &none).unwrap_err(), AuthError::TransportOff(MODERN));
         // A new client has no counters: this one is far too old.
         assert!(matches!(head(&[counter], &on).unwrap().claim.nonce, Nonce::Windowed { .. }));
         let no_version = ("bt_header_dendrite_version", None);
