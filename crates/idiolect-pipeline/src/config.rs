@@ -90,7 +90,7 @@ impl Default for PipelineConfig {
             history: 4096,
             seed: None,
             tasks: ["TextPrompting", "Prompting", "InferenceTask"].map(str::to_owned).to_vec(),
-            score_reserve: Duration::from_millis(50),
+            score_reserve: Duration::from_millis(150),
             record: RecordConfig::default(),
         }
     }

@@ -1,5 +1,7 @@
 //! Drawing candidates: all recipes at once, and whatever is there at the deadline.
 
+use std::time::Duration;
+
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use idiolect_backend::{Backend, Candidate, Collector, Completion, Error, FinishReason, Request, Usage};
@@ -14,6 +16,8 @@ use crate::{error, metrics};
 pub(crate) struct Planned {
     pub(crate) recipe: Recipe,
     pub(crate) request: Request,
+    /// When its stream is dropped. The request's own deadline is a little earlier.
+    pub(crate) until: Instant,
 }
 
 /// A candidate with some text.
@@ -37,16 +41,41 @@ pub(crate) struct Generated {
     pub(crate) notes: Vec<String>,
     /// The error that tells most, when there was any.
     pub(crate) error: Option<Error>,
+    /// Whether the backend took the requests one after the other; `None` when that cannot be told.
+    pub(crate) one_by_one: Option<bool>,
 }
 
-/// Runs a plan until the deadline. With `verbatim` texts stay exactly as the model said them.
+/// What came of one request, and when.
+struct Outcome {
+    completion: Option<Completion>,
+    error: Option<Error>,
+    began: Option<Instant>,
+    ended: Instant,
+}
+
+/// Shares the time out: all of it for each request where the backend takes them side by side, otherwise one share
+/// after the other, by the number of candidates. A request that ends early leaves its time to the next.
+pub(crate) fn share_time(plan: &mut [Planned], until: Instant, grace: Duration, one_by_one: bool) {
+    let now = Instant::now();
+    let total: usize = plan.iter().map(|planned| planned.request.n).sum();
+    let mut done = 0;
+    for planned in plan {
+        done += planned.request.n;
+        let share = if one_by_one { done as f64 / total.max(1) as f64 } else { 1.0 };
+        planned.until = now + until.saturating_duration_since(now).mul_f64(share.min(1.0));
+        planned.request.deadline = Some((planned.until - grace).into_std());
+    }
+}
+
+/// Runs a plan until its requests' times are over. With `verbatim` texts stay exactly as the model said them.
 ///
 /// # Cancellation
 /// Dropping the future drops the backend's streams, which stops the work.
-pub(crate) async fn generate(backend: &dyn Backend, plan: &[Planned], deadline: Instant, verbatim: bool) -> Generated {
-    let outcomes = join_all(plan.iter().map(|planned| collect(backend, planned.request.clone(), deadline))).await;
-    let mut generated = Generated::default();
-    for (recipe, (completion, error)) in outcomes.into_iter().enumerate() {
+pub(crate) async fn generate(backend: &dyn Backend, plan: &[Planned], verbatim: bool) -> Generated {
+    let requests = plan.iter().map(|planned| collect(backend, planned.request.clone(), planned.until));
+    let outcomes = join_all(requests).await;
+    let mut generated = Generated { one_by_one: one_by_one(&outcomes), ..Generated::default() };
+    for (recipe, Outcome { completion, error, .. }) in outcomes.into_iter().enumerate() {
         if let Some(completion) = completion {
             generated.take(recipe, completion, &backend.capabilities().model, verbatim);
         }
@@ -59,6 +88,16 @@ pub(crate) async fn generate(backend: &dyn Backend, plan: &[Planned], deadline: 
         }
     }
     generated
+}
+
+/// Requests that a backend takes one by one never overlap, and the last of them may never begin.
+fn one_by_one(outcomes: &[Outcome]) -> Option<bool> {
+    let mut spans: Vec<(Instant, Instant)> = outcomes.iter().filter_map(|o| Some((o.began?, o.ended))).collect();
+    spans.sort();
+    if spans.is_empty() || outcomes.len() < 2 {
+        return None;
+    }
+    Some(spans.windows(2).all(|pair| pair[0].1 <= pair[1].0))
 }
 
 impl Generated {
@@ -95,20 +134,23 @@ fn trim(candidate: &mut Candidate) -> bool {
 }
 
 /// Joins one stream as far as it comes. Text that was there before an error or the deadline is kept.
-async fn collect(backend: &dyn Backend, request: Request, deadline: Instant) -> (Option<Completion>, Option<Error>) {
+async fn collect(backend: &dyn Backend, request: Request, until: Instant) -> Outcome {
     let mut collector = Collector::new().expecting(request.n);
+    let mut began = None;
     let work = async {
         let mut stream = backend.stream(request).await?;
         while let Some(event) = stream.next().await {
+            began.get_or_insert_with(Instant::now);
             collector.push(event?)?;
         }
         Ok(())
     };
-    let result = tokio::time::timeout_at(deadline, work).await;
+    let result = tokio::time::timeout_at(until, work).await;
+    let ended = Instant::now();
     if collector.is_done() {
         return match collector.finish() {
-            Ok(completion) => (Some(completion), None),
-            Err(error) => (None, Some(error)),
+            Ok(completion) => Outcome { completion: Some(completion), error: None, began, ended },
+            Err(error) => Outcome { completion: None, error: Some(error), began, ended },
         };
     }
     let error = match result {
@@ -121,5 +163,5 @@ async fn collect(backend: &dyn Backend, request: Request, deadline: Instant) -> 
         Err(_) if collector.has_text() => None,
         Err(_) => Some(Error::DeadlineExceeded),
     };
-    (collector.cut(), error)
+    Outcome { completion: collector.cut(), error, began, ended }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use idiolect_axon::{Dictated, HandlerError, Reply, ReplyLogprob};
@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use crate::ask::Job;
 use crate::config::StorePrompts;
 use crate::error::to_handler_error;
-use crate::generate::{Draft, Generated, Planned, generate};
+use crate::generate::{Draft, Generated, Planned, generate, share_time};
 use crate::provenance::{CandidateRecord, Timings, milliseconds};
 use crate::recorder::{Recorder, Rewards, now_ms};
 use crate::reserve::Reserve;
@@ -30,7 +30,7 @@ use crate::{Answer, Ask, PipelineConfig, PipelineError, Provenance, hash, metric
 /// With less than this left no reply is begun.
 const LEAST_BUDGET: Duration = Duration::from_millis(5);
 /// Kept back of the deadline for the choice and the record: whoever called drops us when it passes.
-const FINISH: Duration = Duration::from_millis(15);
+const FINISH: Duration = Duration::from_millis(60);
 /// How much earlier than our own end the backend is told to stop, so that it can end its candidates properly.
 const BACKEND_GRACE: Duration = Duration::from_millis(40);
 /// Searching more earlier replies than this is moved off the executor.
@@ -80,6 +80,9 @@ pub struct Pipeline {
     reserve: Reserve,
     seed: u64,
     n_requests: AtomicU64,
+    /// Whether the backend last took a reply's requests one after the other. Taken for true until it is known: then the
+    /// worst is that the first reply's first recipe gets half of the time.
+    one_by_one: AtomicBool,
 }
 
 /// What was settled before anything was generated.
@@ -143,6 +146,7 @@ impl Pipeline {
             recorder,
             seed,
             n_requests: AtomicU64::new(0),
+            one_by_one: AtomicBool::new(true),
         })
     }
 
@@ -265,7 +269,7 @@ impl Pipeline {
                 model: job.model.clone(),
                 ..Request::new(messages)
             };
-            requests.push(Planned { recipe, request });
+            requests.push(Planned { recipe, request, until: job.deadline });
         }
         // A small library may hold fewer recipes than wanted: the no-op takes their share.
         let drawn: usize = requests.iter().map(|planned| planned.request.n).sum();
@@ -304,12 +308,13 @@ impl Pipeline {
         metrics::reserve(reserve);
         let generate_until = job.deadline - reserve.max(finish(budget));
         let grace = BACKEND_GRACE.min(budget / 20);
-        for planned in &mut plan.requests {
-            planned.request.deadline = Some((generate_until - grace).into_std());
-        }
+        share_time(&mut plan.requests, generate_until, grace, self.one_by_one.load(Ordering::Relaxed));
         let planned_at = Instant::now();
-        let mut generated = generate(&*self.backend, &plan.requests, generate_until, plan.verbatim).await;
+        let mut generated = generate(&*self.backend, &plan.requests, plan.verbatim).await;
         let generated_at = Instant::now();
+        if let Some(one_by_one) = generated.one_by_one {
+            self.one_by_one.store(one_by_one, Ordering::Relaxed);
+        }
         if generated.drafts.is_empty() {
             let nothing = || HandlerError::new(Category::Unavailable, "the model gave no text");
             return Err(generated.error.take().map_or_else(nothing, to_handler_error));

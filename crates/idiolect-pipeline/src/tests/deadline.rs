@@ -2,7 +2,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use idiolect_backend::testkit::{FaultyBackend, Step};
-use idiolect_backend::{FinishReason, HashEmbedder};
+use idiolect_backend::{
+    Backend, Capabilities, Completion, CompletionStream, Error, FinishReason, HashEmbedder, Health, Message, Request,
+    Score, collect,
+};
 use idiolect_protocol::Category;
 use tokio::time::Instant;
 
@@ -112,4 +115,68 @@ async fn the_backend_is_told_to_stop_before_we_do() {
     // 10 s less 4 times 200 ms and half of that again, 20 ms, and 40 ms of grace.
     assert_eq!(told, Duration::from_millis(10_000 - 1200 - 20 - 40));
     assert!((answer.provenance.timings.reserve_ms - 1220.0).abs() < 1.0);
+}
+
+/// A backend that takes one request at a time, like an engine with a single thread.
+#[derive(Debug)]
+struct OneByOne {
+    inner: Scripted,
+    turn: Arc<tokio::sync::Semaphore>,
+}
+
+#[async_trait::async_trait]
+impl Backend for OneByOne {
+    fn capabilities(&self) -> &Capabilities {
+        self.inner.capabilities()
+    }
+
+    async fn complete(&self, request: Request) -> Result<Completion, Error> {
+        collect(self.stream(request).await?).await
+    }
+
+    async fn stream(&self, request: Request) -> Result<CompletionStream, Error> {
+        let turn = Arc::clone(&self.turn).acquire_owned().await.unwrap();
+        let stream = self.inner.stream(request).await?;
+        let hold = move |event| {
+            let _held = &turn;
+            event
+        };
+        Ok(Box::pin(futures_util::StreamExt::map(stream, hold)))
+    }
+
+    async fn score(&self, messages: &[Message], completion: &str) -> Result<Score, Error> {
+        self.inner.score(messages, completion).await
+    }
+
+    async fn health(&self) -> Health {
+        Health::Ready
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn recipes_share_the_time_of_a_backend_that_takes_them_one_by_one() {
+    let long = says_slowly(&"On and on it goes. ".repeat(100), 100);
+    let backend = OneByOne { inner: Scripted::new(vec![long]), turn: Arc::new(tokio::sync::Semaphore::new(1)) };
+    let library = Arc::new(idiolect_mutation::Library::built_in());
+    let pipeline = start(4, Parts { library, ..parts(backend) }).await;
+    for _ in 0..2 {
+        let started = Instant::now();
+        let p = pipeline.answer(in_time(10)).await.unwrap().provenance;
+        assert_eq!(p.candidates.len(), 4);
+        assert!(p.candidates.iter().all(|c| (40..50).contains(&c.n_tokens)), "about half of the time each");
+        assert!(started.elapsed() <= Duration::from_secs(10), "{:?}", started.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn recipes_have_all_the_time_of_a_backend_that_takes_them_side_by_side() {
+    let long = says_slowly(&"On and on it goes. ".repeat(100), 100);
+    let library = Arc::new(idiolect_mutation::Library::built_in());
+    let pipeline = start(4, Parts { library, ..parts(Scripted::new(vec![long])) }).await;
+    let mut shortest = Vec::new();
+    for _ in 0..2 {
+        let p = pipeline.answer(in_time(10)).await.unwrap().provenance;
+        shortest.push(p.candidates.iter().map(|c| c.n_tokens).min().unwrap());
+    }
+    assert!(shortest[0] < 50 && shortest[1] > 80, "{shortest:?}");
 }
