@@ -38,6 +38,24 @@ impl Level {
     }
 }
 
+/// Plain code that gains from wide registers.
+pub(crate) trait Wide {
+    /// What it results in.
+    type Output;
+
+    /// Does the work. Implementations are `inline(always)`, and so is what they call: otherwise [`wide`] has no effect.
+    fn run(self) -> Self::Output;
+}
+
+/// Runs code compiled for wider registers, where the processor has them.
+pub(crate) fn wide<W: Wide>(work: W) -> W::Output {
+    #[cfg(target_arch = "x86_64")]
+    if Level::detect() != Level::Portable {
+        return x86::wide(work);
+    }
+    work.run()
+}
+
 /// Rounds a value of at most 2²² in magnitude to the nearest integer and returns its low byte.
 #[inline]
 fn round_to_i8(value: f32) -> i8 {
@@ -237,7 +255,7 @@ mod x86 {
         _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8,
     };
 
-    use super::{BLOCK, Span};
+    use super::{BLOCK, Span, Wide};
 
     /// Multiplies a span with AVX2, or with VNNI where `vnni` says the processor has it.
     pub(super) fn multiply(span: &Span<'_>, vnni: bool, out: &mut [f32]) {
@@ -257,6 +275,16 @@ mod x86 {
                 multiply_avx2(span, out);
             }
         }
+    }
+
+    /// Runs code compiled for AVX2. Callers checked that the processor has it.
+    pub(super) fn wide<W: Wide>(work: W) -> W::Output {
+        #[target_feature(enable = "avx2,fma")]
+        fn run<W: Wide>(work: W) -> W::Output {
+            work.run()
+        }
+        // SAFETY: the only caller asks `Level::detect` first, and every level of this module has avx2 and fma.
+        unsafe { run(work) }
     }
 
     /// Adds the eight lanes.

@@ -1,7 +1,13 @@
 //! Small vector functions that the engine and the encoder share, written so that compilers vectorise them.
+//!
+//! Always inlined, so that [`wide`](crate::kernels::wide) reaches them.
+
+#![expect(clippy::inline_always, reason = "see above")]
+
+use crate::kernels::{Wide, wide};
 
 /// Returns e^x with a relative error below 3e-7; 0 below -87, and saturates above 88.
-#[inline]
+#[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     // e^x = 2^n · e^r with n the nearest integer to x / ln 2 and |r| <= ln 2 / 2; e^r by its Taylor series.
     const MAGIC: f32 = 12_582_912.0;
@@ -17,7 +23,7 @@ pub(crate) fn exp(x: f32) -> f32 {
 }
 
 /// Returns the error function with an absolute error below 5e-7 (Abramowitz and Stegun 7.1.26).
-#[inline]
+#[inline(always)]
 pub(crate) fn erf(x: f32) -> f32 {
     let a = x.abs();
     let t = 1.0 / (1.0 + 0.327_591_1 * a);
@@ -26,7 +32,7 @@ pub(crate) fn erf(x: f32) -> f32 {
 }
 
 /// Returns the dot product.
-#[inline]
+#[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     // Sixteen running sums: enough for the compiler to keep four vector registers busy.
     let mut sums = [0f32; 16];
@@ -42,7 +48,7 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// Adds `factor · x` to `y`.
-#[inline]
+#[inline(always)]
 pub(crate) fn add_scaled(y: &mut [f32], factor: f32, x: &[f32]) {
     for (y, x) in y.iter_mut().zip(x) {
         *y += factor * x;
@@ -50,6 +56,7 @@ pub(crate) fn add_scaled(y: &mut [f32], factor: f32, x: &[f32]) {
 }
 
 /// Turns scores into weights that sum to 1.
+#[inline(always)]
 pub(crate) fn softmax(scores: &mut [f32]) {
     let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sum = 0.0;
@@ -65,21 +72,36 @@ pub(crate) fn softmax(scores: &mut [f32]) {
 
 /// Returns the natural logarithm of the sum of exponentials, or NaN when any value is NaN or none is finite.
 pub(crate) fn log_sum_exp(values: &[f32]) -> f32 {
+    struct LogSumExp<'a>(&'a [f32]);
+    impl Wide for LogSumExp<'_> {
+        type Output = f32;
+
+        #[inline(always)]
+        fn run(self) -> f32 {
+            log_sum_exp_inlined(self.0)
+        }
+    }
+    wide(LogSumExp(values))
+}
+
+#[inline(always)]
+fn log_sum_exp_inlined(values: &[f32]) -> f32 {
     let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = values
-        .chunks(1024)
-        .map(|chunk| {
-            let mut sums = [0f32; 8];
-            let (eights, rest) = chunk.as_chunks::<8>();
-            for eight in eights {
-                for i in 0..8 {
-                    sums[i] += exp(eight[i] - largest);
-                }
+    let mut sum = 0f64;
+    // Short runs in f32, for speed; their sums in f64, for precision.
+    for chunk in values.chunks(1024) {
+        let mut sums = [0f32; 16];
+        let (sixteens, rest) = chunk.as_chunks::<16>();
+        for sixteen in sixteens {
+            for i in 0..16 {
+                sums[i] += exp(sixteen[i] - largest);
             }
-            let rest: f32 = rest.iter().map(|v| exp(v - largest)).sum();
-            f64::from(sums.iter().sum::<f32>() + rest)
-        })
-        .sum();
+        }
+        for value in rest {
+            sums[0] += exp(value - largest);
+        }
+        sum += f64::from(sums.iter().sum::<f32>());
+    }
     #[expect(clippy::cast_possible_truncation, reason = "a logarithm of a vocabulary-sized sum")]
     let log = sum.ln() as f32;
     largest + log

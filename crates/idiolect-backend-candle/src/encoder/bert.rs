@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::weights::Weights;
 use crate::error::LoadError;
+use crate::kernels::{Wide, wide};
 use crate::math;
 
 /// Values of a `config.json` that matter.
@@ -122,13 +123,13 @@ impl Bert {
             .map(|i| {
                 let name = |part: &str| format!("{prefix}encoder.layer.{i}.{part}");
                 let qkv = ["query", "key", "value"].map(|part| name(&format!("attention.self.{part}")));
-                let wide = config.intermediate_size;
+                let inner = config.intermediate_size;
                 Ok(Layer {
                     qkv: Linear::load(weights, &qkv, width, width)?,
                     attention_output: Linear::load(weights, &[name("attention.output.dense")], width, width)?,
                     attention_norm: Norm::load(weights, &name("attention.output.LayerNorm"), width, epsilon)?,
-                    intermediate: Linear::load(weights, &[name("intermediate.dense")], wide, width)?,
-                    output: Linear::load(weights, &[name("output.dense")], width, wide)?,
+                    intermediate: Linear::load(weights, &[name("intermediate.dense")], inner, width)?,
+                    output: Linear::load(weights, &[name("output.dense")], width, inner)?,
                     output_norm: Norm::load(weights, &name("output.LayerNorm"), width, epsilon)?,
                 })
             })
@@ -188,13 +189,9 @@ impl Bert {
         let attended = self.attention(&qkv, texts);
         let mut states = layer.attention_output.apply(attended, width)?;
         add_and_normalise(&mut states, &hidden, &layer.attention_norm, width);
-        let mut wide = layer.intermediate.apply(states.clone(), width)?;
-        wide.par_chunks_mut(4096).for_each(|values| {
-            for value in values {
-                *value = 0.5 * *value * (1.0 + math::erf(*value * std::f32::consts::FRAC_1_SQRT_2));
-            }
-        });
-        let mut output = layer.output.apply(wide, self.config.intermediate_size)?;
+        let mut inner = layer.intermediate.apply(states.clone(), width)?;
+        inner.par_chunks_mut(4096).for_each(|values| wide(Gelu(values)));
+        let mut output = layer.output.apply(inner, self.config.intermediate_size)?;
         add_and_normalise(&mut output, &states, &layer.output_norm, width);
         Ok(output)
     }
@@ -222,7 +219,7 @@ impl Bert {
                     rows.flat_map(|row| row[column..column + head_width].iter().copied()).collect::<Vec<f32>>()
                 };
                 let (queries, keys, values) = (part(0), part(1), part(2));
-                attend(&queries, &keys, &values, head_width, scale)
+                wide(Attend { queries: &queries, keys: &keys, values: &values, width: head_width, scale })
             })
             .collect();
         let mut out = vec![0.0; qkv.len() / 3];
@@ -236,29 +233,59 @@ impl Bert {
     }
 }
 
+/// The exact GELU, in place.
+struct Gelu<'a>(&'a mut [f32]);
+
+impl Wide for Gelu<'_> {
+    type Output = ();
+
+    #[expect(clippy::inline_always, reason = "Wide asks for it")]
+    #[inline(always)]
+    fn run(self) {
+        for value in self.0 {
+            *value = 0.5 * *value * (1.0 + math::erf(*value * std::f32::consts::FRAC_1_SQRT_2));
+        }
+    }
+}
+
 /// Attends from each query to all keys of one head of one text.
-fn attend(queries: &[f32], keys: &[f32], values: &[f32], width: usize, scale: f32) -> Vec<f32> {
-    let len = keys.len() / width;
-    // Keys with one element of all tokens in a row: scores of many tokens are then computed side by side.
-    let mut columns = vec![0f32; keys.len()];
-    for (token, key) in keys.chunks_exact(width).enumerate() {
-        for (i, value) in key.iter().enumerate() {
-            columns[i * len + token] = *value;
+struct Attend<'a> {
+    queries: &'a [f32],
+    keys: &'a [f32],
+    values: &'a [f32],
+    width: usize,
+    scale: f32,
+}
+
+impl Wide for Attend<'_> {
+    type Output = Vec<f32>;
+
+    #[expect(clippy::inline_always, reason = "Wide asks for it")]
+    #[inline(always)]
+    fn run(self) -> Vec<f32> {
+        let Self { queries, keys, values, width, scale } = self;
+        let len = keys.len() / width;
+        // Keys with one element of all tokens in a row: scores of many tokens are then computed side by side.
+        let mut columns = vec![0f32; keys.len()];
+        for (token, key) in keys.chunks_exact(width).enumerate() {
+            for (i, value) in key.iter().enumerate() {
+                columns[i * len + token] = *value;
+            }
         }
+        let mut out = vec![0f32; queries.len()];
+        let mut scores = vec![0f32; len];
+        for (query, out) in queries.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+            scores.fill(0.0);
+            for (value, column) in query.iter().zip(columns.chunks_exact(len)) {
+                math::add_scaled(&mut scores, value * scale, column);
+            }
+            math::softmax(&mut scores);
+            for (score, value) in scores.iter().zip(values.chunks_exact(width)) {
+                math::add_scaled(out, *score, value);
+            }
+        }
+        out
     }
-    let mut out = vec![0f32; queries.len()];
-    let mut scores = vec![0f32; len];
-    for (query, out) in queries.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-        scores.fill(0.0);
-        for (value, column) in query.iter().zip(columns.chunks_exact(len)) {
-            math::add_scaled(&mut scores, value * scale, column);
-        }
-        math::softmax(&mut scores);
-        for (score, value) in scores.iter().zip(values.chunks_exact(width)) {
-            math::add_scaled(out, *score, value);
-        }
-    }
-    out
 }
 
 fn add_and_normalise(states: &mut [f32], residual: &[f32], norm: &Norm, width: usize) {

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::params::{Pairs, Params};
 use super::{Engine, EngineError, Session};
 use crate::error::LoadError;
-use crate::kernels::{Activations, Matrix};
+use crate::kernels::{Activations, Matrix, Wide, wide};
 use crate::loader::Gguf;
 use crate::math;
 
@@ -345,7 +345,7 @@ impl<'a> Run<'a> {
             let shared = prompt.stretch(p, index, head, seen);
             let own =
                 slot.map_or((&[][..], &[][..]), |slot| slots[slot].stretch(p, index, head, position + 1 - prompt.len));
-            attend(queries, &[shared, own], p.head_width, scores, out);
+            wide(Attend { queries, stretches: [shared, own], width: p.head_width, scores, out });
         });
 
         self.activations.encode(&self.attended, q_width);
@@ -459,19 +459,42 @@ fn rotate(values: &mut [f32], rotation: &[(f32, f32)], pairs: Pairs) {
 }
 
 /// Attends from the queries that share one key head to stretches of keys and values.
-fn attend(queries: &[f32], stretches: &[(&[f32], &[f32])], width: usize, scores: &mut Vec<f32>, out: &mut [f32]) {
-    #[expect(clippy::cast_precision_loss, reason = "a head has a few hundred elements")]
-    let scale = 1.0 / (width as f32).sqrt();
-    for (query, out) in queries.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
-        scores.clear();
-        for (keys, _) in stretches {
-            scores.extend(keys.chunks_exact(width).map(|key| math::dot(query, key) * scale));
-        }
-        math::softmax(scores);
-        out.fill(0.0);
-        let values = stretches.iter().flat_map(|(_, values)| values.chunks_exact(width));
-        for (score, value) in scores.iter().zip(values) {
-            math::add_scaled(out, *score, value);
+struct Attend<'a> {
+    queries: &'a [f32],
+    stretches: [(&'a [f32], &'a [f32]); 2],
+    width: usize,
+    scores: &'a mut Vec<f32>,
+    out: &'a mut [f32],
+}
+
+impl Wide for Attend<'_> {
+    type Output = ();
+
+    #[expect(clippy::inline_always, reason = "Wide asks for it")]
+    #[inline(always)]
+    fn run(self) {
+        let Self { queries, stretches, width, scores, out } = self;
+        #[expect(clippy::cast_precision_loss, reason = "a head has a few hundred elements")]
+        let scale = 1.0 / (width as f32).sqrt();
+        let seen: usize = stretches.iter().map(|(keys, _)| keys.len() / width).sum();
+        scores.resize(seen, 0.0);
+        for (query, out) in queries.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+            let mut position = 0;
+            for (keys, _) in stretches {
+                for key in keys.chunks_exact(width) {
+                    scores[position] = math::dot(query, key) * scale;
+                    position += 1;
+                }
+            }
+            math::softmax(scores);
+            out.fill(0.0);
+            let mut position = 0;
+            for (_, values) in stretches {
+                for value in values.chunks_exact(width) {
+                    math::add_scaled(out, scores[position], value);
+                    position += 1;
+                }
+            }
         }
     }
 }
