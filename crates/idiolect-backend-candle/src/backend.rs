@@ -260,6 +260,7 @@ mod tests {
     }
 
     impl Script<'_> {
+        #[expect(clippy::disallowed_methods, reason = "the engine's own thread is meant to be slow")]
         fn compute(&mut self, rows: usize) {
             self.logits = vec![0.0; rows * VOCABULARY];
             for row in self.logits.chunks_exact_mut(VOCABULARY) {
