@@ -35,9 +35,15 @@ async fn another_backend_steps_in_for_a_dead_one() {
 async fn a_server_answers_and_its_spending_ends_at_the_cap() {
     let server = FakeOpenAi::start(Duration::ZERO).await;
     let dir = tempfile::tempdir().expect("a folder");
-    let mut settings = config(dir.path(), &[("candidates.count", "1"), ("mutation.enabled", "false"), ("sampling.max_tokens", "100")]);
+    let mut settings =
+        config(dir.path(), &[("candidates.count", "1"), ("mutation.enabled", "false"), ("sampling.max_tokens", "100")]);
     // Worst case of a question: 100 tokens at 10 dollars a million are 0.001 dollars, and the prompt.
-    settings.backends = vec![BackendConfig { prompt_price: 0.01, completion_price: 10.0, spending_cap: Some(0.0015), ..remote("paid", &server.url) }];
+    settings.backends = vec![BackendConfig {
+        prompt_price: 0.01,
+        completion_price: 10.0,
+        spending_cap: Some(0.0015),
+        ..remote("paid", &server.url)
+    }];
     let node = Node::with(dir, &settings).await;
     let reply = node.ask(Via::Http, "What does it cost?").await.expect("a reply");
     assert!(reply.text.contains("far server"), "{}", reply.text);

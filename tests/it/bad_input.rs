@@ -22,8 +22,13 @@ async fn an_occupied_port_is_named_before_anything_is_fetched() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address");
     let port = address.port().to_string();
-    no_start(&[("axon.port", &port), ("backend", "candle"), ("model", "no-such-model")], &format!("cannot listen on {address}: another program uses this port")).await;
-    no_start(&[("metrics.addr", &address.to_string())], "for metrics; choose another address with --metrics.addr").await;
+    no_start(
+        &[("axon.port", &port), ("backend", "candle"), ("model", "no-such-model")],
+        &format!("cannot listen on {address}: another program uses this port"),
+    )
+    .await;
+    no_start(&[("metrics.addr", &address.to_string())], "for metrics; choose another address with --metrics.addr")
+        .await;
 }
 
 #[tokio::test]
@@ -90,7 +95,8 @@ async fn a_prompt_of_one_mebibyte_is_answered_or_refused_in_time() {
 #[tokio::test]
 async fn a_history_longer_than_the_context_is_trimmed_with_a_note() {
     let dir = tempfile::tempdir().expect("a folder");
-    let mut settings = config(dir.path(), &[("backend", "candle"), ("candidates.count", "1"), ("sampling.max_tokens", "8")]);
+    let mut settings =
+        config(dir.path(), &[("backend", "candle"), ("candidates.count", "1"), ("sampling.max_tokens", "8")]);
     settings.backends[0].context_tokens = Some(256);
     let node = Node::with(dir, &settings).await;
     let turn = |role, n: usize| Message::new(role, format!("Turn {n}: {}", "so it went on and on ".repeat(5)));
@@ -115,8 +121,10 @@ async fn timeouts_of_any_size_are_survived() {
     let text = String::from_utf8(signed(&node, Via::Http, "How long do you wait?")).expect("text");
     for timeout in ["-5", "0", "1e300", "nan", "soon", "99999999999999999999"] {
         let fresh = String::from_utf8(signed(&node, Via::Http, "How long do you wait?")).expect("text");
-        let line = fresh.lines().find(|l| l.to_lowercase().starts_with("timeout:")).expect("a timeout header").to_owned();
-        let (status, answer) = send_raw(node.miner.address(), fresh.replace(&line, &format!("timeout: {timeout}")).as_bytes()).await;
+        let line =
+            fresh.lines().find(|l| l.to_lowercase().starts_with("timeout:")).expect("a timeout header").to_owned();
+        let (status, answer) =
+            send_raw(node.miner.address(), fresh.replace(&line, &format!("timeout: {timeout}")).as_bytes()).await;
         assert!([200, 400, 401, 408].contains(&status), "{timeout}: {status} {answer}");
     }
     drop(text);

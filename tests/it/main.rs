@@ -1,7 +1,7 @@
 //! The whole miner in one process: configuration, models, pipeline, axon, store, asked over real sockets.
 
-mod bad_input;
 mod backends;
+mod bad_input;
 mod drain;
 mod networks;
 mod provenance;

@@ -44,13 +44,17 @@ async fn a_snapshot_lets_its_validators_in() {
     let path = dir.path().join("metagraph.json");
     snapshot(&path, 11, &[validator.hotkey()]);
     let network = format!("file:{}", path.display());
-    let given = [("network", network.as_str()), ("wallet.hotkey_uri", "//Miner"), ("policy.allow", ""), ("netuid", "11")];
+    let given =
+        [("network", network.as_str()), ("wallet.hotkey_uri", "//Miner"), ("policy.allow", ""), ("netuid", "11")];
     let settings = config(dir.path(), &given);
     let node = Node::with(dir, &settings).await;
     assert_eq!(node.miner.hotkey(), Keypair::from_uri("//Miner").expect("a key").hotkey());
     node.ask(Via::Grpc, "May a stranger ask?").await.expect_err("no");
     let validator = Dendrite::new(validator);
-    validator.query(&node.target(), Via::Grpc, &prompt("May a validator?"), &QueryOptions::default()).await.expect("yes");
+    validator
+        .query(&node.target(), Via::Grpc, &prompt("May a validator?"), &QueryOptions::default())
+        .await
+        .expect("yes");
     node.stop().await;
 }
 

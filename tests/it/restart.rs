@@ -25,7 +25,12 @@ async fn a_captured_request_is_refused_again_and_after_a_restart() {
 
 #[tokio::test]
 async fn earlier_replies_are_compared_with_after_a_restart() {
-    let given = [("backend", "candle"), ("uniqueness.encoder", "minilm"), ("candidates.count", "2"), ("sampling.max_tokens", "12")];
+    let given = [
+        ("backend", "candle"),
+        ("uniqueness.encoder", "minilm"),
+        ("candidates.count", "2"),
+        ("sampling.max_tokens", "12"),
+    ];
     let node = Node::start(&given).await;
     node.ask(Via::Http, "Name a colour.").await.expect("a reply");
     let dir = node.stop().await;

@@ -37,7 +37,9 @@ async fn a_transport_that_is_off_is_not_asked_and_refuses_others() {
 
 #[tokio::test]
 async fn every_transport_switch_works() {
-    for (key, via) in [("transports.http", Via::Http), ("transports.epistula", Via::Epistula), ("transports.btauth", Via::Btauth)] {
+    for (key, via) in
+        [("transports.http", Via::Http), ("transports.epistula", Via::Epistula), ("transports.btauth", Via::Btauth)]
+    {
         let node = Node::start(&[(key, "false")]).await;
         for other in [Via::Grpc, Via::Http, Via::Epistula, Via::Btauth] {
             let answered = node.ask(other, "Is anybody there?").await;

@@ -68,7 +68,12 @@ impl Node {
         self.ask_with(via, &prompt(question), &QueryOptions::default()).await
     }
 
-    pub(crate) async fn ask_with(&self, via: Via, prompt: &Prompt, options: &QueryOptions) -> Result<DendriteReply, DendriteError> {
+    pub(crate) async fn ask_with(
+        &self,
+        via: Via,
+        prompt: &Prompt,
+        options: &QueryOptions,
+    ) -> Result<DendriteReply, DendriteError> {
         self.validator.query(&self.target(), via, prompt, options).await
     }
 
@@ -109,7 +114,8 @@ pub(crate) fn signed(node: &Node, via: Via, question: &str) -> Vec<u8> {
         .expect("a request");
     let (head, body) = request.into_parts();
     let path = head.uri.path_and_query().map_or("/", |p| p.as_str());
-    let mut text = format!("{} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", head.method, node.miner.address());
+    let mut text =
+        format!("{} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", head.method, node.miner.address());
     for (name, value) in &head.headers {
         if !["host", "connection", "content-length"].contains(&name.as_str()) {
             text.push_str(&format!("{name}: {}\r\n", value.to_str().expect("text")));
@@ -164,7 +170,8 @@ async fn converse(mut stream: TcpStream, pause: Duration, asked: Arc<AtomicUsize
             }
         };
         let head = String::from_utf8_lossy(&buffer[..head_end]).to_lowercase();
-        let length = head.lines().find_map(|l| l.strip_prefix("content-length: ")?.trim().parse::<usize>().ok()).unwrap_or(0);
+        let length =
+            head.lines().find_map(|l| l.strip_prefix("content-length: ")?.trim().parse::<usize>().ok()).unwrap_or(0);
         while buffer.len() < head_end + length {
             if stream.read_buf(&mut buffer).await.ok()? == 0 {
                 return None;
@@ -179,7 +186,8 @@ async fn converse(mut stream: TcpStream, pause: Duration, asked: Arc<AtomicUsize
             tokio::time::sleep(pause).await;
             completion(&body)
         };
-        let text = format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n{answer}", answer.len());
+        let text =
+            format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n{answer}", answer.len());
         stream.write_all(text.as_bytes()).await.ok()?;
     }
 }
@@ -200,7 +208,10 @@ fn completion(body: &Value) -> (&'static str, String) {
         events.push_str(&format!("data: {chunk}\n\n"));
     };
     for i in 0..n {
-        event(json!([{ "index": i, "delta": { "role": "assistant", "content": said(i) }, "finish_reason": null }]), Value::Null);
+        event(
+            json!([{ "index": i, "delta": { "role": "assistant", "content": said(i) }, "finish_reason": null }]),
+            Value::Null,
+        );
         event(json!([{ "index": i, "delta": {}, "finish_reason": "stop" }]), Value::Null);
     }
     event(json!([]), usage);

@@ -13,8 +13,12 @@ async fn figures_and_health_are_told_on_their_own_address() {
     let (status, metrics) = get(address, "/metrics").await;
     assert_eq!(status, 200);
     let described = idiolect_miner::metric_docs::described();
-    let names: Vec<&str> = metrics.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split_whitespace().next()).collect();
-    assert!(names.contains(&"idiolect_axon_requests_total") && names.contains(&"idiolect_pipeline_replies_total"), "{names:?}");
+    let names: Vec<&str> =
+        metrics.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split_whitespace().next()).collect();
+    assert!(
+        names.contains(&"idiolect_axon_requests_total") && names.contains(&"idiolect_pipeline_replies_total"),
+        "{names:?}"
+    );
     for name in names {
         assert!(described.iter().any(|doc| doc.name == name), "{name} is not described");
     }

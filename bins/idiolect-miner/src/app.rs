@@ -49,7 +49,11 @@ impl Core {
     ///
     /// # Errors
     /// What could not be opened, fetched or loaded, and what to do about it.
-    pub async fn load(config: &Config, env: &BTreeMap<String, String>, progress: &dyn Progress) -> anyhow::Result<Self> {
+    pub async fn load(
+        config: &Config,
+        env: &BTreeMap<String, String>,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Self> {
         let library = settings::library(config)?;
         let pipeline_config = settings::pipeline(config)?;
         let store = open_store(&config.data_dir).await?;
@@ -98,7 +102,7 @@ pub struct Miner {
     stop: watch::Sender<bool>,
     axon: JoinHandle<Result<(), AxonError>>,
     nonces: JoinHandle<anyhow::Result<()>>,
-    background: Vec<AbortHandle>,
+    background: Background,
 }
 
 impl Miner {
@@ -106,24 +110,29 @@ impl Miner {
     ///
     /// # Errors
     /// What could not be started, and what to do about it.
-    pub async fn start(config: &Config, env: &BTreeMap<String, String>, progress: &dyn Progress) -> anyhow::Result<Self> {
+    pub async fn start(
+        config: &Config,
+        env: &BTreeMap<String, String>,
+        progress: &dyn Progress,
+    ) -> anyhow::Result<Self> {
         let listen = SocketAddr::new(config.axon.ip, config.axon.port);
         check_free(listen)?;
         let identity = identity::find_or_make(config)?;
         let hotkey = identity.keypair.hotkey();
         let clock = Arc::new(SystemClock);
-        let mut background = Vec::new();
+        let mut background = Background::default();
 
         let metagraph = match &config.network {
             Network::File(path) => {
-                let file = MetagraphFile::open(path, StageAges::default(), clock.clone())
-                    .context("the metagraph snapshot cannot be used; see --network file:PATH")?;
+                let file = MetagraphFile::open(path, StageAges::default(), clock.clone()).with_context(|| {
+                    format!("the metagraph snapshot {} cannot be used; see --network file:PATH", path.display())
+                })?;
                 let view = file.view();
                 check_netuid(config, view.origin().0)?;
                 if view.neuron(&hotkey).is_none() {
                     tracing::warn!(%hotkey, "the snapshot does not know this hotkey: nobody will ask for it");
                 }
-                background.push(tokio::spawn(file.watch(SNAPSHOT_EVERY)).abort_handle());
+                background.spawn(file.watch(SNAPSHOT_EVERY));
                 Some(Arc::new(view) as Arc<dyn MetagraphView>)
             }
             Network::None => None,
@@ -132,11 +141,13 @@ impl Miner {
         let policy = Arc::new(StandardPolicy::new(hotkey, settings::rules(config)?, metagraph));
 
         let core = Core::load(config, env, progress).await?;
-        let (nonces, persister) = NoncePersister::open(core.store.clone(), &hotkey, config.axon.nonce_capacity, clock.clone())
-            .await
-            .context("the store of nonces cannot be opened")?;
+        let (nonces, persister) =
+            NoncePersister::open(core.store.clone(), &hotkey, config.axon.nonce_capacity, clock.clone())
+                .await
+                .context("the store of nonces cannot be opened")?;
         let verifier = Verifier::new(hotkey, settings::limits(config), clock, nonces);
-        let handler = Arc::new(Capped::new(core.pipeline.clone(), config.pipeline.cap.saturating_sub(config.pipeline.margin)));
+        let handler =
+            Arc::new(Capped::new(core.pipeline.clone(), config.pipeline.cap.saturating_sub(config.pipeline.margin)));
         let axon = Axon::bind(settings::axon(config), verifier, policy, handler).await?;
         let address = axon.local_addr();
 
@@ -146,8 +157,8 @@ impl Miner {
                 let metrics = telemetry::metrics()?;
                 let server = MetricsServer::bind(addr, metrics.clone(), status.clone()).await?;
                 let bound = server.local_addr().context("the metrics server has no address")?;
-                background.push(tokio::spawn(server.run()).abort_handle());
-                background.push(tokio::spawn(telemetry::upkeep(metrics, core.engines.pool.clone())).abort_handle());
+                background.spawn(server.run());
+                background.spawn(telemetry::upkeep(metrics, core.engines.pool.clone()));
                 Some(bound)
             }
             None => None,
@@ -239,11 +250,25 @@ impl Miner {
         self.stop.send_replace(true);
         let served = if self.axon.is_finished() { Ok(()) } else { self.ended().await };
         let nonces = self.nonces.await.context("the keeper of nonces broke off");
-        for task in &self.background {
-            task.abort();
-        }
+        drop(self.background);
         self.core.close().await;
         served.and(nonces?)
+    }
+}
+
+/// Tasks that end with the miner, or with its failure to start.
+#[derive(Debug, Default)]
+struct Background(Vec<AbortHandle>);
+
+impl Background {
+    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.push(tokio::spawn(task).abort_handle());
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.0.iter().for_each(AbortHandle::abort);
     }
 }
 
@@ -260,7 +285,9 @@ fn check_free(address: SocketAddr) -> Result<(), AxonError> {
 fn check_netuid(config: &Config, found: u16) -> anyhow::Result<()> {
     match config.netuid {
         Some(netuid) if netuid != found => {
-            bail!("netuid is {netuid}, but the metagraph snapshot is of subnet {found}; use the right snapshot or --netuid {found}")
+            bail!(
+                "netuid is {netuid}, but the metagraph snapshot is of subnet {found}; use the right snapshot or --netuid {found}"
+            )
         }
         _ => Ok(()),
     }

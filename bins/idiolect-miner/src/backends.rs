@@ -68,7 +68,12 @@ impl Loader<'_> {
         match backend.kind {
             BackendKind::Echo => {
                 let model = model_name(backend);
-                let config = EchoConfig { name: backend.name.clone(), model, context_tokens: backend.context_tokens, ..EchoConfig::default() };
+                let config = EchoConfig {
+                    name: backend.name.clone(),
+                    model,
+                    context_tokens: backend.context_tokens,
+                    ..EchoConfig::default()
+                };
                 let timeout = TimeoutConfig { max: Some(backend.timeout), ..TimeoutConfig::default() };
                 Ok(Arc::new(Timeout::new(Arc::new(Echo::with_config(config)), timeout)))
             }
@@ -159,10 +164,13 @@ async fn load_encoder(alias: &str, dir: &Path) -> anyhow::Result<Arc<dyn Embedde
 
 #[cfg(not(feature = "candle"))]
 async fn load_encoder(alias: &str, _: &Path) -> anyhow::Result<Arc<dyn Embedder>> {
-    anyhow::bail!("this build has no candle, which encoder {alias} needs; choose --encoder off, or build with --features candle")
+    anyhow::bail!(
+        "this build has no candle, which encoder {alias} needs; choose --encoder off, or build with --features candle"
+    )
 }
 
 /// Runs work that blocks on a thread of its own.
+#[cfg(feature = "candle")]
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
     tokio::task::spawn_blocking(work).await.context("loading broke off")
 }
@@ -184,7 +192,11 @@ fn pool_config(config: &Config) -> PoolConfig {
     PoolConfig { strategy, first_byte_timeout: config.pool.first_byte_timeout, ..PoolConfig::default() }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "settings are checked not to be negative; too much saturates")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "settings are checked not to be negative; too much saturates"
+)]
 fn micro_dollars(dollars: f64) -> u64 {
     (dollars * 1e6).round() as u64
 }

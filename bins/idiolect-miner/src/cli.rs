@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::config::{KEYS, Key, Sources, sections};
+use crate::config::{ConfigError, KEYS, Key, Problem, Sources, sections};
 
 /// What the command line asks for.
 #[derive(Clone, Debug)]
@@ -23,8 +22,21 @@ pub struct Invocation {
 
 /// Flags that `-h` shows; `--help` shows all.
 const COMMON: &[&str] = &[
-    "network", "netuid", "preset", "data_dir", "backend", "model", "axon.ip", "axon.port", "wallet.name", "wallet.hotkey",
-    "wallet.path", "policy.allow", "candidates.count", "uniqueness.encoder", "metrics.addr",
+    "network",
+    "netuid",
+    "preset",
+    "data_dir",
+    "backend",
+    "model",
+    "axon.ip",
+    "axon.port",
+    "wallet.name",
+    "wallet.hotkey",
+    "wallet.path",
+    "policy.allow",
+    "candidates.count",
+    "uniqueness.encoder",
+    "metrics.addr",
 ];
 
 /// Makes the miner's command.
@@ -51,7 +63,9 @@ pub fn command() -> Command {
                 .long("ready-file")
                 .value_name("PATH")
                 .value_parser(clap::value_parser!(PathBuf))
-                .help("Write one JSON object there when the axon answers: {\"axon\": …, \"hotkey\": …, \"models\": […]}"),
+                .help(
+                    "Write one JSON object there when the axon answers: {\"axon\": …, \"hotkey\": …, \"models\": […]}",
+                ),
         )
 }
 
@@ -114,9 +128,9 @@ fn arg<C>(key: &Key<C>) -> Arg {
     if key.list {
         arg.action(ArgAction::Append).num_args(1..)
     } else if key.boolean {
-        arg.action(ArgAction::Set).num_args(0..=1).default_missing_value("true")
+        arg.action(ArgAction::Set).num_args(0..=1).default_missing_value("true").overrides_with(key.name)
     } else {
-        arg.action(ArgAction::Set).allow_negative_numbers(true)
+        arg.action(ArgAction::Set).allow_negative_numbers(true).overrides_with(key.name)
     }
 }
 
@@ -156,7 +170,7 @@ impl Invocation {
     ///
     /// # Errors
     /// When the file cannot be read.
-    pub fn new(matches: &ArgMatches, env: BTreeMap<String, String>) -> anyhow::Result<Self> {
+    pub fn new(matches: &ArgMatches, env: BTreeMap<String, String>) -> Result<Self, ConfigError> {
         Ok(Self {
             sources: sources(matches, env)?,
             once: matches.get_flag("once"),
@@ -170,10 +184,12 @@ impl Invocation {
 ///
 /// # Errors
 /// When a file cannot be read.
-pub fn sources(matches: &ArgMatches, env: BTreeMap<String, String>) -> anyhow::Result<Sources> {
+pub fn sources(matches: &ArgMatches, env: BTreeMap<String, String>) -> Result<Sources, ConfigError> {
     let mut flags = Vec::new();
     for key in KEYS {
-        if matches.try_contains_id(key.name).is_err() || matches.value_source(key.name) != Some(ValueSource::CommandLine) {
+        if matches.try_contains_id(key.name).is_err()
+            || matches.value_source(key.name) != Some(ValueSource::CommandLine)
+        {
             continue;
         }
         let values = matches.get_many::<String>(key.name).into_iter().flatten().cloned().collect();
@@ -207,11 +223,14 @@ pub fn default_config_path(env: &BTreeMap<String, String>) -> Option<PathBuf> {
     Some(base.join("idiolect").join("miner.toml"))
 }
 
-fn read(path: &Path, needed: bool) -> anyhow::Result<Option<String>> {
+fn read(path: &Path, needed: bool) -> Result<Option<String>, ConfigError> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !needed => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("cannot read the configuration file {}", path.display())),
+        Err(error) => {
+            let message = format!("cannot read the configuration file {}: {error}", path.display());
+            Err(ConfigError { problems: vec![Problem { origin: None, message }] })
+        }
     }
 }
 
@@ -239,8 +258,14 @@ mod tests {
         assert!(invocation.once);
         let keys: Vec<&str> = invocation.sources.flags.iter().map(|(key, _, _)| key.as_str()).collect();
         for key in [
-            "network", "wallet.name", "wallet.hotkey", "axon.max_workers", "policy.allow", "policy.require_permit",
-            "transports.legacy_http", "candidates.count",
+            "network",
+            "wallet.name",
+            "wallet.hotkey",
+            "axon.max_workers",
+            "policy.allow",
+            "policy.require_permit",
+            "transports.legacy_http",
+            "candidates.count",
         ] {
             assert!(keys.contains(&key), "{key} in {keys:?}");
         }
@@ -252,6 +277,9 @@ mod tests {
     fn a_named_file_must_be_there() {
         let matches = parse(["idiolect-miner", "--config", "/nonexistent/miner.toml"]).expect("parsed");
         let error = Invocation::new(&matches, BTreeMap::new()).expect_err("no such file");
-        assert_eq!(error.to_string(), "cannot read the configuration file /nonexistent/miner.toml");
+        assert!(
+            error.to_string().starts_with("cannot read the configuration file /nonexistent/miner.toml: "),
+            "{error}"
+        );
     }
 }

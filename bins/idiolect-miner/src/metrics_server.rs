@@ -55,7 +55,9 @@ impl MetricsServer {
     /// When it is taken or not ours.
     pub async fn bind(addr: SocketAddr, metrics: PrometheusHandle, health: Arc<dyn Health>) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(addr).await.with_context(|| {
-            format!("cannot listen on {addr} for metrics; choose another address with --metrics.addr, or --metrics.addr off")
+            format!(
+                "cannot listen on {addr} for metrics; choose another address with --metrics.addr, or --metrics.addr off"
+            )
         })?;
         Ok(Self { listener, state: Arc::new(State { metrics, health }) })
     }

@@ -23,7 +23,8 @@ fn write_atomically(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     temporary.push(format!(".{}.tmp", std::process::id()));
     let temporary = path.with_file_name(temporary);
     let mut file = std::fs::File::create(&temporary)?;
-    let written = file.write_all(bytes).and_then(|()| file.write_all(b"\n")).and_then(|()| std::fs::rename(&temporary, path));
+    let written =
+        file.write_all(bytes).and_then(|()| file.write_all(b"\n")).and_then(|()| std::fs::rename(&temporary, path));
     if written.is_err() {
         let _ = std::fs::remove_file(&temporary);
     }
@@ -47,8 +48,9 @@ mod tests {
 
     #[test]
     fn a_folder_that_is_not_there_is_named() {
-        let error = write(Path::new("/nonexistent/ready.json"), ([127, 0, 0, 1], 1).into(), &Hotkey::from_bytes([7; 32]), &[])
-            .expect_err("no folder");
+        let error =
+            write(Path::new("/nonexistent/ready.json"), ([127, 0, 0, 1], 1).into(), &Hotkey::from_bytes([7; 32]), &[])
+                .expect_err("no folder");
         assert_eq!(error.to_string(), "cannot write the ready file /nonexistent/ready.json");
     }
 }

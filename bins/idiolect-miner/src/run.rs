@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::{self, Write as _};
+use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::bail;
@@ -41,7 +42,7 @@ pub async fn run(config: &Config, invocation: &Invocation) -> anyhow::Result<()>
     if let Err(error) = checked {
         tracing::error!("{error:#}");
     }
-    announce(&miner)?;
+    announce(config, &miner)?;
     let ended = tokio::select! {
         ended = miner.ended() => ended,
         stopped = &mut stop => stopped.map_err(Into::into),
@@ -79,7 +80,8 @@ fn introduce(config: &Config, miner: &Miner) -> io::Result<()> {
         (None, _) => "given as a secret".to_owned(),
     };
     say(format!("hotkey   {} ({origin})", miner.hotkey()))?;
-    let backends = config.backends.iter().zip(miner.models()).map(|(backend, model)| format!("{} ({model})", backend.name));
+    let backends =
+        config.backends.iter().zip(miner.models()).map(|(backend, model)| format!("{} ({model})", backend.name));
     let backends = backends.collect::<Vec<_>>().join(", ");
     say(format!("backends {backends}; encoder {}", config.uniqueness.encoder.as_str()))?;
     say(format!("network  {}", network(config)))?;
@@ -98,8 +100,13 @@ fn network(config: &Config) -> String {
     format!("metagraph snapshot {}", path.display())
 }
 
-fn announce(miner: &Miner) -> io::Result<()> {
+fn announce(config: &Config, miner: &Miner) -> io::Result<()> {
     say(format!("serving  {} (gRPC and HTTP); stop with Ctrl-C", miner.address()))?;
+    let (ip, port) = (config.axon.external_ip, config.axon.external_port);
+    if ip.is_some() || port.is_some() {
+        let outside = SocketAddr::new(ip.unwrap_or(config.axon.ip), port.unwrap_or_else(|| miner.address().port()));
+        say(format!("outside  {outside}, as configured: whoever forwards to this machine must know"))?;
+    }
     if let Some(address) = miner.metrics_address() {
         say(format!("metrics  http://{address}/metrics and http://{address}/healthz"))?;
     }

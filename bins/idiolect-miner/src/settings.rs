@@ -57,9 +57,14 @@ pub(crate) fn rules(config: &Config) -> anyhow::Result<Rules> {
     let policy = &config.policy;
     let keys = |list: &[String]| {
         let keys = list.iter().filter(|key| *key != "any");
-        keys.map(|key| key.parse::<Hotkey>().with_context(|| format!("{key:?} is no hotkey"))).collect::<anyhow::Result<_>>()
+        keys.map(|key| key.parse::<Hotkey>().with_context(|| format!("{key:?} is no hotkey")))
+            .collect::<anyhow::Result<_>>()
     };
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked not to be negative; too much saturates")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked not to be negative; too much saturates"
+    )]
     let min_stake_rao = (policy.min_stake * RAO).round() as u64;
     Ok(Rules {
         allow: keys(&policy.allow)?,

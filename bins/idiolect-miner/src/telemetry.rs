@@ -13,7 +13,8 @@ use crate::config::{LogFormat, LogSection};
 
 /// Buckets of every histogram of seconds: from a fast check to a slow reply.
 const SECONDS: &[f64] = &[
-    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 30.0,
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 7.5, 10.0,
+    15.0, 30.0,
 ];
 /// Buckets of every histogram of shares and distances.
 const RATIOS: &[f64] = &[0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0];
@@ -26,8 +27,9 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// # Errors
 /// When `filter` has a directive that cannot be read. A logger that is already there stays.
 pub fn start_logging(log: &LogSection) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&log.filter)
-        .with_context(|| format!("log.filter is {:?}, expected a level or directives such as info,idiolect_axon=debug", log.filter))?;
+    let filter = EnvFilter::try_new(&log.filter).with_context(|| {
+        format!("log.filter is {:?}, expected a level or directives such as info,idiolect_axon=debug", log.filter)
+    })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A second logger in one process (tests start several miners) is no fault.
     let _ = match log.format {

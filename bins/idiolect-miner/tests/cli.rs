@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// The miner with an environment of its own, the echo backend and a free port.
+/// The miner with an environment of its own, the echo backend and a free port, which flags may change.
 fn miner(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_idiolect-miner"));
     command.env_clear().env("HOME", dir).current_dir(dir);
-    command.args(["--backend", "echo", "--encoder", "off", "--axon.port", "0", "--metrics.addr", "off"]);
+    command.env("IDIOLECT_BACKEND", "echo").env("IDIOLECT_UNIQUENESS_ENCODER", "off");
+    command.env("IDIOLECT_AXON_PORT", "0").env("IDIOLECT_METRICS_ADDR", "off");
     command.arg("--data-dir").arg(dir.join("data"));
     command
 }
@@ -36,10 +37,19 @@ fn once_asks_itself_and_ends_with_zero() {
     let output = run();
     let said = text(&output.stdout);
     assert!(output.status.success(), "{said}\n{}", text(&output.stderr));
-    for words in ["made now", "loopback only", "over gRPC: 200 Success", "over HTTP: 200 Success", "candidate 3", "<- sent", "quality"] {
+    for words in [
+        "made now",
+        "loopback only",
+        "over gRPC: 200 Success",
+        "over HTTP: 200 Success",
+        "candidate 3",
+        "<- sent",
+        "quality",
+    ] {
         assert!(said.contains(words), "{said}\nlacks {words:?}");
     }
-    let ready: Value = serde_json::from_slice(&std::fs::read(dir.path().join("ready.json")).expect("a ready file")).expect("JSON");
+    let ready: Value =
+        serde_json::from_slice(&std::fs::read(dir.path().join("ready.json")).expect("a ready file")).expect("JSON");
     let hotkey = ready["hotkey"].as_str().expect("a hotkey");
     assert!(ready["axon"].as_str().is_some_and(|a| a.starts_with("127.0.0.1:")), "{ready}");
     assert_eq!(ready["models"], serde_json::json!(["echo"]));
@@ -74,10 +84,16 @@ fn signals_stop_it_with_zero() {
         let dir = tempfile::tempdir().expect("a folder");
         let ready = dir.path().join("ready.json");
         let mut command = miner(dir.path());
-        command.arg("--ready-file").arg(&ready).args(["--log-format", "json"]).stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .arg("--ready-file")
+            .arg(&ready)
+            .args(["--log-format", "json"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let mut running = Running(command.spawn().expect("it starts"));
         wait("the ready file", || ready.exists());
-        let sent = Command::new("kill").arg(format!("-{signal}")).arg(running.0.id().to_string()).status().expect("kill");
+        let sent =
+            Command::new("kill").arg(format!("-{signal}")).arg(running.0.id().to_string()).status().expect("kill");
         assert!(sent.success());
         let mut status = None;
         wait("the end", || {
@@ -96,9 +112,13 @@ fn signals_stop_it_with_zero() {
 #[test]
 fn usage_errors_are_64() {
     let dir = tempfile::tempdir().expect("a folder");
-    let run = |args: &[&str]| miner(dir.path()).args(args).output().expect("it runs");
+    let run = |args: &[&str]| miner(dir.path()).args(args).arg("--once").output().expect("it runs");
     fails(&run(&["--axon.prot", "1"]), 64, &["--axon.prot", "axon.port"]);
-    fails(&run(&["--candidates", "many"]), 64, &["flag --candidates: candidates.count is \"many\", expected whole number"]);
+    fails(
+        &run(&["--candidates", "many"]),
+        64,
+        &["flag --candidates: candidates.count is \"many\", expected whole number"],
+    );
     fails(&run(&["--network", "finney"]), 64, &["network is finney", "cannot reach a chain", "file:PATH"]);
     fails(&run(&["--preset", "sn1-apex"]), 64, &["information only", "apex submit"]);
     fails(&run(&["--preset", "classic-sn1", "--network", "finney"]), 64, &["historic"]);
@@ -111,11 +131,19 @@ fn usage_errors_are_64() {
 #[test]
 fn a_bad_file_is_reported_whole_with_lines() {
     let dir = tempfile::tempdir().expect("a folder");
-    std::fs::write(dir.path().join("miner.toml"), "netuid = true\n[axon]\nprot = 1\nmax_body = \"lots\"\n").expect("written");
+    std::fs::write(dir.path().join("miner.toml"), "netuid = true\n[axon]\nprot = 1\nmax_body = \"lots\"\n")
+        .expect("written");
     let output = miner(dir.path()).args(["--config", "miner.toml"]).output().expect("it runs");
-    fails(&output, 64, &[
-        "3 values are wrong", "miner.toml:1: netuid is true", "miner.toml:3: unknown key axon.prot, did you mean axon.port?", "miner.toml:4: axon.max_body",
-    ]);
+    fails(
+        &output,
+        64,
+        &[
+            "3 values are wrong",
+            "miner.toml:1: netuid is true",
+            "miner.toml:3: unknown key axon.prot, did you mean axon.port?",
+            "miner.toml:4: axon.max_body",
+        ],
+    );
     std::fs::write(dir.path().join("miner.toml"), "[axon\n").expect("written");
     fails(&miner(dir.path()).args(["--config", "miner.toml"]).output().expect("it runs"), 64, &["miner.toml:1: "]);
     fails(&miner(dir.path()).args(["--config", "nowhere.toml"]).output().expect("it runs"), 64, &["nowhere.toml"]);
@@ -124,7 +152,7 @@ fn a_bad_file_is_reported_whole_with_lines() {
 #[test]
 fn failures_are_one_line_and_one() {
     let dir = tempfile::tempdir().expect("a folder");
-    let run = |args: &[&str]| miner(dir.path()).args(args).output().expect("it runs");
+    let run = |args: &[&str]| miner(dir.path()).args(args).arg("--once").output().expect("it runs");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = taken.local_addr().expect("an address").port().to_string();
     let occupied = run(&["--axon.port", &port]);
@@ -136,7 +164,11 @@ fn failures_are_one_line_and_one() {
     std::fs::write(wallet.join("h"), "$NACL of old").expect("written");
     let path = dir.path().join("wallets").display().to_string();
     fails(&run(&["--wallet.name", "w", "--wallet.hotkey", "h", "--wallet.path", &path]), 1, &["wallets/w/hotkeys/h"]);
-    fails(&run(&["--wallet.name", "w", "--wallet.hotkey", "x", "--wallet.path", &path]), 1, &["wallets/w/hotkeys/x", "--wallet.hotkey"]);
+    fails(
+        &run(&["--wallet.name", "w", "--wallet.hotkey", "x", "--wallet.path", &path]),
+        1,
+        &["wallets/w/hotkeys/x", "--wallet.hotkey"],
+    );
     fails(&run(&["--hotkey-uri", "no secret at all"]), 1, &["hotkey-uri"]);
     fails(&run(&["--network", "file:nowhere.json", "--hotkey-uri", "//Alice"]), 1, &["nowhere.json"]);
     fails(&run(&["--ready-file", "no/such/folder/ready.json"]), 1, &["no/such/folder/ready.json"]);
@@ -145,7 +177,8 @@ fn failures_are_one_line_and_one() {
 #[test]
 fn help_and_version_are_no_failure() {
     let dir = tempfile::tempdir().expect("a folder");
-    for (flag, words) in [("-h", "--network"), ("--help", "--sampling.min_p"), ("--version", env!("CARGO_PKG_VERSION"))] {
+    for (flag, words) in [("-h", "--network"), ("--help", "--sampling.min_p"), ("--version", env!("CARGO_PKG_VERSION"))]
+    {
         let output = miner(dir.path()).arg(flag).output().expect("it runs");
         assert!(output.status.success());
         assert!(text(&output.stdout).contains(words), "{flag}: {}", text(&output.stdout));

@@ -89,7 +89,10 @@ fn config_shows_checks_and_explains() {
     let dir = tempfile::tempdir().expect("a folder");
     let dir = dir.path();
     let shown = says(dir, &["config", "show", "--origin", "--axon.port", "9000"]);
-    assert!(shown.lines().any(|l| l.split_whitespace().collect::<Vec<_>>() == ["axon.port", "9000", "flag", "--axon.port"]), "{shown}");
+    assert!(
+        shown.lines().any(|l| l.split_whitespace().collect::<Vec<_>>() == ["axon.port", "9000", "flag", "--axon.port"]),
+        "{shown}"
+    );
     let shown = json(dir, &["config", "show", "--json", "--origin", "--preset", "classic-sn11"]);
     assert_eq!(shown["transports.legacy_http"]["origin"], "preset classic-sn11");
     assert_eq!(shown["transports.legacy_http"]["value"], true);
@@ -127,7 +130,10 @@ fn models_are_listed_checked_and_removed() {
     let dir = dir.path();
     let listed = json(dir, &["models", "list", "--json"]);
     assert_eq!(listed["models"].as_array().map(Vec::len), Some(0));
-    assert!(listed["aliases"].as_array().is_some_and(|a| a.iter().any(|alias| alias["name"] == "smollm2-135m")), "{listed}");
+    assert!(
+        listed["aliases"].as_array().is_some_and(|a| a.iter().any(|alias| alias["name"] == "smollm2-135m")),
+        "{listed}"
+    );
     assert!(says(dir, &["models", "ls"]).contains("minilm"));
     fails(dir, &["models", "rm", "smollm2-135m"], 1, &["not in the cache"]);
     fails(dir, &["models", "verify", "smollm2-135m"], 1, &["not in the cache", "models pull"]);
@@ -155,7 +161,11 @@ async fn probe_asks_a_miner_in_every_way() {
     let dir = tempfile::tempdir().expect("a folder");
     let data_dir = dir.path().join("data").display().to_string();
     let values = [
-        ("backend", "echo"), ("uniqueness.encoder", "off"), ("axon.port", "0"), ("metrics.addr", "off"), ("data_dir", &data_dir),
+        ("backend", "echo"),
+        ("uniqueness.encoder", "off"),
+        ("axon.port", "0"),
+        ("metrics.addr", "off"),
+        ("data_dir", &data_dir),
     ];
     let flags = values.map(|(k, v)| (k.to_owned(), k.to_owned(), vec![v.to_owned()])).to_vec();
     let config = load(&Sources { flags, ..Sources::default() }).expect("settings").config;
@@ -164,7 +174,19 @@ async fn probe_asks_a_miner_in_every_way() {
     let home = dir.path().to_path_buf();
     tokio::task::spawn_blocking(move || {
         for via in ["grpc", "http", "stream", "epistula", "btauth"] {
-            let args = ["probe", &address, "--hotkey", &hotkey, "--via", via, "--message", "Say these words", "--data-dir", &data_dir, "--json"];
+            let args = [
+                "probe",
+                &address,
+                "--hotkey",
+                &hotkey,
+                "--via",
+                via,
+                "--message",
+                "Say these words",
+                "--data-dir",
+                &data_dir,
+                "--json",
+            ];
             let reply = json(&home, &args);
             assert_eq!((reply["ok"].as_bool(), reply["status"].as_u64()), (Some(true), Some(200)), "{reply}");
             assert!(reply["completion"].as_str().is_some_and(|c| c.contains("words")), "{reply}");

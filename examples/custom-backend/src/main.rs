@@ -75,6 +75,9 @@ mod tests {
     async fn the_sage_answers_over_both_transports() {
         let lines = serve_and_ask("How do I find good water?").await.expect("answers");
         assert_eq!(lines.len(), 2);
-        assert!(lines.iter().all(|line| line.contains("So it is with water.") && line.contains("best of 4")), "{lines:?}");
+        assert!(
+            lines.iter().all(|line| line.contains("So it is with water.") && line.contains("best of 4")),
+            "{lines:?}"
+        );
     }
 }

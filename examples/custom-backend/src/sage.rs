@@ -6,14 +6,19 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use idiolect_backend::{
-    Backend, Candidate, Capabilities, Completion, CompletionStream, Error, FinishReason, Health, Message, Request, Score,
-    Usage, stream_of,
+    Backend, Candidate, Capabilities, Completion, CompletionStream, Error, FinishReason, Health, Message, Request,
+    Score, Usage, stream_of,
 };
 
-const OPENINGS: [&str; 4] = ["My grandmother used to say:", "The river taught me this:", "Listen.", "Ask the mountain, and it says:"];
+const OPENINGS: [&str; 4] =
+    ["My grandmother used to say:", "The river taught me this:", "Listen.", "Ask the mountain, and it says:"];
 const MIDDLES: [&str; 4] = ["what you seek", "the answer", "a thing like that", "what you ask about"];
-const ENDINGS: [&str; 4] =
-    ["is nearer than your own shadow.", "comes to those who sharpen the axe first.", "cannot be carried in a closed hand.", "looks smaller from the other bank."];
+const ENDINGS: [&str; 4] = [
+    "is nearer than your own shadow.",
+    "comes to those who sharpen the axe first.",
+    "cannot be carried in a closed hand.",
+    "looks smaller from the other bank.",
+];
 
 /// Knows a handful of sayings, and which word you asked about.
 #[derive(Debug)]
@@ -37,7 +42,8 @@ impl Sage {
         let pick = |list: &[&'static str], part| list[usize::try_from(draw(part) % list.len() as u64).unwrap_or(0)];
         let topic = request.messages.iter().rev().flat_map(|m| m.content.split_whitespace()).max_by_key(|w| w.len());
         let topic = topic.map(|t| t.trim_matches(|c: char| !c.is_alphanumeric())).unwrap_or_default();
-        let whole = format!("{} {} {} So it is with {topic}.", pick(&OPENINGS, 1), pick(&MIDDLES, 2), pick(&ENDINGS, 3));
+        let whole =
+            format!("{} {} {} So it is with {topic}.", pick(&OPENINGS, 1), pick(&MIDDLES, 2), pick(&ENDINGS, 3));
         let (text, finish_reason) = keep_limits(&whole, request);
         let n_tokens = u32::try_from(text.split_whitespace().count()).unwrap_or(u32::MAX);
         Candidate { index, text, finish_reason, n_tokens, logprobs: None, mean_logprob: None }

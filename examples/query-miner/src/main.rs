@@ -40,8 +40,10 @@ mod tests {
     #[tokio::test]
     async fn a_miner_is_asked_in_every_way() {
         let key = Keypair::generate();
-        let pipeline = Pipeline::start(PipelineConfig::default(), Parts::new(Arc::new(Echo::new()))).await.expect("a pipeline");
-        let verifier = Verifier::new(key.hotkey(), Limits::default(), Arc::new(SystemClock), Arc::new(NonceStore::new(100)));
+        let pipeline =
+            Pipeline::start(PipelineConfig::default(), Parts::new(Arc::new(Echo::new()))).await.expect("a pipeline");
+        let verifier =
+            Verifier::new(key.hotkey(), Limits::default(), Arc::new(SystemClock), Arc::new(NonceStore::new(100)));
         let rules = Rules { allow_any: true, ..Rules::default() };
         let policy = Arc::new(StandardPolicy::new(key.hotkey(), rules, None));
         let config = AxonConfig { listen: ([127, 0, 0, 1], 0).into(), ..AxonConfig::default() };

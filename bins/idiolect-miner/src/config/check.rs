@@ -6,7 +6,9 @@ use idiolect_models::Spec;
 use idiolect_protocol::Hotkey;
 use idiolect_uniqueness::GateProfile;
 
-use super::{BackendConfig, BackendKind, EncoderKind, Loaded, Network, Origin, PresetKind, Problem, ServerFlavour, preset};
+use super::{
+    BackendConfig, BackendKind, EncoderKind, Loaded, Network, Origin, PresetKind, Problem, ServerFlavour, preset,
+};
 
 /// Adds what contradicts itself to `problems`.
 pub(crate) fn check(loaded: &mut Loaded, problems: &mut Vec<Problem>) {
@@ -15,6 +17,10 @@ pub(crate) fn check(loaded: &mut Loaded, problems: &mut Vec<Problem>) {
         problems.push(Problem { origin: Some(origin.clone()), message });
     };
     network(loaded, &mut problem);
+    if let Some(adapter) = &loaded.config.adapter {
+        let message = format!("adapter is {}, but the engine of this build cannot load adapters", adapter.display());
+        problem(loaded.origin("adapter"), message);
+    }
     policy(loaded, &mut problem);
     metrics(loaded, &mut problem);
     pipeline(loaded, &mut problem);
@@ -62,7 +68,10 @@ fn network(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
         }
         Network::None if !config.axon.ip.is_loopback() => problem(
             loaded.origin("axon.ip"),
-            format!("axon.ip is {}, but without a network only loopback addresses are allowed (127.0.0.1); see network", config.axon.ip),
+            format!(
+                "axon.ip is {}, but without a network only loopback addresses are allowed (127.0.0.1); see network",
+                config.axon.ip
+            ),
         ),
         Network::File(_)
             if config.wallet.name.is_none() && config.wallet.hotkey.is_none() && config.wallet.hotkey_uri.is_none() =>
@@ -96,7 +105,9 @@ fn metrics(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
     if !addr.ip().is_loopback() && !config.metrics.public {
         problem(
             loaded.origin("metrics.addr"),
-            format!("metrics.addr is {addr}, which others can reach without a password; use 127.0.0.1 or set metrics.public = true"),
+            format!(
+                "metrics.addr is {addr}, which others can reach without a password; use 127.0.0.1 or set metrics.public = true"
+            ),
         );
     }
     if addr.port() != 0 && addr.port() == config.axon.port && addr.ip() == config.axon.ip {
@@ -126,7 +137,8 @@ fn uniqueness(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
         ),
         EncoderKind::MiniLm if !cfg!(feature = "candle") => problem(
             loaded.origin("uniqueness.encoder"),
-            "uniqueness.encoder is minilm, which this build cannot run: use off, or build with --features candle".to_owned(),
+            "uniqueness.encoder is minilm, which this build cannot run: use off, or build with --features candle"
+                .to_owned(),
         ),
         _ => {}
     }

@@ -80,7 +80,9 @@ fn backends(text: &str, line: usize, value: &Spanned<DeValue<'_>>, layer: &mut F
             if find(BACKEND_KEYS, &key).is_some() {
                 entries.push(Entry { key, raw: Raw::from_toml(value), line });
             } else {
-                layer.problems.push((line, format!("backends: {}", unknown(&key, BACKEND_KEYS.iter().map(|k| k.name)))));
+                layer
+                    .problems
+                    .push((line, format!("backends: {}", unknown(&key, BACKEND_KEYS.iter().map(|k| k.name)))));
             }
         }
         entries.sort_by_key(|e| e.line);

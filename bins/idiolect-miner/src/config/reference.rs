@@ -15,7 +15,11 @@ pub fn reference() -> String {
         let _ = write!(out, "### {title}\n\n{about}\n\n");
         out.push_str("| Key | Type | Default | Unit | Flag | Environment | Meaning |\n| --- | --- | --- | --- | --- | --- | --- |\n");
         for key in keys {
-            let default = if key.name == "data_dir" { "the user's data directory".to_owned() } else { code(&default_text(key, &defaults)) };
+            let default = if key.name == "data_dir" {
+                "the user's data directory".to_owned()
+            } else {
+                code(&default_text(key, &defaults))
+            };
             let flags = key.all_flags().map(|f| format!("`--{f}`")).collect::<Vec<_>>().join(" ");
             let env = key.all_env().map(|e| format!("`{e}`")).collect::<Vec<_>>().join(" ");
             row(&mut out, key, &default, Some((&flags, &env)));
@@ -54,7 +58,11 @@ fn default_text(key: &Key<Config>, defaults: &Config) -> String {
 
 fn row<C>(out: &mut String, key: &Key<C>, default: &str, ways: Option<(&str, &str)>) {
     let own = key.name;
-    let kind = if key.expected.is_empty() { key.type_name().to_owned() } else { format!("{}, {}", key.type_name(), key.expected) };
+    let kind = if key.expected.is_empty() {
+        key.type_name().to_owned()
+    } else {
+        format!("{}, {}", key.type_name(), key.expected)
+    };
     let ways = ways.map_or(String::new(), |(flags, env)| format!(" {flags} | {env} |"));
     let doc = key.doc.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");
     let _ = writeln!(out, "| `{own}` | {kind} | {default} | {} |{ways} {doc} |", key.unit);
@@ -82,7 +90,9 @@ pub fn template() -> String {
             entry(&mut out, short, key, &defaults);
         }
     }
-    out.push_str("\n# One entry for each backend. Without any, the default model is used with candle.\n# [[backends]]\n");
+    out.push_str(
+        "\n# One entry for each backend. Without any, the default model is used with candle.\n# [[backends]]\n",
+    );
     let defaults = BackendConfig::default();
     for key in BACKEND_KEYS {
         entry(&mut out, key.name, key, &defaults);

@@ -127,6 +127,8 @@ pub struct Config {
     pub backend: Vec<String>,
     /// The SPEC that replaces the first backend's.
     pub model: Option<String>,
+    /// A LoRA adapter, which this build refuses.
+    pub adapter: Option<PathBuf>,
     /// The listener.
     pub axon: AxonSection,
     /// The key.
@@ -313,6 +315,7 @@ impl Default for Config {
             data_dir: PathBuf::new(),
             backend: Vec::new(),
             model: None,
+            adapter: None,
             axon: AxonSection {
                 ip: LOOPBACK,
                 port: 8091,

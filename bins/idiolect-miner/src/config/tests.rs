@@ -90,7 +90,9 @@ fn chain_networks_are_refused_with_a_way_out() {
     for network in ["finney", "local", "test", "ws://127.0.0.1:9944"] {
         let found = problems("", &[("BT_SUBTENSOR_NETWORK", network)], &[]);
         assert_eq!(found.len(), 1, "{found:?}");
-        assert!(found[0].starts_with(&format!("environment BT_SUBTENSOR_NETWORK: network is {network}, but this build cannot reach a chain")));
+        assert!(found[0].starts_with(&format!(
+            "environment BT_SUBTENSOR_NETWORK: network is {network}, but this build cannot reach a chain"
+        )));
         assert!(found[0].contains("file:PATH"), "{found:?}");
     }
     assert_eq!(problems("", &[("BT_SUBTENSOR_NETWORK", "finney")], &[("network", "none")]), [""; 0]);
@@ -114,7 +116,10 @@ fn presets_that_earn_nothing_are_cards() {
         let found = problems("", &[], &[("preset", name)]);
         assert!(found[0].contains("information only") && found[0].contains(word), "{found:?}");
     }
-    assert!(problems("preset = \"sn7\"\n", &[], &[])[0].starts_with("miner.toml:1: preset is \"sn7\", expected one of local,"));
+    assert!(
+        problems("preset = \"sn7\"\n", &[], &[])[0]
+            .starts_with("miner.toml:1: preset is \"sn7\", expected one of local,")
+    );
     assert_eq!(problems("", &[], &[("preset", "local")]), [""; 0]);
 }
 
@@ -122,7 +127,10 @@ fn presets_that_earn_nothing_are_cards() {
 fn a_wallet_and_a_secret_do_not_mix_in_one_layer() {
     let env = [("BT_WALLET_NAME", "w")];
     let loaded = load(&sources("", &env, &[("wallet.hotkey_uri", "//Alice")])).expect("loads");
-    assert_eq!((loaded.config.wallet.name.as_deref(), loaded.config.wallet.hotkey_uri.as_deref()), (None, Some("//Alice")));
+    assert_eq!(
+        (loaded.config.wallet.name.as_deref(), loaded.config.wallet.hotkey_uri.as_deref()),
+        (None, Some("//Alice"))
+    );
     let found = problems("", &[], &[("wallet.name", "w"), ("wallet.hotkey_uri", "//Alice")]);
     assert!(found[0].contains("both a wallet and a secret"), "{found:?}");
     assert!(problems("", &[], &[("network", "file:x.json")])[0].contains("wallet.name"), "a network needs a key");
@@ -139,7 +147,10 @@ fn secrets_are_never_shown() {
 fn allowed_hotkeys_are_checked() {
     let found = problems("[policy]\nallow = [\"any\", \"5notakey\"]\n", &[], &[]);
     assert_eq!(found.len(), 1);
-    assert!(found[0].starts_with("miner.toml:2: policy.allow holds \"5notakey\", expected a hotkey's address"), "{found:?}");
+    assert!(
+        found[0].starts_with("miner.toml:2: policy.allow holds \"5notakey\", expected a hotkey's address"),
+        "{found:?}"
+    );
 }
 
 #[test]
@@ -153,7 +164,10 @@ fn backends_are_chosen_by_name_or_kind() {
     let entry = |name: &str, model: Option<&str>| (name.to_owned(), model.map(str::to_owned));
     assert_eq!(names(&[]), [entry("vllm", Some("m")), entry("echo", None)]);
     assert_eq!(names(&[("backend", "openai")]), [entry("vllm", Some("m"))]);
-    assert_eq!(names(&[("backend", "candle,vllm"), ("model", "./x.gguf")]), [entry("candle", Some("./x.gguf")), entry("vllm", Some("m"))]);
+    assert_eq!(
+        names(&[("backend", "candle,vllm"), ("model", "./x.gguf")]),
+        [entry("candle", Some("./x.gguf")), entry("vllm", Some("m"))]
+    );
     let loaded = load(&sources(file, &[], &[])).expect("loads");
     assert_eq!(loaded.config.backends[0].timeout, Duration::from_secs(5));
     assert_eq!(loaded.origin("backends.0.timeout").to_string(), "miner.toml:6");
@@ -192,7 +206,9 @@ fn the_template_is_a_file_that_loads() {
     let bare: String = template
         .lines()
         .filter_map(|line| match line.strip_prefix("# ") {
-            Some(rest) if rest == "[[backends]]" || rest.split_once(" = ").is_some_and(|(k, _)| !k.contains(' ')) => Some(rest),
+            Some(rest) if rest == "[[backends]]" || rest.split_once(" = ").is_some_and(|(k, _)| !k.contains(' ')) => {
+                Some(rest)
+            }
             Some(_) => None,
             None => Some(line),
         })

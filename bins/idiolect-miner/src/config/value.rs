@@ -35,9 +35,8 @@ impl Raw {
     pub(crate) fn from_toml(value: &Spanned<DeValue<'_>>) -> Self {
         match value.get_ref() {
             DeValue::String(text) => Self::Text(text.to_string()),
-            DeValue::Integer(i) => {
-                i128::from_str_radix(&i.as_str().replace('_', ""), i.radix()).map_or(Self::Other("number out of range"), Self::Int)
-            }
+            DeValue::Integer(i) => i128::from_str_radix(&i.as_str().replace('_', ""), i.radix())
+                .map_or(Self::Other("number out of range"), Self::Int),
             DeValue::Float(f) => f.as_str().replace('_', "").parse().map_or(Self::Other("number"), Self::Float),
             DeValue::Boolean(b) => Self::Bool(*b),
             DeValue::Array(items) => Self::List(items.iter().map(Self::from_toml).collect()),
@@ -207,9 +206,9 @@ impl Setting for Duration {
             Raw::Word(text) | Raw::Text(text) => seconds(text.trim()),
             _ => None,
         };
-        seconds
-            .and_then(|s| Self::try_from_secs_f64(s).ok())
-            .ok_or_else(|| format!("is {}, expected a duration such as 10s, 250ms, 5m, 2h, 30d or a number of seconds", raw.found()))
+        seconds.and_then(|s| Self::try_from_secs_f64(s).ok()).ok_or_else(|| {
+            format!("is {}, expected a duration such as 10s, 250ms, 5m, 2h, 30d or a number of seconds", raw.found())
+        })
     }
 
     fn show(&self) -> Value {

@@ -26,7 +26,12 @@ pub(crate) fn command() -> Command {
                 .value_parser(value_parser!(u64).range(1..=3600))
                 .help("How long it may take [default: pipeline.cap less pipeline.margin, as for a validator]"),
         )
-        .arg(Arg::new("reply-only").long("reply-only").action(ArgAction::SetTrue).help("Print the reply and nothing else"))
+        .arg(
+            Arg::new("reply-only")
+                .long("reply-only")
+                .action(ArgAction::SetTrue)
+                .help("Print the reply and nothing else"),
+        )
         .arg(json_arg());
     cli::config_args(command)
 }

@@ -17,11 +17,17 @@ pub(crate) fn command() -> Command {
         .subcommand_required(true)
         .subcommand(
             cli::config_args(Command::new("show").about("Show every setting as the miner would see it"))
-                .arg(Arg::new("origin").long("origin").action(ArgAction::SetTrue).help("Show where each value comes from"))
+                .arg(
+                    Arg::new("origin")
+                        .long("origin")
+                        .action(ArgAction::SetTrue)
+                        .help("Show where each value comes from"),
+                )
                 .arg(json_arg()),
         )
         .subcommand(cli::config_args(
-            Command::new("check").about("Say whether the miner would start with this configuration, and everything that is wrong"),
+            Command::new("check")
+                .about("Say whether the miner would start with this configuration, and everything that is wrong"),
         ))
         .subcommand(
             Command::new("init")

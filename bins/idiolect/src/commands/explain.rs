@@ -57,7 +57,9 @@ async fn show(matches: &ArgMatches, store: &ProvenanceStore) -> anyhow::Result<(
     };
     let provenance = match store.explain(which).await {
         Err(PipelineError::NotFound(_)) => {
-            anyhow::bail!("no reply {which:?} is on record, or several ids begin like this; idiolect explain --list shows the last ones")
+            anyhow::bail!(
+                "no reply {which:?} is on record, or several ids begin like this; idiolect explain --list shows the last ones"
+            )
         }
         found => found?,
     };

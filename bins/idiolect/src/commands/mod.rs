@@ -106,7 +106,10 @@ fn start_logging(loaded: &Loaded) -> anyhow::Result<()> {
 async fn existing_store(config: &Config) -> anyhow::Result<SqlitePool> {
     let path = app::store_path(&config.data_dir);
     if !path.exists() {
-        bail!("there is no store at {}; a miner makes it when it starts, and --data-dir names its place", path.display());
+        bail!(
+            "there is no store at {}; a miner makes it when it starts, and --data-dir names its place",
+            path.display()
+        );
     }
     app::open_store(&config.data_dir).await
 }

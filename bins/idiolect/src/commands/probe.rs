@@ -54,10 +54,21 @@ pub(crate) fn command() -> Command {
                 .value_parser(value_parser!(u64).range(1..=600))
                 .help("How long to wait; the miner is told"),
         )
-        .arg(Arg::new("synapse").long("synapse").value_name("NAME").help("HTTP synapse [default: Prompting, StreamPrompting for stream]"))
+        .arg(
+            Arg::new("synapse")
+                .long("synapse")
+                .value_name("NAME")
+                .help("HTTP synapse [default: Prompting, StreamPrompting for stream]"),
+        )
         .arg(Arg::new("task").long("task").value_name("NAME").help("epistula: the task's name, such as InferenceTask"))
         .arg(Arg::new("ask-model").long("model").value_name("NAME").help("epistula, btauth: the model asked for"))
-        .arg(Arg::new("seed").long("seed").value_name("N").value_parser(value_parser!(u64)).help("epistula, btauth: the seed to honour"))
+        .arg(
+            Arg::new("seed")
+                .long("seed")
+                .value_name("N")
+                .value_parser(value_parser!(u64))
+                .help("epistula, btauth: the seed to honour"),
+        )
         .arg(
             Arg::new("logprobs")
                 .long("logprobs")
@@ -122,7 +133,9 @@ fn signing_key(config: &idiolect_miner::config::Config) -> anyhow::Result<(Keypa
 fn hint(error: &DendriteError) -> &'static str {
     match (error, error.status_code().as_u16()) {
         (DendriteError::Refused { .. }, 401) => " (is --hotkey the miner's own, and is this machine's clock right?)",
-        (DendriteError::Refused { .. }, 403) => " (its policy does not let this key in: see --blacklist.allow on the miner, --wallet.name here)",
+        (DendriteError::Refused { .. }, 403) => {
+            " (its policy does not let this key in: see --blacklist.allow on the miner, --wallet.name here)"
+        }
         (DendriteError::Connect { .. }, _) => " (is it running, and is the port open?)",
         _ => "",
     }
@@ -140,7 +153,11 @@ fn print(via: Via, reply: &DendriteReply, signer: &str, dendrite: &Dendrite) -> 
     output::say(format!("via       {via}, signed by {} ({signer})", dendrite.hotkey()))?;
     output::say(format!("status    {} {}", reply.status_code, reply.status_message))?;
     let pieces = if reply.n_pieces > 1 { format!(", {} pieces", reply.n_pieces) } else { String::new() };
-    output::say(format!("time      {:.0} ms, first byte after {:.0} ms{pieces}", ms(reply.elapsed), ms(reply.first_byte)))?;
+    output::say(format!(
+        "time      {:.0} ms, first byte after {:.0} ms{pieces}",
+        ms(reply.elapsed),
+        ms(reply.first_byte)
+    ))?;
     if let Some(model) = &reply.model {
         output::say(format!("model     {model}"))?;
     }
