@@ -171,7 +171,7 @@ impl Miner {
         let axon = tokio::spawn(async move {
             let done = axon.await;
             axon_done.send_replace(true);
-            done.unwrap_or_else(|_| Err(AxonError::Config("the axon broke off")))
+            done.unwrap_or(Err(AxonError::Config("the axon broke off")))
         });
         let nonces = tokio::spawn(async move {
             persister.run(stopped(nonces_stop)).await.context("the last nonces could not be written")
