@@ -352,10 +352,10 @@ impl Default for Config {
             },
             transports: TransportsSection { grpc: true, http: true, legacy_http: false, epistula: true, btauth: true },
             sampling: Sampling {
-                max_tokens: 128,
-                temperature: Some(0.6),
+                max_tokens: 160,
+                temperature: Some(0.5),
                 top_p: Some(0.9),
-                repetition_penalty: Some(1.1),
+                repetition_penalty: Some(1.05),
                 ..Sampling::default()
             },
             pool: PoolSection { strategy: PoolStrategy::Fallback, first_byte_timeout: None },
