@@ -19,6 +19,9 @@ use crate::template::Template;
 use crate::tokenizer::Tokenizer;
 use crate::worker::{Job, Worker};
 
+/// Tokens that the memory for keys and values must be enough for.
+const MIN_KV_TOKENS: u64 = 16;
+
 /// A local GGUF model.
 ///
 /// One thread owns the engine, with a bounded queue in front: a full queue is [`Error::Overloaded`]. All candidates of
@@ -72,6 +75,11 @@ impl CandleBackend {
         family: String,
         config: CandleConfig,
     ) -> Result<Self, LoadError> {
+        let (allowed, least) = (config.max_kv_bytes, engine.kv_bytes_per_token().saturating_mul(MIN_KV_TOKENS));
+        if allowed < least {
+            let reason = format!("max_kv_bytes is {allowed}, this model takes {least} for {MIN_KV_TOKENS} tokens");
+            return Err(LoadError::Config(reason));
+        }
         let mut capabilities = Capabilities::new(&model);
         capabilities.context_tokens = Some(count(engine.context()));
         capabilities.seed = true;
@@ -80,7 +88,8 @@ impl CandleBackend {
         capabilities.score = ScoreSupport::Rows;
         capabilities.family = Some(family);
         let (jobs, queue) = mpsc::channel(config.queue);
-        let worker = Worker { engine, prompter, name: config.name.clone(), model, banned };
+        let worker =
+            Worker { engine, prompter, name: config.name.clone(), model, banned, max_kv_bytes: config.max_kv_bytes };
         std::thread::Builder::new()
             .name(format!("{}-worker", config.name))
             .spawn(move || worker.run(queue))
@@ -194,6 +203,8 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use idiolect_backend::ErrorKind;
+
     use crate::engine::{EngineError, Session};
     use crate::testing::TinyGguf;
 
@@ -220,6 +231,8 @@ mod tests {
     }
 
     const VOCABULARY: usize = 259;
+    /// Bytes of keys and values.
+    const ALLOWED: u64 = 4_000_000;
     /// The token "he" of the tiny vocabulary.
     const HE: usize = 258;
 
@@ -232,6 +245,10 @@ mod tests {
             4096
         }
 
+        fn kv_bytes_per_token(&self) -> u64 {
+            1000
+        }
+
         fn within(&self, work: &mut (dyn FnMut() + Send)) {
             work();
         }
@@ -239,10 +256,11 @@ mod tests {
         fn start(
             &self,
             prompt: &[u32],
-            _slots: usize,
-            _room: usize,
+            slots: usize,
+            room: usize,
             _go_on: &mut dyn FnMut() -> bool,
         ) -> Result<Box<dyn Session + '_>, EngineError> {
+            assert!((prompt.len() + slots * room) as u64 * 1000 <= ALLOWED, "an engine is asked for what it may give");
             let mut script = Script { engine: self, faulty: prompt.len() > 100, steps: 0, logits: Vec::new() };
             script.compute(1);
             Ok(Box::new(script))
@@ -294,8 +312,8 @@ mod tests {
         let template = Template::read(&gguf, &tokenizer).unwrap();
         let prompter = Prompter { tokenizer, template, context: 4096 };
         let (model, family) = ("script".to_owned(), "script".to_owned());
-        CandleBackend::start(Scripted { fault, after }, prompter, Vec::new(), model, family, CandleConfig::default())
-            .unwrap()
+        let config = CandleConfig { max_kv_bytes: ALLOWED, ..CandleConfig::default() };
+        CandleBackend::start(Scripted { fault, after }, prompter, Vec::new(), model, family, config).unwrap()
     }
 
     fn request(faulty: bool) -> Request {
@@ -312,6 +330,35 @@ mod tests {
         assert_eq!(completion.candidates[1].text, "hehehehehehe");
         assert_eq!(completion.candidates[1].finish_reason, FinishReason::Length);
         assert_eq!((completion.usage.completion_tokens, completion.model.as_str()), (12, "script"));
+    }
+
+    #[tokio::test]
+    async fn what_needs_too_much_memory_is_refused_with_the_numbers() {
+        // The script panics on a fault that it should not come to.
+        let backend = backend(Fault::Panic, 0);
+        let mut ask = request(false);
+        let prompt = backend.complete(ask.clone()).await.unwrap().usage.prompt_tokens;
+        (ask.n, ask.sampling.max_tokens) = (8, 500);
+        let error = backend.complete(ask.clone()).await.unwrap_err();
+        let needed = (u64::from(prompt) + 4000) * 1000;
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "invalid request: 8 candidates of 500 tokens after a prompt of {prompt} need {needed} bytes of keys and \
+                 values, 4000000 are allowed"
+            )
+        );
+        assert_eq!(error.kind(), ErrorKind::InvalidRequest);
+        ask.sampling.max_tokens = (4000 - prompt) / 8;
+        assert_eq!(backend.complete(ask).await.unwrap().candidates.len(), 8);
+    }
+
+    #[test]
+    fn memory_that_is_enough_for_no_request_is_refused() {
+        let (_dir, path) = TinyGguf::model("llama").write();
+        let config = CandleConfig { max_kv_bytes: 1000, ..CandleConfig::default() };
+        let error = CandleBackend::load(&path, config).unwrap_err();
+        assert_eq!(error.to_string(), "max_kv_bytes is 1000, this model takes 8192 for 16 tokens");
     }
 
     #[tokio::test]

@@ -16,9 +16,14 @@ pub struct CandleConfig {
     pub threads: Option<NonZeroUsize>,
     /// Most tokens that prompt and candidate may have together, where the model allows more. Default 4096.
     ///
-    /// Memory grows with use, not with this: a 135M-parameter model takes 46 KB for each token of the prompt, and the
-    /// same for each token of each candidate, while a request runs.
+    /// Memory grows with use, not with this: see [`max_kv_bytes`](Self::max_kv_bytes).
     pub context_tokens: usize,
+    /// Most memory that the keys and values of one request may take, in bytes. Default 1 GiB.
+    ///
+    /// A request takes its share for each token of the prompt, and the same for each token of each candidate: 46 KB with
+    /// a 135M-parameter model, 128 to 512 KB with one of 8 billion. One that might take more than this, were all its
+    /// candidates to run to their full length, is refused as invalid before any of it is allocated.
+    pub max_kv_bytes: u64,
     /// Requests that may wait while one runs; more are refused as overloaded. Default 16.
     pub queue: usize,
     /// Most candidates of one request. Default 32.
@@ -32,6 +37,7 @@ impl Default for CandleConfig {
             model: None,
             threads: None,
             context_tokens: 4096,
+            max_kv_bytes: 1 << 30,
             queue: 16,
             max_candidates: 32,
         }

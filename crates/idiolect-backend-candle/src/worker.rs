@@ -34,6 +34,8 @@ pub(crate) struct Worker<E> {
     pub(crate) model: String,
     /// Tokens that are never drawn.
     pub(crate) banned: Vec<u32>,
+    /// Most bytes of keys and values of one request.
+    pub(crate) max_kv_bytes: u64,
 }
 
 /// Why a request ended without an answer.
@@ -131,6 +133,8 @@ impl<E: Engine> Worker<E> {
         let room = self.engine.context() - prompt.tokens.len();
         let room = usize::try_from(sampling.max_tokens).unwrap_or(usize::MAX).min(room);
 
+        self.admit(prompt.tokens.len(), request.n, room)?;
+
         let prefill_began = Instant::now();
         let mut go_on = || wanted(started) && !late(Duration::ZERO);
         let session = self.engine.start(&prompt.tokens, request.n, room, &mut go_on);
@@ -199,6 +203,20 @@ impl<E: Engine> Worker<E> {
         }
         let done = Event::Done { usage, model: self.model.clone(), backend: self.name.clone() };
         events.try_send(Ok(done)).map_err(|_| Failure::Abandoned)
+    }
+
+    /// Refuses what would take more memory than one request may have.
+    fn admit(&self, prompt: usize, n: usize, room: usize) -> Result<(), Failure> {
+        let tokens = (n as u64).saturating_mul(room as u64).saturating_add(prompt as u64);
+        let (needed, allowed) = (tokens.saturating_mul(self.engine.kv_bytes_per_token()), self.max_kv_bytes);
+        if needed <= allowed {
+            return Ok(());
+        }
+        Err(Error::InvalidRequest(format!(
+            "{n} candidates of {room} tokens after a prompt of {prompt} need {needed} bytes of keys and values, \
+             {allowed} are allowed"
+        ))
+        .into())
     }
 
     /// Draws one token for each candidate, after computing the logits of the last ones; moves out who ended.
@@ -289,6 +307,7 @@ impl<E: Engine> Worker<E> {
         if all.len() > self.engine.context() {
             return Err(too_long(all.len(), self.engine.context()));
         }
+        self.admit(begin, 1, ids.len())?;
         // The logits after token i predict token i + 1, so the last token's own logits are not needed.
         all.pop();
         let mut rows = Vec::with_capacity(ids.len());

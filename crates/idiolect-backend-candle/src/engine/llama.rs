@@ -15,6 +15,9 @@ use crate::math;
 /// Prompt tokens that are computed at once, between two looks at the clock.
 const PREFILL: usize = 32;
 
+/// Positions that a continuation gets memory for at first; it doubles when they are full.
+const FIRST_ROOM: usize = 32;
+
 /// A loaded model.
 pub(crate) struct Llama {
     params: Params,
@@ -116,6 +119,10 @@ impl Engine for Llama {
         self.params.context
     }
 
+    fn kv_bytes_per_token(&self) -> u64 {
+        self.params.kv_bytes_per_token()
+    }
+
     fn within(&self, work: &mut (dyn FnMut() + Send)) {
         self.pool.install(work);
     }
@@ -170,6 +177,9 @@ impl Engine for Llama {
 
 /// Keys and values of a stretch of tokens: for each layer, for each key head, position after position.
 struct Cache {
+    /// Positions that it may come to hold.
+    most: usize,
+    /// Positions that it has memory for.
     capacity: usize,
     len: usize,
     keys: Vec<f32>,
@@ -177,10 +187,30 @@ struct Cache {
 }
 
 impl Cache {
-    fn new(p: &Params, capacity: usize) -> Self {
+    /// Makes a cache with memory for the first `capacity` of `most` positions.
+    fn new(p: &Params, capacity: usize, most: usize) -> Self {
+        let capacity = capacity.min(most);
         let size = p.layers * p.kv_width() * capacity;
-        // Zeroed memory comes from the system untouched, so unused capacity costs nothing.
-        Self { capacity, len: 0, keys: vec![0.0; size], values: vec![0.0; size] }
+        Self { most, capacity, len: 0, keys: vec![0.0; size], values: vec![0.0; size] }
+    }
+
+    /// Makes sure of memory for one more position, up to the most.
+    fn reserve(&mut self, p: &Params) -> Result<(), EngineError> {
+        if self.len == self.most {
+            return Err(EngineError::Misuse("a continuation is longer than its room"));
+        }
+        if self.len == self.capacity {
+            let mut larger = Self::new(p, (2 * self.capacity).max(FIRST_ROOM), self.most);
+            let (old, new) = (self.capacity * p.head_width, larger.capacity * p.head_width);
+            for (from, to) in [(&self.keys, &mut larger.keys), (&self.values, &mut larger.values)] {
+                for (from, to) in from.chunks_exact(old.max(1)).zip(to.chunks_exact_mut(new)) {
+                    to[..old].copy_from_slice(from);
+                }
+            }
+            larger.len = self.len;
+            *self = larger;
+        }
+        Ok(())
     }
 
     /// Where the positions of one head begin.
@@ -244,8 +274,8 @@ impl<'a> Run<'a> {
         }
         Ok(Self {
             model,
-            prompt: Cache::new(p, prompt),
-            slots: (0..slots).map(|_| Cache::new(p, room)).collect(),
+            prompt: Cache::new(p, prompt, prompt),
+            slots: (0..slots).map(|_| Cache::new(p, FIRST_ROOM, room)).collect(),
             logits: Vec::new(),
             rows: Vec::new(),
             hidden: Vec::new(),
@@ -396,12 +426,10 @@ impl Session for Run<'_> {
     fn step(&mut self, batch: &[(usize, u32)]) -> Result<(), EngineError> {
         self.rows.clear();
         for (slot, token) in batch {
-            let Some(cache) = self.slots.get(*slot) else {
+            let Some(cache) = self.slots.get_mut(*slot) else {
                 return Err(EngineError::Misuse("there is no such slot"));
             };
-            if cache.len == cache.capacity {
-                return Err(EngineError::Misuse("a continuation is longer than its room"));
-            }
+            cache.reserve(&self.model.params)?;
             self.rows.push(Row { token: *token, position: self.prompt.len + cache.len, slot: Some(*slot) });
         }
         self.forward()?;
@@ -649,6 +677,20 @@ mod tests {
             alone.step(&[(0, token)]).unwrap();
         }
         assert_eq!(alone.logits(), &session.logits()[testing::VOCABULARY..]);
+    }
+
+    #[test]
+    fn continuations_grow_beyond_their_first_memory() {
+        let model = load(&TinyGguf::model("llama")).unwrap();
+        let text: Vec<u32> = (0..2 * FIRST_ROOM as u32 + 3).map(|i| i * 31 % 256).collect();
+        let mut session = model.start(&[1, 2], 2, text.len(), &mut go()).unwrap();
+        for token in &text {
+            session.step(&[(0, *token), (1, 255 - token)]).unwrap();
+        }
+        let whole = [&[1, 2], &text[..]].concat();
+        let expected = model.start(&whole, 1, 0, &mut go()).unwrap();
+        assert_eq!(&session.logits()[..testing::VOCABULARY], expected.logits());
+        assert!(session.step(&[(0, 1)]).is_err(), "no more than its room");
     }
 
     #[test]

@@ -30,6 +30,9 @@ pub(crate) trait Engine: std::fmt::Debug + Send + Sync + 'static {
     /// Tokens that a sequence may have.
     fn context(&self) -> usize;
 
+    /// Bytes that the keys and values of one token take.
+    fn kv_bytes_per_token(&self) -> u64;
+
     /// Runs `work` where the engine's threads are, so that the calls below and the caller's own loops use them.
     fn within(&self, work: &mut (dyn FnMut() + Send));
 
