@@ -15,7 +15,8 @@ use idiolect_uniqueness::{
     Candidate, Erase, Panel, Population, ReplyHistory, Selection, Selector, SqliteHistory, StoreError, StoredReply,
 };
 use sqlx::SqlitePool;
-use tokio::time::Instant;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout_at};
 
 use crate::ask::Job;
 use crate::config::StorePrompts;
@@ -33,6 +34,10 @@ const LEAST_BUDGET: Duration = Duration::from_millis(5);
 const FINISH: Duration = Duration::from_millis(60);
 /// How much earlier than our own end the backend is told to stop, so that it can end its candidates properly.
 const BACKEND_GRACE: Duration = Duration::from_millis(40);
+/// Longest time for reading what others added to the store: where the disk is slow, what is in memory must do.
+const REFRESH: Duration = Duration::from_millis(50);
+/// Numbers between the seeds of two recipes: backends count their candidates up from a request's seed.
+const SEEDS_APART: u64 = 1 << 20;
 /// Searching more earlier replies than this is moved off the executor.
 const SEARCH_INLINE: usize = 256;
 
@@ -80,6 +85,8 @@ pub struct Pipeline {
     reserve: Reserve,
     seed: u64,
     n_requests: AtomicU64,
+    /// Held from a choice until it is remembered, so that calls that come together are not answered alike.
+    choosing: Mutex<()>,
     /// Whether the backend last took a reply's requests one after the other. Taken for true until it is known: then the
     /// worst is that the first reply's first recipe gets half of the time.
     one_by_one: AtomicBool,
@@ -98,6 +105,13 @@ struct Plan {
 }
 
 /// What was found out about the candidates.
+struct Examined {
+    qualities: Vec<Quality>,
+    flags: Vec<Vec<Flag>>,
+    embeddings: Option<Vec<Embedding>>,
+}
+
+/// What was found out about the candidates, and the choice.
 struct Scored {
     qualities: Vec<Quality>,
     flags: Vec<Vec<Flag>>,
@@ -146,6 +160,7 @@ impl Pipeline {
             recorder,
             seed,
             n_requests: AtomicU64::new(0),
+            choosing: Mutex::new(()),
             one_by_one: AtomicBool::new(true),
         })
     }
@@ -259,7 +274,7 @@ impl Pipeline {
             let mut sampling = sampling.clone();
             recipe.apply_sampling(&mut sampling);
             if job.dictated.is_none() && capabilities.seed {
-                sampling.seed = Some(seed.wrapping_add(i as u64));
+                sampling.seed = Some(seed.wrapping_add(i as u64 * SEEDS_APART));
             }
             sampling.logprobs = logprobs;
             let messages = recipe.apply(&job.messages);
@@ -322,7 +337,14 @@ impl Pipeline {
         metrics::trimmed(generated.usage.trimmed_tokens);
 
         let id = uuid::Uuid::now_v7().to_string();
-        let scored = self.score(&job, &plan, &mut generated, &prompt_hash).await;
+        let looked_at = self.examine(&job, &plan, &mut generated).await;
+        // Neither a slow disk nor a full house may cost the reply.
+        let until = job.deadline - finish(job.deadline.saturating_duration_since(Instant::now()));
+        if looked_at.embeddings.is_some() {
+            self.catch_up(until).await;
+        }
+        let choosing = timeout_at(until, self.choosing.lock()).await;
+        let scored = self.choose(looked_at, &plan, generated.drafts.len(), &prompt_hash).await;
         let scored_at = Instant::now();
         let sent = distinct(&scored.ranking, &generated.drafts, job.n_completions);
 
@@ -344,6 +366,7 @@ impl Pipeline {
         let embeddings = scored.embeddings.clone();
         let provenance = self.provenance(id, time_ms, job, &plan, generated, scored, sent, prompt_hash, timings);
         let history = self.remember(&provenance, embeddings.as_deref());
+        drop(choosing);
         self.recorder.reply(Record::new(&provenance, &self.config.record), history, deadline).await;
         Ok(Answer { reply, provenance })
     }
@@ -367,7 +390,9 @@ impl Pipeline {
                 text: sent.text.clone().filter(|_| config.store_replies),
                 time_ms: provenance.time_ms,
             };
-            history.remember(&reply);
+            if !history.remember(&reply) {
+                continue;
+            }
             if config.store_prompts == StorePrompts::None {
                 reply.prompt_hash.clear();
             }
@@ -376,8 +401,8 @@ impl Pipeline {
         replies
     }
 
-    /// Embeds the candidates in the time that is left, and chooses.
-    async fn score(&self, job: &Job, plan: &Plan, generated: &mut Generated, prompt_hash: &str) -> Scored {
+    /// Finds out what there is to know of the candidates in the time that is left.
+    async fn examine(&self, job: &Job, plan: &Plan, generated: &mut Generated) -> Examined {
         let drafts = &generated.drafts;
         let asked = job.messages.iter().rev().find(|m| m.role == Role::User).map_or("", |m| &m.content);
         let flags: Vec<Vec<Flag>> = drafts.iter().map(|d| guard::check(plan.task, asked, &d.candidate.text)).collect();
@@ -386,10 +411,7 @@ impl Pipeline {
         }
         let qualities = quality::estimate(&described(drafts, &flags));
         if plan.mode.is_passthrough() {
-            metrics::selection("passthrough");
-            let ranking = (0..drafts.len()).collect();
-            let (selection, embeddings) = (None, None);
-            return Scored { qualities, flags, selection, ranking, reason: "passthrough", embeddings, n_history: 0 };
+            return Examined { qualities, flags, embeddings: None };
         }
         let embeddings = match self.embed(drafts, job.deadline).await {
             Ok(embeddings) => Some(embeddings),
@@ -399,6 +421,33 @@ impl Pipeline {
                 None
             }
         };
+        Examined { qualities, flags, embeddings }
+    }
+
+    /// Takes in the replies that other processes wrote into the store.
+    async fn catch_up(&self, until: Instant) {
+        let Some(history) = &self.history else { return };
+        match timeout_at(until.min(Instant::now() + REFRESH), history.refresh()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "history not read"),
+            Err(_) => tracing::warn!("history not read in time"),
+        }
+    }
+
+    /// Chooses, beside all that is known of earlier replies by now.
+    async fn choose(
+        &self,
+        Examined { qualities, flags, embeddings }: Examined,
+        plan: &Plan,
+        n_drafts: usize,
+        prompt_hash: &str,
+    ) -> Scored {
+        if plan.mode.is_passthrough() {
+            metrics::selection("passthrough");
+            let ranking = (0..n_drafts).collect();
+            let (selection, embeddings) = (None, None);
+            return Scored { qualities, flags, selection, ranking, reason: "passthrough", embeddings, n_history: 0 };
+        }
         let n_history = self.history.as_ref().map_or(0, |history| history.len());
         let selection = self.select(&qualities, embeddings.as_deref(), prompt_hash, n_history).await;
         let ranking = selection.ranking.clone();
@@ -430,8 +479,16 @@ impl Pipeline {
                 tracing::warn!(error = &error as &dyn std::error::Error, "candidates not embedded");
                 Err(NotEmbedded::Failed)
             }
-            Ok(Ok(embeddings)) if embeddings.len() != texts.len() => Err(NotEmbedded::Failed),
-            Ok(Ok(embeddings)) => Ok(embeddings),
+            Ok(Ok(embeddings)) => {
+                let n_values = embedder.dimensions();
+                let is_usable = |e: &Embedding| e.len() == n_values && e.iter().all(|v| v.is_finite());
+                // One text that cannot be placed counts as a repeat; where none can, the encoder is to blame.
+                if embeddings.len() == texts.len() && embeddings.iter().any(is_usable) {
+                    return Ok(embeddings);
+                }
+                tracing::warn!(n_texts = texts.len(), n = embeddings.len(), "the encoder gave nothing of use");
+                Err(NotEmbedded::Failed)
+            }
         }
     }
 

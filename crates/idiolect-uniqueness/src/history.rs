@@ -90,18 +90,28 @@ impl Retention {
     }
 }
 
-/// Where sent replies are kept.
+/// Replies that came in after a place in a store.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Newer {
+    /// The replies, oldest first.
+    pub replies: Vec<StoredReply>,
+    /// The place of the store's last reply, of any encoder. It is smaller than an earlier one when replies were erased.
+    pub place: i64,
+}
+
+/// Where sent replies are kept. Several processes may share one store.
 ///
 /// # Contract
-/// A reply that [`append`](Self::append) returned for survives the death of the process. `last` returns replies of the
+/// A reply that [`append`](Self::append) returned for survives the death of the process. `since` returns replies of the
 /// named encoder only: embeddings of different encoders are never compared.
 #[async_trait]
 pub trait HistoryStore: Debug + Send + Sync + 'static {
     /// Keeps replies, all or none of them. A reply whose id, part and encoder are already there is replaced.
     async fn append(&self, replies: &[StoredReply]) -> Result<(), StoreError>;
 
-    /// Returns the last `n` replies of an encoder, oldest first, without their texts. Damaged rows are left out.
-    async fn last(&self, encoder: &str, n: usize) -> Result<Vec<StoredReply>, StoreError>;
+    /// Returns the last `n` replies of an encoder that came in after `place`, oldest first, without their texts. Damaged
+    /// rows are left out. Place 0 is before every reply.
+    async fn since(&self, encoder: &str, place: i64, n: usize) -> Result<Newer, StoreError>;
 
     /// Returns how many replies are kept, of all encoders.
     async fn count(&self) -> Result<u64, StoreError>;
@@ -147,6 +157,17 @@ impl SqliteHistory {
         migrate(&pool, "replies", MIGRATIONS).await?;
         Ok(Self { pool })
     }
+
+    async fn delete(&self, what: &Erase) -> Result<u64, StoreError> {
+        let mut query = QueryBuilder::<Sqlite>::new("DELETE FROM replies WHERE ");
+        match what {
+            Erase::Before(before) => query.push("time_ms < ").push_bind(before),
+            Erase::Caller(hotkey) => query.push("caller = ").push_bind(hotkey),
+            Erase::Id(id) => query.push("reply_id = ").push_bind(id),
+            Erase::All => query.push("1 = 1"),
+        };
+        Ok(query.build().execute(&self.pool).await?.rows_affected())
+    }
 }
 
 fn to_blob(embedding: &[f32]) -> Vec<u8> {
@@ -188,15 +209,24 @@ impl HistoryStore for SqliteHistory {
         Ok(())
     }
 
-    async fn last(&self, encoder: &str, n: usize) -> Result<Vec<StoredReply>, StoreError> {
+    async fn since(&self, encoder: &str, place: i64, n: usize) -> Result<Newer, StoreError> {
+        // One snapshot: a reply that comes in between the two statements must not be passed over.
+        let mut transaction = self.pool.begin().await?;
+        let (last,): (i64,) =
+            sqlx::query_as("SELECT coalesce(max(seq), 0) FROM replies").fetch_one(&mut *transaction).await?;
+        if last <= place {
+            return Ok(Newer { replies: Vec::new(), place: last });
+        }
         let rows: Vec<Row> = sqlx::query_as(
             "SELECT reply_id, part, caller, prompt_hash, dimensions, embedding, time_ms
-             FROM replies WHERE encoder = ? ORDER BY seq DESC LIMIT ?",
+             FROM replies WHERE encoder = ? AND seq > ? ORDER BY seq DESC LIMIT ?",
         )
         .bind(encoder)
+        .bind(place)
         .bind(i64::try_from(n).unwrap_or(i64::MAX))
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *transaction)
         .await?;
+        drop(transaction);
         let n_rows = rows.len();
         let replies: Vec<StoredReply> = rows
             .into_iter()
@@ -210,7 +240,7 @@ impl HistoryStore for SqliteHistory {
         if replies.len() < n_rows {
             tracing::warn!(n_damaged = n_rows - replies.len(), "left out damaged embeddings");
         }
-        Ok(replies)
+        Ok(Newer { replies, place: last })
     }
 
     async fn count(&self) -> Result<u64, StoreError> {
@@ -219,19 +249,15 @@ impl HistoryStore for SqliteHistory {
     }
 
     async fn erase(&self, what: &Erase) -> Result<u64, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new("DELETE FROM replies WHERE ");
-        match what {
-            Erase::Before(before) => query.push("time_ms < ").push_bind(before),
-            Erase::Caller(hotkey) => query.push("caller = ").push_bind(hotkey),
-            Erase::Id(id) => query.push("reply_id = ").push_bind(id),
-            Erase::All => query.push("1 = 1"),
-        };
-        Ok(query.build().execute(&self.pool).await?.rows_affected())
+        let n = self.delete(what).await?;
+        // The log ahead of the file still holds the erased pages until it is written back.
+        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&self.pool).await?;
+        Ok(n)
     }
 
     async fn prune(&self, retention: &Retention, now_ms: i64) -> Result<u64, StoreError> {
         let mut erased = match retention.oldest_ms(now_ms) {
-            Some(oldest) => self.erase(&Erase::Before(oldest)).await?,
+            Some(oldest) => self.delete(&Erase::Before(oldest)).await?,
             None => 0,
         };
         if let Some(max) = retention.max_replies {
@@ -259,6 +285,7 @@ pub struct HistoryNeighbour {
 #[derive(Debug)]
 struct Facts {
     reply_id: String,
+    part: u32,
     caller: String,
     prompt_hash: String,
     time_ms: i64,
@@ -272,12 +299,17 @@ struct Ring {
 }
 
 impl Ring {
-    fn push(&mut self, reply: &StoredReply) {
+    fn holds(&self, reply: &StoredReply) -> bool {
+        self.facts.iter().rev().any(|facts| facts.part == reply.part && facts.reply_id == reply.reply_id)
+    }
+
+    fn push(&mut self, reply: &StoredReply) -> bool {
         if !self.vectors.push(&reply.embedding) {
-            return;
+            return false;
         }
         self.facts.push_back(Facts {
             reply_id: reply.reply_id.clone(),
+            part: reply.part,
             caller: reply.caller.clone(),
             prompt_hash: reply.prompt_hash.clone(),
             time_ms: reply.time_ms,
@@ -288,6 +320,7 @@ impl Ring {
             self.vectors.drop_oldest(surplus);
             self.facts.drain(..surplus);
         }
+        true
     }
 
     fn erase(&mut self, what: &Erase) {
@@ -303,6 +336,8 @@ impl Ring {
 
 /// The last replies of one encoder, in memory, in front of an optional [`HistoryStore`].
 ///
+/// What other processes add to the store is seen after [`refresh`](Self::refresh).
+///
 /// Searching is exact and costs one multiplication a kept value; it blocks, so call it off the executor when many
 /// thousands are kept.
 #[derive(Debug)]
@@ -310,6 +345,9 @@ pub struct ReplyHistory {
     encoder: String,
     ring: RwLock<Ring>,
     store: Option<Arc<dyn HistoryStore>>,
+    /// The place in the store up to which it was read. Held while it is read, and while replies are erased, so that none
+    /// comes back.
+    place: tokio::sync::Mutex<i64>,
 }
 
 impl ReplyHistory {
@@ -317,7 +355,7 @@ impl ReplyHistory {
     #[must_use]
     pub fn in_memory(encoder: impl Into<String>, dimensions: usize, keep: usize) -> Self {
         let ring = Ring { vectors: Vectors::new(dimensions), facts: VecDeque::new(), keep };
-        Self { encoder: encoder.into(), ring: RwLock::new(ring), store: None }
+        Self { encoder: encoder.into(), ring: RwLock::new(ring), store: None, place: tokio::sync::Mutex::default() }
     }
 
     /// Takes the last `keep` replies of this encoder out of the store.
@@ -330,12 +368,35 @@ impl ReplyHistory {
         dimensions: usize,
         keep: usize,
     ) -> Result<Self, StoreError> {
-        let mut history = Self::in_memory(encoder, dimensions, keep);
-        for reply in store.last(&history.encoder, keep).await? {
-            history.remember(&reply);
-        }
-        history.store = Some(store);
+        let history = Self { store: Some(store), ..Self::in_memory(encoder, dimensions, keep) };
+        history.refresh().await?;
         Ok(history)
+    }
+
+    /// Takes in what came into the store since it was last read, from this process or another. Costs one short query when
+    /// there is nothing new.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn refresh(&self) -> Result<(), StoreError> {
+        let Some(store) = &self.store else { return Ok(()) };
+        let mut place = self.place.lock().await;
+        let keep = self.read(|ring| ring.keep);
+        let mut newer = store.since(&self.encoder, *place, keep).await?;
+        if newer.place < *place {
+            // The store's end was erased, so places may have been given anew.
+            newer = store.since(&self.encoder, 0, keep).await?;
+        }
+        *place = newer.place;
+        if !newer.replies.is_empty() {
+            let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
+            for reply in &newer.replies {
+                if !ring.holds(reply) {
+                    ring.push(reply);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Returns the encoder's name.
@@ -362,12 +423,10 @@ impl ReplyHistory {
         self.len() == 0
     }
 
-    /// Compares later replies with this one from now on, without writing it down. A reply of another encoder, or
-    /// without a direction, is left out.
-    pub fn remember(&self, reply: &StoredReply) {
-        if reply.encoder == self.encoder {
-            self.ring.write().unwrap_or_else(PoisonError::into_inner).push(reply);
-        }
+    /// Compares later replies with this one from now on, without writing it down. Says whether it could: a reply of
+    /// another encoder, or without a direction, is left out.
+    pub fn remember(&self, reply: &StoredReply) -> bool {
+        reply.encoder == self.encoder && self.ring.write().unwrap_or_else(PoisonError::into_inner).push(reply)
     }
 
     /// Writes replies to the store, when there is one.
@@ -412,6 +471,7 @@ impl ReplyHistory {
     /// # Errors
     /// What the store says.
     pub async fn erase(&self, what: &Erase) -> Result<u64, StoreError> {
+        let _place = self.place.lock().await;
         self.forget(what);
         match &self.store {
             Some(store) => store.erase(what).await,
@@ -424,6 +484,7 @@ impl ReplyHistory {
     /// # Errors
     /// What the store says.
     pub async fn prune(&self, retention: &Retention, now_ms: i64) -> Result<u64, StoreError> {
+        let _place = self.place.lock().await;
         if let Some(oldest) = retention.oldest_ms(now_ms) {
             self.forget(&Erase::Before(oldest));
         }
@@ -486,7 +547,7 @@ mod tests {
         assert_eq!(history.nearest(&[0.0, 1.0], 1), [HistoryNeighbour { reply_id: "2".to_owned(), distance: 0.0 }]);
         assert_eq!(history.nearest_to_prompt(&[0.0, 1.0], "hash of a", 3)[0].reply_id, "1");
         assert!(history.nearest_to_prompt(&[0.0, 1.0], "", 3).is_empty());
-        assert_eq!(ids(&sqlite.last("other", 5).await.unwrap()), ["x"]);
+        assert_eq!(ids(&sqlite.since("other", 0, 5).await.unwrap().replies), ["x"]);
         assert_eq!(ReplyHistory::load(sqlite, "test", 2, 1).await.unwrap().len(), 1);
     }
 
@@ -496,7 +557,7 @@ mod tests {
         sqlite.append(&[reply("1", "a", &[1.0, 0.0], 1), reply("2", "a", &[f32::NAN, 0.0], 1)]).await.unwrap();
         sqlite.append(&[reply("3", "a", &[1.0, 1.0], 1)]).await.unwrap();
         sqlx::query("UPDATE replies SET embedding = x'0102' WHERE reply_id = '3'").execute(&pool).await.unwrap();
-        assert_eq!(ids(&sqlite.last("test", 9).await.unwrap()), ["1"]);
+        assert_eq!(ids(&sqlite.since("test", 0, 9).await.unwrap().replies), ["1"]);
     }
 
     #[tokio::test]
@@ -513,10 +574,26 @@ mod tests {
             sqlite.append(&all).await.unwrap();
             let history = ReplyHistory::load(sqlite.clone(), "test", 2, 10).await.unwrap();
             assert_eq!(history.erase(&what).await.unwrap(), (all.len() - left.len()) as u64, "{what:?}");
-            assert_eq!(ids(&sqlite.last("test", 9).await.unwrap()), left, "{what:?}");
+            assert_eq!(ids(&sqlite.since("test", 0, 9).await.unwrap().replies), left, "{what:?}");
             let mut in_memory: Vec<String> = history.nearest(&[1.0, 0.5], 9).into_iter().map(|n| n.reply_id).collect();
             in_memory.sort();
             assert_eq!(in_memory, left, "{what:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn erased_texts_are_gone_from_disk_while_the_store_is_open() {
+        let (dir, _pool, sqlite) = sqlite().await;
+        let secret = "what nobody may read later";
+        sqlite
+            .append(&[StoredReply { text: Some(secret.to_owned()), ..reply("1", "a", &[1.0, 0.0], 1) }])
+            .await
+            .unwrap();
+        sqlite.erase(&Erase::Caller("a".to_owned())).await.unwrap();
+        for file in std::fs::read_dir(dir.path()).unwrap() {
+            let path = file.unwrap().path();
+            let bytes = std::fs::read(&path).unwrap();
+            assert!(!bytes.windows(secret.len()).any(|window| window == secret.as_bytes()), "{path:?}");
         }
     }
 
@@ -530,9 +607,46 @@ mod tests {
         assert_eq!(sqlite.prune(&aged, 10_000).await.unwrap(), 5);
         let counted = Retention { max_age: None, max_replies: Some(2) };
         assert_eq!(sqlite.prune(&counted, 10_000).await.unwrap(), 3);
-        assert_eq!(ids(&sqlite.last("test", 9).await.unwrap()), ["8", "9"]);
+        assert_eq!(ids(&sqlite.since("test", 0, 9).await.unwrap().replies), ["8", "9"]);
         assert_eq!(sqlite.prune(&Retention::default(), 10_000).await.unwrap(), 0);
         assert_eq!(sqlite.count().await.unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn two_processes_see_each_others_replies_once() {
+        let (_dir, pool, sqlite) = sqlite().await;
+        let ours = ReplyHistory::load(sqlite.clone(), "test", 2, 10).await.unwrap();
+        let other = ReplyHistory::load(sqlite.clone(), "test", 2, 10).await.unwrap();
+        let first = reply("1", "a", &[1.0, 0.0], 1);
+        assert!(ours.remember(&first));
+        ours.save(&[first]).await.unwrap();
+        for _ in 0..2 {
+            ours.refresh().await.unwrap();
+            other.refresh().await.unwrap();
+            assert_eq!((ours.len(), other.len()), (1, 1));
+        }
+        // Erased by a third one; the places of what was erased are given anew.
+        sqlite.append(&[reply("2", "a", &[0.0, 1.0], 2), reply("3", "a", &[0.0, 1.0], 3)]).await.unwrap();
+        other.refresh().await.unwrap();
+        assert_eq!(other.len(), 3);
+        sqlx::query("DELETE FROM replies").execute(&pool).await.unwrap();
+        sqlite.append(&[reply("4", "a", &[1.0, 1.0], 4)]).await.unwrap();
+        other.refresh().await.unwrap();
+        assert_eq!(other.nearest(&[1.0, 1.0], 1)[0].reply_id, "4");
+        other.erase(&Erase::All).await.unwrap();
+        other.refresh().await.unwrap();
+        assert!(other.is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_compared_is_not_remembered() {
+        let history = ReplyHistory::in_memory("test", 2, 16);
+        for bad in [&[f32::NAN, 1.0][..], &[0.0, 0.0], &[1.0], &[1.0, 0.0, 0.0]] {
+            assert!(!history.remember(&reply("1", "a", bad, 1)), "{bad:?}");
+        }
+        let other_encoder = StoredReply { encoder: "other".to_owned(), ..reply("1", "a", &[1.0, 0.0], 1) };
+        assert!(!history.remember(&other_encoder));
+        assert!(history.is_empty());
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub mod store;
 pub mod vectors;
 
 pub use gate::{GateHistory, GateMode, GateProfile, Sigmoid};
-pub use history::{Erase, HistoryStore, ReplyHistory, Retention, SqliteHistory, StoredReply};
+pub use history::{Erase, HistoryStore, Newer, ReplyHistory, Retention, SqliteHistory, StoredReply};
 pub use population::{EncoderMismatch, Panel, Population};
 pub use selector::{Candidate, CandidateScore, Neighbour, Reason, Selection, Selector, SelectorConfig};
 pub use store::StoreError;

@@ -84,6 +84,21 @@ async fn replies_are_on_record_and_survive_reopening() {
 }
 
 #[tokio::test]
+async fn miners_that_share_a_store_do_not_send_each_others_replies() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = with_store(dir.path(), RecordConfig::default()).await;
+    let two = with_store(dir.path(), RecordConfig::default()).await;
+    let first = one.answer(ask()).await.unwrap();
+    one.flush().await;
+    let second = two.answer(ask()).await.unwrap();
+    assert_eq!(second.provenance.n_history, 1);
+    assert_ne!(first.reply.completions, second.reply.completions);
+    two.flush().await;
+    let third = one.answer(ask()).await.unwrap();
+    assert_eq!(third.provenance.n_history, 2, "each reply counts once");
+}
+
+#[tokio::test]
 async fn nothing_is_lost_of_many_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let pipeline = with_store(dir.path(), RecordConfig::default()).await;

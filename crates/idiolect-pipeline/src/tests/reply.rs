@@ -1,13 +1,14 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use idiolect_backend::testkit::{FaultyBackend, Step};
-use idiolect_backend::{Embedding, ErrorKind, Message, Usage};
+use idiolect_backend::{Embedding, ErrorKind, HashEmbedder, Message, Usage};
 use idiolect_mutation::Library;
 use idiolect_protocol::{Category, Prompt, Role};
 use idiolect_uniqueness::Panel;
 use proptest::prelude::*;
 
-use super::double::{OTHER, SKY, SKY_AGAIN, Scripted, ask, config, parts, says, start};
+use super::double::{OTHER, SKY, SKY_AGAIN, Scripted, Slow, ask, config, parts, says, start};
 use crate::{Ask, Parts, Pipeline, PipelineConfig, PipelineError};
 
 #[tokio::test]
@@ -39,6 +40,16 @@ async fn replies_of_before_are_not_repeated() {
     }
     assert_eq!(sent[0], sent[1], "one earlier copy is free");
     assert_ne!(sent[1], sent[2], "the second earlier copy costs the reward");
+}
+
+#[tokio::test]
+async fn the_same_prompt_at_the_same_time_is_not_answered_alike() {
+    let slow = Slow { inner: HashEmbedder::new(256), wait: Duration::from_millis(20) };
+    let script = vec![says(SKY), says(OTHER)];
+    let parts = Parts { embedder: Some(Arc::new(slow)), ..parts(Scripted::new(script)) };
+    let pipeline = start(2, parts).await;
+    let (first, second) = tokio::join!(pipeline.answer(ask()), pipeline.answer(ask()));
+    assert_ne!(first.unwrap().reply.completions, second.unwrap().reply.completions);
 }
 
 #[tokio::test]
@@ -245,11 +256,9 @@ proptest! {
     }
 }
 
-/// An encoder that fails, or loses a text.
+/// An encoder that fails, or gives this for every text but the last.
 #[derive(Debug)]
-struct Broken {
-    fails: bool,
-}
+struct Broken(Option<Embedding>, usize);
 
 #[async_trait::async_trait]
 impl idiolect_backend::Embedder for Broken {
@@ -266,18 +275,23 @@ impl idiolect_backend::Embedder for Broken {
     }
 
     async fn embed(&self, texts: &[String]) -> Result<Vec<Embedding>, idiolect_backend::Error> {
-        if self.fails {
-            return Err(idiolect_backend::Error::internal("encoding", "boom"));
-        }
-        Ok(vec![vec![1.0, 0.0]; texts.len() - 1])
+        let Self(given, n_lost) = self;
+        let given = given.clone().ok_or_else(|| idiolect_backend::Error::internal("encoding", "boom"))?;
+        Ok(vec![given; texts.len() - n_lost])
     }
 }
 
 #[tokio::test]
 async fn a_broken_encoder_leaves_the_choice_to_quality() {
-    for fails in [true, false] {
+    for broken in [
+        Broken(None, 0),
+        Broken(Some(vec![1.0, 0.0]), 1),
+        Broken(Some(vec![f32::NAN, 0.0]), 0),
+        Broken(Some(vec![1.0, 0.0, 0.0]), 0),
+        Broken(Some(Vec::new()), 0),
+    ] {
         let script = vec![says("Blue."), says(SKY)];
-        let parts = Parts { embedder: Some(Arc::new(Broken { fails })), ..parts(Scripted::new(script)) };
+        let parts = Parts { embedder: Some(Arc::new(broken)), ..parts(Scripted::new(script)) };
         let answer = start(2, parts).await.answer(ask()).await.unwrap();
         assert_eq!(answer.reply.completions, [SKY]);
         assert_eq!(answer.provenance.reason, "quality_only");
