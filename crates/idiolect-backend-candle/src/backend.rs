@@ -11,7 +11,8 @@ use idiolect_backend::{
 use tokio::sync::{mpsc, oneshot};
 
 use crate::config::CandleConfig;
-use crate::engine::{Engine, Llama};
+use crate::device::{DeviceChoice, OpenDevice};
+use crate::engine::{Engine, Llama, Tensors};
 use crate::error::{LoadError, guard};
 use crate::loader::Gguf;
 use crate::prompt::{Prompter, count};
@@ -42,10 +43,24 @@ impl CandleBackend {
     /// [`LoadError`] when the file cannot be read, is damaged, or holds a model that this crate does not run.
     pub fn load(path: &Path, config: CandleConfig) -> Result<Self, LoadError> {
         config.validate()?;
-        guard(path, || Self::load_unguarded(path, config))
+        guard(path, || {
+            if config.device == DeviceChoice::Cpu {
+                return Self::load_with(path, config, |gguf, config| {
+                    Llama::load(gguf, config.context_tokens, config.n_threads())
+                });
+            }
+            let device = OpenDevice::open(config.device)?;
+            Self::load_with(path, config, |gguf, config| {
+                Tensors::load(gguf, config.context_tokens, config.n_threads(), &device)
+            })
+        })
     }
 
-    fn load_unguarded(path: &Path, config: CandleConfig) -> Result<Self, LoadError> {
+    fn load_with<E: Engine>(
+        path: &Path,
+        config: CandleConfig,
+        load: impl FnOnce(&mut Gguf, &CandleConfig) -> Result<E, LoadError>,
+    ) -> Result<Self, LoadError> {
         let mut gguf = Gguf::open(path)?;
         // The small parts first: most errors show there.
         let tokenizer = Tokenizer::read(&gguf)?;
@@ -53,13 +68,13 @@ impl CandleBackend {
         let named = gguf.text("general.name")?.filter(|name| !name.is_empty()).map(str::to_owned);
         let file_stem = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
         let model = config.model.clone().or(named).unwrap_or(file_stem);
-        let engine = Llama::load(&mut gguf, config.context_tokens, config.n_threads())?;
+        let family = gguf.text("general.architecture")?.unwrap_or_default().to_owned();
+        let engine = load(&mut gguf, &config)?;
         drop(gguf);
         if tokenizer.len() > engine.vocabulary() {
             let reason = format!("it has {} tokens and logits for {}", tokenizer.len(), engine.vocabulary());
             return Err(LoadError::damaged(path, reason));
         }
-        let family = engine.params().architecture.clone();
         // Rows beyond the vocabulary are padding.
         let padding = count(tokenizer.len())..count(engine.vocabulary());
         let banned = tokenizer.unspeakable().into_iter().chain(padding).collect();

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 
+use crate::device::DeviceChoice;
 use crate::error::LoadError;
 
 /// How a [`CandleBackend`](crate::CandleBackend) serves its model.
@@ -12,6 +13,8 @@ pub struct CandleConfig {
     pub name: String,
     /// The model's name in answers. `None`, the default, takes the name that the file carries, else the file's own.
     pub model: Option<String>,
+    /// Where the model computes. Default [`DeviceChoice::Cpu`].
+    pub device: DeviceChoice,
     /// Threads that compute; `None`, the default, takes one for each core that the process may use.
     pub threads: Option<NonZeroUsize>,
     /// Most tokens that prompt and candidate may have together, where the model allows more. Default 4096.
@@ -35,6 +38,7 @@ impl Default for CandleConfig {
         Self {
             name: "candle".to_owned(),
             model: None,
+            device: DeviceChoice::Cpu,
             threads: None,
             context_tokens: 4096,
             max_kv_bytes: 1 << 30,

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::device::DeviceChoice;
+
 /// Why a model could not be loaded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -33,6 +35,22 @@ pub enum LoadError {
         /// What would work.
         supported: String,
     },
+    /// The device is not there, is out of memory, or cannot compute this model.
+    #[error("cannot use device {device}: {reason}")]
+    Device {
+        /// The device.
+        device: DeviceChoice,
+        /// What it said.
+        reason: String,
+    },
+    /// This build has no code for the device.
+    #[error("this build cannot use device {device}; build with the feature {feature:?}")]
+    DeviceNotBuilt {
+        /// The device.
+        device: DeviceChoice,
+        /// The feature of this crate that would add the code.
+        feature: &'static str,
+    },
     /// The configuration makes no sense.
     #[error("{0}")]
     Config(String),
@@ -53,6 +71,11 @@ impl LoadError {
     pub(crate) fn unsupported(path: &Path, what: impl Into<String>, supported: impl Into<String>) -> Self {
         Self::Unsupported { path: path.to_owned(), what: what.into(), supported: supported.into() }
     }
+}
+
+/// Errors of candle may carry a backtrace below the message.
+pub(crate) fn first_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or("it does not say why").to_owned()
 }
 
 /// Runs a loader whose libraries may panic on hostile files, and turns a panic into [`LoadError::Damaged`].

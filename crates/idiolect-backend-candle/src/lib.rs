@@ -37,6 +37,7 @@
 mod assembly;
 mod backend;
 mod config;
+mod device;
 mod encoder;
 mod engine;
 mod error;
@@ -54,5 +55,6 @@ mod testing;
 
 pub use backend::CandleBackend;
 pub use config::{CandleConfig, EncoderConfig};
+pub use device::{DeviceChoice, ParseDeviceError};
 pub use encoder::MiniLm;
 pub use error::LoadError;

@@ -11,11 +11,12 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::quantized::gguf_file::{Content, Value};
-use candle_core::quantized::{GgmlDType, gguf_file};
+use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
 use half::f16;
 use rayon::prelude::*;
 
-use crate::error::LoadError;
+use crate::device::OpenDevice;
+use crate::error::{LoadError, first_line};
 use crate::kernels::{BLOCK, Matrix, encode_block};
 
 /// Bytes of a file that are decoded at once.
@@ -192,12 +193,7 @@ impl Gguf {
             return Err(LoadError::unsupported(&self.path, format!("a matrix with rows of {cols} values"), supported));
         }
         for (tensor, rows) in tensors {
-            let found = self.dimensions(tensor)?;
-            if found != [*rows, cols] {
-                let reason = format!("tensor {tensor:?} is {found:?}, expected [{rows}, {cols}]");
-                return Err(LoadError::damaged(&self.path, reason));
-            }
-            self.check_extent(tensor)?;
+            self.check_matrix(tensor, *rows, cols)?;
         }
         let mut matrix = Matrix::zeros(tensors.iter().map(|(_, rows)| rows).sum(), cols);
         let mut first = 0;
@@ -211,6 +207,32 @@ impl Gguf {
             let reason = format!("tensor {:?} holds a value that is no number", tensors[0].0);
             Err(LoadError::damaged(&self.path, reason))
         }
+    }
+
+    /// Reads a matrix onto a device, in the file's own format.
+    pub(crate) fn quantized(
+        &mut self,
+        tensor: &str,
+        rows: usize,
+        cols: usize,
+        device: &OpenDevice,
+    ) -> Result<QTensor, LoadError> {
+        self.check_matrix(tensor, rows, cols)?;
+        let info = self.info(tensor)?;
+        let (dtype, offset) = (info.ggml_dtype, info.offset);
+        let layout = Layout::new(dtype, cols).ok_or_else(|| self.misaligned(tensor, cols, dtype))?;
+        let bytes = self.read(tensor, offset, rows * layout.row_bytes)?;
+        qtensor_from_ggml(dtype, &bytes, vec![rows, cols], device.handle()).map_err(|e| device.error(&e))
+    }
+
+    /// Checks a matrix's dimensions, and that its bytes are in the file.
+    fn check_matrix(&self, tensor: &str, rows: usize, cols: usize) -> Result<(), LoadError> {
+        let found = self.dimensions(tensor)?;
+        if found != [rows, cols] {
+            let reason = format!("tensor {tensor:?} is {found:?}, expected [{rows}, {cols}]");
+            return Err(LoadError::damaged(&self.path, reason));
+        }
+        self.check_extent(tensor)
     }
 
     /// Checks that a tensor's bytes are in the file, before memory is taken for them.
@@ -296,11 +318,6 @@ fn integer(value: &Value) -> Option<u64> {
         Value::I64(v) => v.try_into().ok(),
         _ => None,
     }
-}
-
-/// Errors of candle may carry a backtrace below the message.
-fn first_line(error: &candle_core::Error) -> String {
-    error.to_string().lines().next().unwrap_or("it cannot be read").to_owned()
 }
 
 /// How the rows of a tensor lie in the file.

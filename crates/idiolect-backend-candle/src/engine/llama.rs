@@ -6,7 +6,7 @@
 use rayon::prelude::*;
 
 use super::params::{Pairs, Params};
-use super::{Engine, EngineError, Session};
+use super::{Engine, EngineError, Session, pool};
 use crate::error::LoadError;
 use crate::kernels::{Activations, Matrix, Wide, wide};
 use crate::loader::Gguf;
@@ -52,11 +52,7 @@ impl std::fmt::Debug for Llama {
 impl Llama {
     /// Loads all weights. `context` is the longest sequence wanted.
     pub(crate) fn load(gguf: &mut Gguf, context: usize, threads: usize) -> Result<Self, LoadError> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("engine-{i}"))
-            .build()
-            .map_err(|e| LoadError::Thread(std::io::Error::other(e)))?;
+        let pool = pool(threads)?;
         let (params, embeddings, output, norm, layers) = pool.install(|| {
             let params = Params::read(gguf, context)?;
             let embeddings = gguf.matrix("token_embd.weight", params.vocabulary, params.width)?;
@@ -69,11 +65,6 @@ impl Llama {
             Ok::<_, LoadError>((params, embeddings, output, norm, layers))
         })?;
         Ok(Self { params, embeddings, output, norm, layers, pool })
-    }
-
-    /// Returns the model's shape.
-    pub(crate) const fn params(&self) -> &Params {
-        &self.params
     }
 }
 
@@ -266,12 +257,7 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(model: &'a Llama, prompt: usize, slots: usize, room: usize) -> Result<Self, EngineError> {
         let p = &model.params;
-        if prompt == 0 {
-            return Err(EngineError::Misuse("the prompt has no tokens"));
-        }
-        if prompt.saturating_add(room) > p.context {
-            return Err(EngineError::Misuse("prompt and continuation are longer than the context"));
-        }
+        p.check_lengths(prompt, room)?;
         Ok(Self {
             model,
             prompt: Cache::new(p, prompt, prompt),

@@ -5,8 +5,12 @@
 
 mod llama;
 mod params;
+mod tensor;
+
+use crate::error::LoadError;
 
 pub(crate) use llama::Llama;
+pub(crate) use tensor::Tensors;
 
 /// Why the engine stopped.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +21,9 @@ pub(crate) enum EngineError {
     /// The weights or the activations ran over.
     #[error("the model computed a value that is no number")]
     NotFinite,
+    /// The device refused, or ran out of memory.
+    #[error("the device failed: {0}")]
+    Device(String),
     /// More tokens than the sequence was given room for, or a token that the vocabulary does not have.
     #[error("{0}")]
     Misuse(&'static str),
@@ -61,6 +68,15 @@ pub(crate) trait Session {
     /// row for each entry of the batch.
     fn logits(&self) -> &[f32];
 
-    /// Appends one token to each of the given slots.
+    /// Appends one token to each of the given slots. The others have ended: an engine may refuse them from here on.
     fn step(&mut self, batch: &[(usize, u32)]) -> Result<(), EngineError>;
+}
+
+/// Starts the threads of an engine.
+fn pool(threads: usize) -> Result<rayon::ThreadPool, LoadError> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|i| format!("engine-{i}"))
+        .build()
+        .map_err(|e| LoadError::Thread(std::io::Error::other(e)))
 }

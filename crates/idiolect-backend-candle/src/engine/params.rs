@@ -1,5 +1,6 @@
 //! The hyper-parameters of llama-shaped models.
 
+use super::EngineError;
 use crate::error::LoadError;
 use crate::loader::Gguf;
 
@@ -18,7 +19,6 @@ pub(crate) enum Pairs {
 /// The shape of a model.
 #[derive(Clone, Debug)]
 pub(crate) struct Params {
-    pub(crate) architecture: String,
     pub(crate) vocabulary: usize,
     pub(crate) context: usize,
     pub(crate) width: usize,
@@ -95,7 +95,6 @@ impl Params {
         let frequencies = frequencies(gguf, &architecture, rotated)?;
         let pairs = if architecture == "llama" { Pairs::Neighbours } else { Pairs::Halves };
         Ok(Self {
-            architecture,
             vocabulary,
             context,
             width,
@@ -113,6 +112,24 @@ impl Params {
     /// Values of one key, or of one value, over all key heads.
     pub(crate) const fn kv_width(&self) -> usize {
         self.kv_heads * self.head_width
+    }
+
+    /// What scores are multiplied with: one over the square root of a head's width.
+    pub(crate) fn attention_scale(&self) -> f64 {
+        #[expect(clippy::cast_precision_loss, reason = "a head has a few hundred elements")]
+        let width = self.head_width as f64;
+        1.0 / width.sqrt()
+    }
+
+    /// Checks that a prompt and continuations of at most `room` tokens fit the context.
+    pub(crate) fn check_lengths(&self, prompt: usize, room: usize) -> Result<(), EngineError> {
+        if prompt == 0 {
+            return Err(EngineError::Misuse("the prompt has no tokens"));
+        }
+        if prompt.saturating_add(room) > self.context {
+            return Err(EngineError::Misuse("prompt and continuation are longer than the context"));
+        }
+        Ok(())
     }
 
     /// Bytes that the keys and values of one token take over all layers, as `f32`.

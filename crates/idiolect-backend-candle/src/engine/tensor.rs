@@ -1,0 +1,518 @@
+//! Llama-shaped transformers on candle's tensors, for the devices that candle knows.
+//!
+//! Weights stay on the device in the file's own formats; keys, values and activations are `f32`. The prompt is computed
+//! once, in chunks, and its keys and values are shared: all continuations attend to them in one product. What the
+//! continuations own lies in one block per layer, which grows by doubling and shrinks when some of them end.
+//!
+//! Unlike with the processor's own kernels, the last bits of a row's numbers may depend on its batch, as the libraries
+//! below choose their kernels by size.
+
+use candle_core::quantized::QMatMul;
+use candle_core::{D, Device, Module, Tensor};
+use candle_nn::ops::{rms_norm, silu, softmax_last_dim};
+use candle_nn::rotary_emb::{rope, rope_i};
+
+use super::params::{Pairs, Params};
+use super::{Engine, EngineError, Session, pool};
+use crate::device::OpenDevice;
+use crate::error::{LoadError, first_line};
+use crate::loader::Gguf;
+
+/// Prompt tokens that are computed at once, between two looks at the clock.
+const PREFILL: usize = 256;
+
+/// Positions that continuations get memory for at first; it doubles when they are full.
+const FIRST_ROOM: usize = 32;
+
+type Outcome<T> = Result<T, candle_core::Error>;
+
+impl From<candle_core::Error> for EngineError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Device(first_line(&error))
+    }
+}
+
+/// A loaded model.
+pub(crate) struct Tensors {
+    params: Params,
+    device: Device,
+    embeddings: QMatMul,
+    /// `None` where the embeddings serve as output, too.
+    output: Option<QMatMul>,
+    norm: Tensor,
+    layers: Vec<Layer>,
+    /// Prompt tokens that are computed at once.
+    prefill: usize,
+    /// For the caller's loops, and for the device where that is the processor.
+    pool: rayon::ThreadPool,
+}
+
+struct Layer {
+    attention_norm: Tensor,
+    q: Projection,
+    k: Projection,
+    v: Projection,
+    q_norm: Option<Tensor>,
+    k_norm: Option<Tensor>,
+    attention_output: QMatMul,
+    feed_forward_norm: Tensor,
+    gate: QMatMul,
+    up: QMatMul,
+    down: QMatMul,
+}
+
+struct Projection {
+    weights: QMatMul,
+    bias: Option<Tensor>,
+}
+
+impl std::fmt::Debug for Tensors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tensors").field("params", &self.params).field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+/// Reads tensors onto a device.
+struct Loader<'a> {
+    gguf: &'a mut Gguf,
+    device: &'a OpenDevice,
+}
+
+impl Loader<'_> {
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<QMatMul, LoadError> {
+        let tensor = self.gguf.quantized(name, rows, cols, self.device)?;
+        QMatMul::from_qtensor(tensor).map_err(|e| self.device.error(&e))
+    }
+
+    fn vector(&mut self, name: &str, len: usize) -> Result<Tensor, LoadError> {
+        let values = self.gguf.vector(name, len)?;
+        Tensor::from_vec(values, len, self.device.handle()).map_err(|e| self.device.error(&e))
+    }
+
+    fn vector_if_any(&mut self, name: &str, len: usize) -> Result<Option<Tensor>, LoadError> {
+        self.gguf.has(name).then(|| self.vector(name, len)).transpose()
+    }
+
+    fn layer(&mut self, p: &Params, index: usize) -> Result<Layer, LoadError> {
+        let name = |part: &str| format!("blk.{index}.{part}");
+        let mut projection = |part: &str, rows: usize| {
+            Ok::<_, LoadError>(Projection {
+                weights: self.matrix(&name(&format!("{part}.weight")), rows, p.width)?,
+                bias: self.vector_if_any(&name(&format!("{part}.bias")), rows)?,
+            })
+        };
+        Ok(Layer {
+            q: projection("attn_q", p.q_width())?,
+            k: projection("attn_k", p.kv_width())?,
+            v: projection("attn_v", p.kv_width())?,
+            attention_norm: self.vector(&name("attn_norm.weight"), p.width)?,
+            q_norm: self.vector_if_any(&name("attn_q_norm.weight"), p.head_width)?,
+            k_norm: self.vector_if_any(&name("attn_k_norm.weight"), p.head_width)?,
+            attention_output: self.matrix(&name("attn_output.weight"), p.width, p.q_width())?,
+            feed_forward_norm: self.vector(&name("ffn_norm.weight"), p.width)?,
+            gate: self.matrix(&name("ffn_gate.weight"), p.feed_forward, p.width)?,
+            up: self.matrix(&name("ffn_up.weight"), p.feed_forward, p.width)?,
+            down: self.matrix(&name("ffn_down.weight"), p.width, p.feed_forward)?,
+        })
+    }
+}
+
+impl Tensors {
+    /// Loads all weights onto the device and computes a few tokens to prove that it can. `context` is the longest
+    /// sequence wanted.
+    pub(crate) fn load(
+        gguf: &mut Gguf,
+        context: usize,
+        threads: usize,
+        device: &OpenDevice,
+    ) -> Result<Self, LoadError> {
+        let pool = pool(threads)?;
+        let params = Params::read(gguf, context)?;
+        let mut loader = Loader { gguf, device };
+        let embeddings = loader.matrix("token_embd.weight", params.vocabulary, params.width)?;
+        let output = loader
+            .gguf
+            .has("output.weight")
+            .then(|| loader.matrix("output.weight", params.vocabulary, params.width))
+            .transpose()?;
+        let norm = loader.vector("output_norm.weight", params.width)?;
+        let layers = (0..params.layers).map(|i| loader.layer(&params, i)).collect::<Result<_, _>>()?;
+        let device_handle = device.handle().clone();
+        let model = Self { params, device: device_handle, embeddings, output, norm, layers, prefill: PREFILL, pool };
+        // A device may lack a kernel for one of the file's formats, which shows only when it is used.
+        match model.pool.install(|| model.start(&[0, 0], 2, 1, &mut || true)?.step(&[(0, 0), (1, 0)])) {
+            Err(EngineError::Device(reason)) => Err(device.fault(reason)),
+            // A model that computes no numbers says so when it is asked something.
+            _ => Ok(model),
+        }
+    }
+
+    /// Returns the sines and cosines of the given positions.
+    fn rotation(&self, positions: impl ExactSizeIterator<Item = usize>) -> Outcome<Rotation> {
+        let shape = (positions.len(), self.params.frequencies.len());
+        let (mut cos, mut sin) = (Vec::with_capacity(shape.0 * shape.1), Vec::with_capacity(shape.0 * shape.1));
+        for position in positions {
+            #[expect(clippy::cast_precision_loss, reason = "positions are far below 2^24")]
+            let position = position as f32;
+            for frequency in &self.params.frequencies {
+                let (s, c) = (position * frequency).sin_cos();
+                sin.push(s);
+                cos.push(c);
+            }
+        }
+        let tensor = |values| Tensor::from_vec(values, shape, &self.device);
+        Ok(Rotation { cos: tensor(cos)?, sin: tensor(sin)? })
+    }
+
+    /// Computes rows of the residual stream through all layers, then normalises them.
+    fn forward(
+        &self,
+        tokens: &[u32],
+        rotation: &Rotation,
+        mut attend: impl FnMut(usize, &Heads) -> Outcome<Tensor>,
+    ) -> Result<Tensor, EngineError> {
+        let p = &self.params;
+        if tokens.iter().any(|token| *token as usize >= p.vocabulary) {
+            return Err(EngineError::Misuse("a token is beyond the vocabulary"));
+        }
+        let tokens = Tensor::new(tokens, &self.device)?;
+        let mut hidden = self.embeddings.embedding(&tokens)?;
+        for (index, layer) in self.layers.iter().enumerate() {
+            let normed = rms_norm(&hidden, &layer.attention_norm, p.epsilon)?;
+            let heads = layer.heads(&normed, p, rotation)?;
+            let attended = attend(index, &heads)?;
+            hidden = (hidden + layer.attention_output.forward(&attended)?)?;
+            let normed = rms_norm(&hidden, &layer.feed_forward_norm, p.epsilon)?;
+            let wide = (silu(&layer.gate.forward(&normed)?)? * layer.up.forward(&normed)?)?;
+            hidden = (hidden + layer.down.forward(&wide)?)?;
+        }
+        // Quantised products may swallow what is no number, the residual stream does not. This also waits until the
+        // device is done.
+        if !hidden.sqr()?.sum_all()?.to_scalar::<f32>()?.is_finite() {
+            return Err(EngineError::NotFinite);
+        }
+        Ok(rms_norm(&hidden, &self.norm, p.epsilon)?)
+    }
+
+    /// Computes the logits of rows that [`forward`](Self::forward) gave.
+    fn project(&self, normed: &Tensor) -> Result<Vec<f32>, EngineError> {
+        let output = self.output.as_ref().unwrap_or(&self.embeddings);
+        let logits = output.forward(&normed.contiguous()?)?.flatten_all()?.to_vec1::<f32>()?;
+        if logits.iter().all(|v| v.is_finite()) { Ok(logits) } else { Err(EngineError::NotFinite) }
+    }
+}
+
+/// Sines and cosines, `[row, pair]`.
+struct Rotation {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Rotation {
+    /// Turns heads, `[row, head, element]`, and puts the heads first: `[head, row, element]`.
+    fn turn(&self, heads: &Tensor, pairs: Pairs) -> Outcome<Tensor> {
+        let turn = match pairs {
+            Pairs::Neighbours => rope_i,
+            Pairs::Halves => rope,
+        };
+        let heads = heads.transpose(0, 1)?.unsqueeze(0)?;
+        let (width, rotated) = (heads.dim(D::Minus1)?, 2 * self.cos.dim(1)?);
+        let turned = if rotated == width {
+            turn(&heads.contiguous()?, &self.cos, &self.sin)?
+        } else {
+            let turned = turn(&heads.narrow(D::Minus1, 0, rotated)?.contiguous()?, &self.cos, &self.sin)?;
+            let rest = heads.narrow(D::Minus1, rotated, width - rotated)?.contiguous()?;
+            Tensor::cat(&[&turned, &rest], D::Minus1)?
+        };
+        turned.squeeze(0)
+    }
+}
+
+/// Queries, keys and values of some rows, `[head, row, element]`.
+struct Heads {
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+}
+
+impl Projection {
+    fn forward(&self, rows: &Tensor) -> Outcome<Tensor> {
+        let product = self.weights.forward(rows)?;
+        match &self.bias {
+            Some(bias) => product.broadcast_add(bias),
+            None => Ok(product),
+        }
+    }
+}
+
+impl Layer {
+    fn heads(&self, normed: &Tensor, p: &Params, rotation: &Rotation) -> Outcome<Heads> {
+        let rows = normed.dim(0)?;
+        let turned = |projection: &Projection, heads: usize, norm: &Option<Tensor>| {
+            let mut heads = projection.forward(normed)?.reshape((rows, heads, p.head_width))?;
+            if let Some(norm) = norm {
+                heads = rms_norm(&heads.contiguous()?, norm, p.epsilon)?;
+            }
+            rotation.turn(&heads, p.pairs)
+        };
+        let v = self.v.forward(normed)?.reshape((rows, p.kv_heads, p.head_width))?;
+        Ok(Heads {
+            q: turned(&self.q, p.heads, &self.q_norm)?,
+            k: turned(&self.k, p.kv_heads, &self.k_norm)?,
+            v: v.transpose(0, 1)?.contiguous()?,
+        })
+    }
+}
+
+/// Keys and values of one layer.
+struct Cache {
+    keys: Tensor,
+    values: Tensor,
+}
+
+impl Cache {
+    /// Makes room; the dimension before the last counts positions.
+    fn new(shape: &[usize], device: &Device) -> Outcome<Self> {
+        let zeros = || Tensor::zeros(shape, candle_core::DType::F32, device);
+        Ok(Self { keys: zeros()?, values: zeros()? })
+    }
+
+    /// Puts keys and values at a position.
+    fn store(&self, position: usize, keys: &Tensor, values: &Tensor) -> Outcome<()> {
+        self.keys.slice_set(keys, D::Minus2, position)?;
+        self.values.slice_set(values, D::Minus2, position)
+    }
+
+    /// Returns the first `len` keys, turned to be multiplied with queries.
+    fn keys(&self, len: usize) -> Outcome<Tensor> {
+        self.keys.narrow(D::Minus2, 0, len)?.t()
+    }
+
+    fn values(&self, len: usize) -> Outcome<Tensor> {
+        self.values.narrow(D::Minus2, 0, len)
+    }
+
+    /// Keeps some of the continuations.
+    fn select(&self, kept: &Tensor) -> Outcome<Self> {
+        Ok(Self { keys: self.keys.index_select(kept, 0)?, values: self.values.index_select(kept, 0)? })
+    }
+}
+
+/// The state of one request.
+struct Run<'a> {
+    model: &'a Tensors,
+    /// For each layer `[key head, position, element]`.
+    prompt: Vec<Cache>,
+    prompt_len: usize,
+    /// The slots that grow, in the order of the rows of `own`.
+    active: Vec<usize>,
+    /// For each layer `[continuation, key head, position, element]`.
+    own: Vec<Cache>,
+    own_len: usize,
+    own_capacity: usize,
+    room: usize,
+    logits: Vec<f32>,
+}
+
+impl<'a> Run<'a> {
+    fn new(model: &'a Tensors, prompt: usize, slots: usize, room: usize) -> Result<Self, EngineError> {
+        let p = &model.params;
+        p.check_lengths(prompt, room)?;
+        let shape = [p.kv_heads, prompt, p.head_width];
+        let prompt = (0..p.layers).map(|_| Cache::new(&shape, &model.device)).collect::<Outcome<_>>()?;
+        Ok(Self {
+            model,
+            prompt,
+            prompt_len: 0,
+            active: (0..slots).collect(),
+            own: Vec::new(),
+            own_len: 0,
+            own_capacity: 0,
+            room,
+            logits: Vec::new(),
+        })
+    }
+
+    /// Computes the next tokens of the prompt; returns their final states.
+    fn prefill(&mut self, tokens: &[u32]) -> Result<Tensor, EngineError> {
+        let (model, first, seen) = (self.model, self.prompt_len, self.prompt_len + tokens.len());
+        let p = &model.params;
+        let (rows, group) = (tokens.len(), p.heads / p.kv_heads);
+        let rotation = model.rotation(first..seen)?;
+        let sees = |row: usize, position: usize| if position <= first + row { 0.0 } else { f32::NEG_INFINITY };
+        let mask: Vec<f32> = (0..rows).flat_map(|row| (0..seen).map(move |position| sees(row, position))).collect();
+        let mask = Tensor::from_vec(mask, (1, 1, rows, seen), &model.device)?;
+        let caches = &self.prompt;
+        let states = model.forward(tokens, &rotation, |layer, heads| {
+            let cache = &caches[layer];
+            cache.store(first, &heads.k, &heads.v)?;
+            // All query heads that share a key head are rows of one product.
+            let q = (&heads.q * p.attention_scale())?.reshape((p.kv_heads, group * rows, p.head_width))?;
+            let scores =
+                q.matmul(&cache.keys(seen)?)?.reshape((p.kv_heads, group, rows, seen))?.broadcast_add(&mask)?;
+            let weights = softmax_last_dim(&scores)?.reshape((p.kv_heads, group * rows, seen))?;
+            let attended = weights.matmul(&cache.values(seen)?)?;
+            // [head, row, element] to [row, head x element].
+            let attended = attended.reshape((p.heads, rows, p.head_width))?;
+            attended.transpose(0, 1)?.contiguous()?.reshape((rows, p.q_width()))
+        })?;
+        self.prompt_len = seen;
+        Ok(states)
+    }
+
+    /// Leaves only the given slots, in the given order.
+    fn keep(&mut self, slots: &[(usize, u32)]) -> Result<(), EngineError> {
+        if slots.iter().map(|(slot, _)| slot).eq(&self.active) {
+            return Ok(());
+        }
+        let mut kept = Vec::with_capacity(slots.len());
+        for (i, (slot, _)) in slots.iter().enumerate() {
+            let row = self.active.iter().position(|active| active == slot);
+            let row = row.ok_or(EngineError::Misuse("there is no such slot, or it missed a step"))?;
+            if slots[..i].iter().any(|(earlier, _)| earlier == slot) {
+                return Err(EngineError::Misuse("a slot is twice in a batch"));
+            }
+            #[expect(clippy::cast_possible_truncation, reason = "slots are few")]
+            kept.push(row as u32);
+        }
+        let kept = Tensor::new(kept, &self.model.device)?;
+        for cache in &mut self.own {
+            *cache = cache.select(&kept)?;
+        }
+        self.active = slots.iter().map(|(slot, _)| *slot).collect();
+        Ok(())
+    }
+
+    /// Makes sure of memory for one more position of each continuation.
+    fn reserve(&mut self) -> Result<(), EngineError> {
+        if self.own_len == self.room {
+            return Err(EngineError::Misuse("a continuation is longer than its room"));
+        }
+        if self.own_len == self.own_capacity {
+            let p = &self.model.params;
+            let capacity = (2 * self.own_capacity).max(FIRST_ROOM).min(self.room);
+            let shape = [self.active.len(), p.kv_heads, capacity, p.head_width];
+            if self.own.is_empty() {
+                self.own = (0..p.layers).map(|_| Cache::new(&shape, &self.model.device)).collect::<Outcome<_>>()?;
+            } else {
+                for cache in &mut self.own {
+                    let larger = Cache::new(&shape, &self.model.device)?;
+                    larger.store(0, &cache.keys, &cache.values)?;
+                    *cache = larger;
+                }
+            }
+            self.own_capacity = capacity;
+        }
+        Ok(())
+    }
+
+    /// Computes one token for each continuation; returns their final states.
+    fn decode(&self, tokens: &[u32]) -> Result<Tensor, EngineError> {
+        let model = self.model;
+        let p = &model.params;
+        let (n, group, shared, own) = (tokens.len(), p.heads / p.kv_heads, self.prompt_len, self.own_len + 1);
+        let rotation = model.rotation(std::iter::repeat_n(shared + self.own_len, n))?;
+        model.forward(tokens, &rotation, |layer, heads| {
+            let (prompt, cache) = (&self.prompt[layer], &self.own[layer]);
+            // [key head, continuation, element] to [continuation, key head, one position, element].
+            let by_row = |heads: &Tensor| heads.transpose(0, 1)?.contiguous()?.unsqueeze(2);
+            cache.store(self.own_len, &by_row(&heads.k)?, &by_row(&heads.v)?)?;
+
+            // The prompt for all continuations in one product, their own tokens for each alone.
+            let q = (&heads.q * p.attention_scale())?.reshape((p.kv_heads, group * n, p.head_width))?;
+            let to_prompt = q.matmul(&prompt.keys(shared)?)?.reshape((p.kv_heads, group, n, shared))?;
+            let to_prompt = to_prompt.permute((2, 0, 1, 3))?.contiguous()?;
+            let own_q = q.reshape((p.kv_heads, group, n, p.head_width))?.permute((2, 0, 1, 3))?.contiguous()?;
+            let to_own = own_q.matmul(&cache.keys(own)?)?;
+            let weights = softmax_last_dim(&Tensor::cat(&[&to_prompt, &to_own], D::Minus1)?)?;
+
+            let of_prompt = weights.narrow(D::Minus1, 0, shared)?.permute((1, 2, 0, 3))?.contiguous()?;
+            let of_prompt = of_prompt.reshape((p.kv_heads, group * n, shared))?.matmul(&prompt.values(shared)?)?;
+            let of_prompt = of_prompt.reshape((p.kv_heads, group, n, p.head_width))?.permute((2, 0, 1, 3))?;
+            let of_own = weights.narrow(D::Minus1, shared, own)?.contiguous()?.matmul(&cache.values(own)?)?;
+            (of_prompt + of_own)?.contiguous()?.reshape((n, p.q_width()))
+        })
+    }
+}
+
+impl Engine for Tensors {
+    fn vocabulary(&self) -> usize {
+        self.params.vocabulary
+    }
+
+    fn context(&self) -> usize {
+        self.params.context
+    }
+
+    fn kv_bytes_per_token(&self) -> u64 {
+        self.params.kv_bytes_per_token()
+    }
+
+    fn within(&self, work: &mut (dyn FnMut() + Send)) {
+        self.pool.install(work);
+    }
+
+    fn start(
+        &self,
+        prompt: &[u32],
+        slots: usize,
+        room: usize,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Box<dyn Session + '_>, EngineError> {
+        let mut run = Run::new(self, prompt.len(), slots, room)?;
+        let mut states = None;
+        for chunk in prompt.chunks(self.prefill) {
+            if !go_on() {
+                return Err(EngineError::Interrupted);
+            }
+            states = Some((run.prefill(chunk)?, chunk.len()));
+        }
+        if let Some((states, rows)) = states {
+            run.logits = self.project(&states.narrow(0, rows - 1, 1)?)?;
+        }
+        Ok(Box::new(run))
+    }
+
+    fn rows(
+        &self,
+        tokens: &[u32],
+        from: usize,
+        go_on: &mut dyn FnMut() -> bool,
+        sink: &mut dyn FnMut(&[f32]),
+    ) -> Result<(), EngineError> {
+        let mut run = Run::new(self, tokens.len(), 0, 0)?;
+        let mut start = 0;
+        for chunk in tokens.chunks(self.prefill) {
+            if !go_on() {
+                return Err(EngineError::Interrupted);
+            }
+            let states = run.prefill(chunk)?;
+            let skipped = from.saturating_sub(start);
+            if skipped < chunk.len() {
+                let logits = self.project(&states.narrow(0, skipped, chunk.len() - skipped)?)?;
+                logits.chunks_exact(self.params.vocabulary).for_each(&mut *sink);
+            }
+            start += chunk.len();
+        }
+        Ok(())
+    }
+}
+
+impl Session for Run<'_> {
+    fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+
+    fn step(&mut self, batch: &[(usize, u32)]) -> Result<(), EngineError> {
+        if batch.is_empty() {
+            return Err(EngineError::Misuse("a batch has no rows"));
+        }
+        self.keep(batch)?;
+        self.reserve()?;
+        let tokens: Vec<u32> = batch.iter().map(|(_, token)| *token).collect();
+        let states = self.decode(&tokens)?;
+        self.own_len += 1;
+        self.logits = self.model.project(&states)?;
+        Ok(())
+    }
+}
