@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use idiolect_miner::cli::{self, Invocation};
-use idiolect_miner::config::{ConfigError, load};
+use idiolect_miner::config::{ConfigError, load, unknown_variables};
 use idiolect_miner::{run, telemetry};
 
 #[global_allocator]
@@ -35,6 +35,9 @@ fn start(matches: &clap::ArgMatches) -> anyhow::Result<()> {
     let invocation = Invocation::new(matches, cli::process_env())?;
     let config = load(&invocation.sources)?.config;
     telemetry::start_logging(&config.log)?;
+    for variable in unknown_variables(&invocation.sources.env) {
+        tracing::warn!(variable, "this environment variable sets nothing; see docs/configuration.md");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let done = runtime.block_on(run(&config, &invocation));
     // A fetch or an engine that is still at work must not hold up the end.

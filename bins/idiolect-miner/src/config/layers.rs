@@ -171,6 +171,16 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     if merge.problems.is_empty() { Ok(merge.loaded) } else { Err(ConfigError { problems: merge.problems }) }
 }
 
+/// Names the variables that look like ours and set nothing: typing errors, most likely.
+#[must_use]
+pub fn unknown_variables(env: &BTreeMap<String, String>) -> Vec<String> {
+    const OTHERS: [&str; 4] = ["IDIOLECT_CONFIG", "IDIOLECT_E2E", "IDIOLECT_ARENA", "IDIOLECT_BLESS"];
+    let known: Vec<String> = KEYS.iter().flat_map(Key::all_env).collect();
+    let is_unknown =
+        |name: &&String| name.starts_with("IDIOLECT_") && !OTHERS.contains(&name.as_str()) && !known.contains(*name);
+    env.keys().filter(is_unknown).cloned().collect()
+}
+
 struct Merge<'s> {
     sources: &'s Sources,
     file: FileLayer,

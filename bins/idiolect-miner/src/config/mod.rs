@@ -16,7 +16,7 @@ pub(crate) mod value;
 pub use backend::{BACKEND_KEYS, BackendConfig, BackendKind, ServerFlavour};
 pub use key::{Key, plain};
 pub use keys::{KEYS, sections};
-pub use layers::{ConfigError, Loaded, Origin, Problem, Sources, load};
+pub use layers::{ConfigError, Loaded, Origin, Problem, Sources, load, unknown_variables};
 pub use preset::{PRESETS, Preset, PresetKind, preset};
 pub use reference::{reference, template};
 pub use sections::{

@@ -215,3 +215,10 @@ fn the_template_is_a_file_that_loads() {
         .fold(String::new(), |all, line| all + line + "\n");
     assert_eq!(problems(&bare, &[], &[]), [""; 0]);
 }
+
+#[test]
+fn variables_that_set_nothing_are_noticed() {
+    let env = ["IDIOLECT_AXON_PORT", "IDIOLECT_AXON_PROT", "IDIOLECT_CONFIG", "IDIOLECT_MODELS", "PATH"];
+    let env = env.iter().map(|name| ((*name).to_owned(), "1".to_owned())).collect();
+    assert_eq!(unknown_variables(&env), ["IDIOLECT_AXON_PROT"]);
+}
