@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
-use futures_util::{StreamExt, stream};
+use futures_util::stream::{self, FuturesUnordered};
+use futures_util::{FutureExt, StreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -83,8 +84,9 @@ pub struct PoolConfig {
     /// Asks a cooling member all the same when nobody else is left. One that the other side asked to leave alone (by
     /// `Retry-After`, or by refusing the credentials) is never asked before its time.
     pub last_resort: bool,
-    /// How long a member may stay silent before the next one is asked; `None` leaves it the whole deadline. With it,
-    /// whole answers are asked for as a stream too.
+    /// How long a member may stay silent before it is given up and the next one is asked. With it, whole answers are asked
+    /// for as a stream too. `None` gives no member up: of a stream that has a deadline, the next member is asked beside
+    /// the silent one when half of the time left is over, and the first to speak wins.
     pub first_byte_timeout: Option<Duration>,
     /// For a model, those that answer when all its members fail, in order.
     pub fallbacks: BTreeMap<String, Vec<String>>,
@@ -121,7 +123,8 @@ impl Default for PoolConfig {
 ///
 /// # Fallback
 /// The next member is asked when one fails before its first text, streams included. A stream that fails later passes
-/// the error on: what was said cannot be unsaid. [`Error::InvalidRequest`] and a passed deadline end the search.
+/// the error on: what was said cannot be unsaid. A member that stays silent costs half of the time: then the next one is
+/// asked beside it (see [`PoolConfig::first_byte_timeout`]). [`Error::InvalidRequest`] and a passed deadline end the search.
 ///
 /// # Cooldown
 /// Overload, unavailability, nonsense and silence beyond `first_byte_timeout` count as failures, and so does a stream
@@ -172,42 +175,80 @@ impl Pool {
         self.shared.snapshot()
     }
 
-    /// Asks members in turn until one succeeds.
-    async fn try_each<T, F, Fut>(&self, request: &Request, ask: F) -> Result<T, Error>
+    /// Asks members in turn until one succeeds. With `hedged`, one that has not answered in half of the time left stays
+    /// at work while the next one is asked, too: the first to answer wins.
+    async fn try_each<T, F, Fut>(&self, request: &Request, hedged: bool, ask: F) -> Result<T, Error>
     where
         F: Fn(Attempt, Request) -> Fut,
         Fut: Future<Output = Result<T, Failed>>,
     {
-        let order = self.shared.order(&self.config, request)?;
+        let mut order = self.shared.order(&self.config, request)?.into_iter();
+        let deadline = request.deadline.map(Instant::from_std);
         let mut failures = Failures::default();
-        for (index, model) in order {
-            if request.deadline.is_some_and(|deadline| deadline <= Instant::now().into_std()) {
-                return Err(failures.last.unwrap_or(Error::DeadlineExceeded));
+        let mut at_work = FuturesUnordered::new();
+        let is_enough = |failures: &Failures, n_at_work: usize| {
+            self.config.num_retries.is_some_and(|retries| failures.asked + n_at_work > retries)
+        };
+        loop {
+            let is_late = deadline.is_some_and(|deadline| deadline <= Instant::now());
+            let next = if is_late || is_enough(&failures, at_work.len()) {
+                None
+            } else {
+                self.next_free(&mut order, &mut failures)
+            };
+            if let Some((attempt, model)) = next {
+                let (index, mut request) = (attempt.index(), request.clone());
+                request.model = model.or(request.model);
+                at_work.push(ask(attempt, request).map(move |answer| (index, answer)));
+            } else if at_work.is_empty() {
+                return Err(failures.into_error(&self.config.name, is_late));
             }
-            if self.config.num_retries.is_some_and(|retries| failures.asked > retries) {
-                break;
-            }
-            let attempt = match self.shared.enter(index) {
-                Ok(attempt) => attempt,
-                Err(wait) => {
-                    failures.note_busy(wait);
-                    continue;
+            let may_hedge = hedged && order.len() > 0 && !is_late && !is_enough(&failures, at_work.len());
+            let patience = async {
+                match deadline.filter(|_| may_hedge) {
+                    Some(deadline) => tokio::time::sleep((deadline - Instant::now()) / 2).await,
+                    None => std::future::pending().await,
                 }
             };
-            let mut request = request.clone();
-            request.model = model.or(request.model);
-            match ask(attempt, request).await {
-                Ok(answer) => return Ok(answer),
-                Err(Failed { error, is_final: true }) => return Err(error),
-                Err(Failed { error, .. }) => {
+            let answered = tokio::select! {
+                biased;
+                answered = at_work.next() => answered,
+                () = patience => continue,
+            };
+            match answered {
+                Some((_, Ok(answer))) => return Ok(answer),
+                Some((_, Err(Failed { error, is_final: true }))) => {
+                    if at_work.is_empty() || error.kind() == ErrorKind::InvalidRequest {
+                        return Err(error);
+                    }
+                    // Out of time: nobody else is asked, but who is at work may still answer.
+                    order = Vec::new().into_iter();
+                    failures.last = Some(error);
+                }
+                Some((index, Err(Failed { error, .. }))) => {
                     let member = self.shared.name(index);
-                    tracing::warn!(pool = %self.config.name, %member, %error, "member failed, the next one is asked");
+                    tracing::warn!(pool = %self.config.name, %member, %error, "member failed");
                     failures.asked += 1;
                     failures.last = Some(error);
                 }
+                None => {}
             }
         }
-        Err(failures.into_error(&self.config.name))
+    }
+
+    /// Takes a place at the next member that has one.
+    fn next_free(
+        &self,
+        order: &mut impl Iterator<Item = (usize, Option<String>)>,
+        failures: &mut Failures,
+    ) -> Option<(Attempt, Option<String>)> {
+        order.find_map(|(index, model)| match self.shared.enter(index) {
+            Ok(attempt) => Some((attempt, model)),
+            Err(wait) => {
+                failures.note_busy(wait);
+                None
+            }
+        })
     }
 
     async fn whole(&self, mut attempt: Attempt, request: Request) -> Result<Completion, Failed> {
@@ -282,9 +323,12 @@ impl Failures {
         self.wait = self.wait.into_iter().chain(wait).min();
     }
 
-    fn into_error(self, pool: &str) -> Error {
+    fn into_error(self, pool: &str, is_late: bool) -> Error {
         if let Some(error) = self.last {
             return error;
+        }
+        if is_late {
+            return Error::DeadlineExceeded;
         }
         let backend = pool.to_owned();
         if self.busy {
@@ -345,12 +389,12 @@ impl Backend for Pool {
 
     async fn complete(&self, request: Request) -> Result<Completion, Error> {
         request.validate()?;
-        self.try_each(&request, |attempt, request| self.whole(attempt, request)).await
+        self.try_each(&request, false, |attempt, request| self.whole(attempt, request)).await
     }
 
     async fn stream(&self, request: Request) -> Result<CompletionStream, Error> {
         request.validate()?;
-        self.try_each(&request, |attempt, request| self.start(attempt, request)).await
+        self.try_each(&request, true, |attempt, request| self.start(attempt, request)).await
     }
 
     async fn score(&self, messages: &[Message], completion: &str) -> Result<Score, Error> {
@@ -367,7 +411,7 @@ impl Backend for Pool {
                 Err(error) => Err(attempt.failed(error)),
             }
         };
-        self.try_each(&request, ask).await
+        self.try_each(&request, false, ask).await
     }
 
     async fn health(&self) -> Health {

@@ -178,6 +178,10 @@ pub(super) struct Attempt {
 }
 
 impl Attempt {
+    pub(super) const fn index(&self) -> usize {
+        self.index
+    }
+
     pub(super) fn backend(&self) -> Arc<dyn Backend> {
         Arc::clone(&self.shared.members[self.index].backend)
     }

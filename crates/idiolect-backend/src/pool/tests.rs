@@ -81,6 +81,32 @@ async fn a_silent_member_is_left_for_the_next() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_silent_member_costs_half_of_the_time_at_most() {
+    let hang = || Arc::new(FaultyBackend::always("a", Step::Hang));
+    let slow = |name, seconds| faulty(name, [Step::say(name).after(Duration::from_secs(seconds))]);
+    for (members, expected, after) in [
+        ([hang(), slow("b", 1), slow("c", 0)], Some("b"), 60),
+        ([slow("a", 6), slow("b", 4), slow("c", 4)], Some("a"), 60),
+        ([slow("a", 8), slow("b", 1), slow("c", 0)], Some("b"), 60),
+        ([hang(), hang(), slow("c", 1)], Some("c"), 85),
+        ([hang(), faulty("b", [Step::Fail(ErrorKind::Unavailable)]), slow("c", 1)], Some("c"), 60),
+        ([hang(), faulty("b", [Step::Fail(ErrorKind::InvalidRequest)]), slow("c", 1)], None, 50),
+    ] {
+        let config = PoolConfig { num_retries: Some(2), ..exact(Strategy::Fallback) };
+        let members: Vec<Member> =
+            members.iter().zip(["a", "b", "c"]).map(|(m, name)| Member::new(name, Arc::clone(m) as _)).collect();
+        let pool = Pool::new(config, members).unwrap();
+        let start = Instant::now();
+        let deadline = Some((start + Duration::from_secs(10)).into_std());
+        let answer = pool.stream_and_collect(Request { deadline, ..request(None) }).await;
+        let tenths = (start.elapsed() + Duration::from_millis(50)).as_millis() / 100;
+        assert_eq!((answer.ok().map(|a| a.backend).as_deref(), tenths), (expected, after));
+        assert!(pool.members().iter().all(|member| member.in_flight == 0));
+        assert_eq!((pool.members()[0].failures_total, pool.members()[0].cooldown), (0, None));
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_caller_in_a_hurry_cannot_put_members_to_sleep() {
     let a = Arc::new(Echo::with_delay(Duration::from_secs(1)));
     let pool = Pool::new(exact(Strategy::Fallback), vec![Member::new("a", a)]).unwrap();
