@@ -153,7 +153,7 @@ fn still_needed(records: Vec<NonceRecord>, now_ns: i128) -> Vec<NonceRecord> {
 }
 
 async fn create_tables(pool: &SqlitePool) -> Result<(), NonceDbError> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
     sqlx::query("CREATE TABLE IF NOT EXISTS idiolect_schema (component TEXT PRIMARY KEY, version INTEGER NOT NULL)")
         .execute(&mut *transaction)
         .await?;
@@ -208,7 +208,7 @@ async fn write(pool: &SqlitePool, receiver: &[u8], records: &[NonceRecord]) -> R
     let windowed = records.iter().filter_map(|record| Some((record, Some(nanoseconds(record.expires_ns?)))));
     let monotonic = records.iter().filter(|record| record.expires_ns.is_none()).map(|record| (record, None));
     let (windowed, monotonic) = (json_rows(windowed), json_rows(monotonic));
-    let mut transaction = pool.begin().await?;
+    let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
     if let Some(rows) = windowed {
         sqlx::query(
             "INSERT INTO nonce_windowed (receiver, key, value, expires_ns)
@@ -270,7 +270,7 @@ async fn delete_expired(pool: &SqlitePool, now_ns: i128) -> Result<(), NonceDbEr
 }
 
 async fn take_clean_mark(pool: &SqlitePool, receiver: &[u8]) -> Result<bool, NonceDbError> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
     let row = sqlx::query("SELECT clean FROM nonce_stop WHERE receiver = ?")
         .bind(receiver)
         .fetch_optional(&mut *transaction)
@@ -281,7 +281,7 @@ async fn take_clean_mark(pool: &SqlitePool, receiver: &[u8]) -> Result<bool, Non
 }
 
 async fn set_clean_mark(pool: &SqlitePool, receiver: &[u8]) -> Result<(), NonceDbError> {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
     mark(&mut transaction, receiver, true).await?;
     transaction.commit().await?;
     Ok(())
