@@ -1,5 +1,6 @@
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
@@ -9,7 +10,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::SynapseBody;
-use crate::{AuthError, Category, Hotkey, status};
+use crate::{AuthError, Caller, Category, Hotkey, Keypair, status};
 
 /// The version that replies carry: 10.5.0, as new as any client of this protocol. Clients do not look at it.
 const VERSION: u32 = 10_005_000;
@@ -24,13 +25,21 @@ const NOT_ECHOED: [&str; 7] =
 const STATUS_CODE: HeaderName = HeaderName::from_static("bt_header_axon_status_code");
 const STATUS_MESSAGE: HeaderName = HeaderName::from_static("bt_header_axon_status_message");
 const PROCESS_TIME: HeaderName = HeaderName::from_static("bt_header_axon_process_time");
+const NONCE: HeaderName = HeaderName::from_static("bt_header_axon_nonce");
+const SIGNATURE: HeaderName = HeaderName::from_static("bt_header_axon_signature");
 
 /// Writes replies to verified callers, in the form that every client from 6.0 to 10.5 reads.
 ///
-/// Nothing in a reply is signed: no client checks it, and a key that signs texts of the caller's choice can be borrowed.
+/// With a key ([`signed_by`](Self::signed_by)) replies can be signed, as servers of bittensor 6 do. The text is
+/// `<nonce>.<caller>.<miner>.<uuid>` and holds nothing of the caller's choice: the nonce and the UUID are ours, and the
+/// caller is who it proved to be. (Reference servers sign whatever addresses a stranger names, so their keys can be
+/// borrowed.)
 #[derive(Clone, Debug)]
 pub struct SynapseReplier {
     identity: HeaderMap,
+    hotkey: Hotkey,
+    uuid: String,
+    key: Option<Arc<Keypair>>,
 }
 
 impl SynapseReplier {
@@ -46,12 +55,36 @@ impl SynapseReplier {
         };
         add("bt_header_axon_hotkey", hotkey.to_string());
         add("bt_header_axon_version", VERSION.to_string());
-        add("bt_header_axon_uuid", Uuid::new_v4().to_string());
+        let uuid = Uuid::new_v4().to_string();
+        add("bt_header_axon_uuid", uuid.clone());
         if let Some(external) = external {
             add("bt_header_axon_ip", external.ip().to_string());
             add("bt_header_axon_port", external.port().to_string());
         }
-        Self { identity }
+        Self { identity, hotkey: *hotkey, uuid, key: None }
+    }
+
+    /// Lets [`sign`](Self::sign) sign, with the miner's own key; another key is ignored.
+    #[must_use]
+    pub fn signed_by(mut self, key: Arc<Keypair>) -> Self {
+        self.key = Some(key).filter(|key| key.hotkey() == self.hotkey);
+        self
+    }
+
+    /// Signs a reply to a caller that proved its key, by two more headers. Takes about as long as a verification.
+    ///
+    /// Without a key this does nothing, nor for a caller that holds the miner's own key: such a text could serve as a
+    /// gRPC request of the miner to itself.
+    pub fn sign(&self, headers: &mut HeaderMap, caller: &Caller) {
+        let Some(key) = self.key.as_ref().filter(|_| *caller.hotkey() != self.hotkey) else { return };
+        let nonce = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let text = format!("{nonce}.{}.{}.{}", caller.hotkey(), self.hotkey, self.uuid);
+        let signature = format!("0x{}", hex::encode(key.sign(text.as_bytes())));
+        // Digits are plain ASCII.
+        if let (Ok(nonce), Ok(signature)) = (nonce.to_string().try_into(), signature.try_into()) {
+            headers.insert(NONCE, nonce);
+            headers.insert(SIGNATURE, signature);
+        }
     }
 
     /// Answers a prompt.
@@ -215,6 +248,7 @@ mod tests {
 
     use super::super::{BodyHash, Synapses};
     use super::*;
+    use crate::Transport;
     use crate::body_hash::{EMPTY_BODY_HASH, body_hash};
 
     const TIME: Duration = Duration::from_micros(1500);
@@ -256,6 +290,34 @@ mod tests {
             "required_hash_fields": ["messages"],
         });
         assert_eq!(value, expected);
+    }
+
+    fn caller(hotkey: Hotkey) -> Caller {
+        Caller { transport: Transport::Http, hotkey, timeout: None, version: None }
+    }
+
+    #[test]
+    fn a_reply_is_signed_for_its_caller_and_nobody_else() {
+        let [miner, validator] = ["//Alice", "//Bob"].map(|uri| Keypair::from_uri(uri).unwrap());
+        let (own, asking) = (miner.hotkey(), validator.hotkey());
+        let miner = Arc::new(miner);
+        let replier = SynapseReplier::new(&own, None).signed_by(miner.clone());
+        let mut head = replier.stream_head(TIME);
+        replier.sign(head.headers_mut(), &caller(asking));
+        let header = |name: &str| head.headers()[name].to_str().unwrap();
+        let text = format!("{}.{asking}.{own}.{}", header("bt_header_axon_nonce"), header("bt_header_axon_uuid"));
+        let signature = hex::decode(header("bt_header_axon_signature").strip_prefix("0x").unwrap()).unwrap();
+        assert!(own.verify(text.as_bytes(), &signature.try_into().unwrap()));
+
+        let is_signed = |replier: &SynapseReplier, hotkey| {
+            let mut headers = HeaderMap::new();
+            replier.sign(&mut headers, &caller(hotkey));
+            !headers.is_empty()
+        };
+        assert!(is_signed(&replier, asking));
+        assert!(!is_signed(&replier, own), "a text that we could be taken for");
+        assert!(!is_signed(&SynapseReplier::new(&own, None), asking), "no key");
+        assert!(!is_signed(&SynapseReplier::new(&asking, None).signed_by(miner), asking), "somebody else's key");
     }
 
     #[test]
