@@ -39,7 +39,7 @@
 //! # Time
 //! The deadline is the call's. Time for scoring is set aside before generation starts, as much as scoring was measured
 //! to take; what is unfinished then is used up to its last whole sentence. When even the encoder runs out of time,
-//! quality alone decides. Only with no text at all there is an error.
+//! quality alone decides, and the reply is embedded after it was sent. Only with no text at all there is an error.
 //!
 //! # Records
 //! Each reply's [`Provenance`] is written behind its back, through a bounded queue, into the SQLite file that

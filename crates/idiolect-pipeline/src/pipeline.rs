@@ -15,11 +15,11 @@ use idiolect_uniqueness::{
     Candidate, Erase, Panel, Population, ReplyHistory, Selection, Selector, SqliteHistory, StoreError, StoredReply,
 };
 use sqlx::SqlitePool;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::ask::Job;
-use crate::config::StorePrompts;
+use crate::config::{RecordConfig, StorePrompts};
 use crate::error::to_handler_error;
 use crate::generate::{Draft, Generated, Planned, generate, share_time};
 use crate::provenance::{CandidateRecord, Timings, milliseconds};
@@ -36,6 +36,8 @@ const FINISH: Duration = Duration::from_millis(60);
 const BACKEND_GRACE: Duration = Duration::from_millis(40);
 /// Longest time for reading what others added to the store: where the disk is slow, what is in memory must do.
 const REFRESH: Duration = Duration::from_millis(50);
+/// Longest time for embedding a reply after it was sent.
+const LATE: Duration = Duration::from_secs(10);
 /// Numbers between the seeds of two recipes: backends count their candidates up from a request's seed.
 const SEEDS_APART: u64 = 1 << 20;
 /// Searching more earlier replies than this is moved off the executor.
@@ -87,6 +89,8 @@ pub struct Pipeline {
     n_requests: AtomicU64,
     /// Held from a choice until it is remembered, so that calls that come together are not answered alike.
     choosing: Mutex<()>,
+    /// For embedding what was sent without, one reply at a time.
+    late: Arc<Semaphore>,
     /// Whether the backend last took a reply's requests one after the other. Taken for true until it is known: then the
     /// worst is that the first reply's first recipe gets half of the time.
     one_by_one: AtomicBool,
@@ -161,6 +165,7 @@ impl Pipeline {
             seed,
             n_requests: AtomicU64::new(0),
             choosing: Mutex::new(()),
+            late: Arc::new(Semaphore::new(1)),
             one_by_one: AtomicBool::new(true),
         })
     }
@@ -192,12 +197,20 @@ impl Pipeline {
     /// # Errors
     /// What the store says.
     pub async fn erase(&self, what: &Erase) -> Result<u64, StoreError> {
+        self.late_ones().await;
         self.recorder.erase(what).await
     }
 
     /// Waits until every reply so far is on record. Call it before the process ends.
     pub async fn flush(&self) {
+        self.late_ones().await;
         self.recorder.flush().await;
+    }
+
+    /// Waits until nothing is being embedded late.
+    async fn late_ones(&self) {
+        // Nobody closes the semaphore.
+        let _ = self.late.acquire().await;
     }
 
     pub(crate) const fn backend(&self) -> &Arc<dyn Backend> {
@@ -373,32 +386,37 @@ impl Pipeline {
 
     /// Compares later replies with this one, and returns what is to be written of it.
     fn remember(&self, provenance: &Provenance, embeddings: Option<&[Embedding]>) -> Vec<StoredReply> {
-        let (Some(history), Some(embeddings)) = (&self.history, embeddings) else { return Vec::new() };
-        let config = &self.config.record;
-        let mut replies = Vec::with_capacity(provenance.sent.len());
-        for (part, &index) in (0..).zip(&provenance.sent) {
-            let (Some(embedding), Some(sent)) = (embeddings.get(index), provenance.candidates.get(index)) else {
-                continue;
-            };
-            let mut reply = StoredReply {
-                reply_id: provenance.id.clone(),
-                part,
-                caller: provenance.caller.clone().unwrap_or_default(),
-                prompt_hash: provenance.prompt_hash.clone().unwrap_or_default(),
-                encoder: history.encoder().to_owned(),
-                embedding: embedding.clone(),
-                text: sent.text.clone().filter(|_| config.store_replies),
-                time_ms: provenance.time_ms,
-            };
-            if !history.remember(&reply) {
-                continue;
+        let Some(history) = &self.history else { return Vec::new() };
+        let of_sent: Option<Vec<Embedding>> =
+            embeddings.map(|all| provenance.sent.iter().filter_map(|&index| all.get(index).cloned()).collect());
+        match of_sent {
+            Some(embeddings) => remember_all(history, &self.config.record, provenance, embeddings),
+            None => {
+                // Nobody compares what is passed through.
+                if provenance.mode != "passthrough" {
+                    self.remember_later(provenance.clone());
+                }
+                Vec::new()
             }
-            if config.store_prompts == StorePrompts::None {
-                reply.prompt_hash.clear();
-            }
-            replies.push(reply);
         }
-        replies
+    }
+
+    /// Embeds a reply that was sent without for want of time: the validators will have it in their history, too. Where
+    /// another one is being embedded already, it is left out.
+    fn remember_later(&self, provenance: Provenance) {
+        let (Some(history), Some(embedder)) = (self.history.clone(), self.embedder.clone()) else { return };
+        let Ok(turn) = Arc::clone(&self.late).try_acquire_owned() else { return };
+        let config = self.config.record.clone();
+        tokio::spawn(async move {
+            let _turn = turn;
+            let sent = provenance.sent.iter().filter_map(|&index| provenance.candidates.get(index)?.text.clone());
+            let texts: Vec<String> = sent.collect();
+            let Ok(Ok(embeddings)) = tokio::time::timeout(LATE, embedder.embed(&texts)).await else { return };
+            let replies = remember_all(&history, &config, &provenance, embeddings);
+            if let Err(error) = history.save(&replies).await {
+                tracing::error!(error = &error as &dyn std::error::Error, "history not written");
+            }
+        });
     }
 
     /// Finds out what there is to know of the candidates in the time that is left.
@@ -623,6 +641,38 @@ impl NotEmbedded {
             Self::Failed => "the encoder failed",
         }
     }
+}
+
+/// Compares later replies with what was sent, and returns what is to be written of it. `embeddings` are those of the
+/// completions sent, in order.
+fn remember_all(
+    history: &ReplyHistory,
+    config: &RecordConfig,
+    provenance: &Provenance,
+    embeddings: Vec<Embedding>,
+) -> Vec<StoredReply> {
+    let mut replies = Vec::with_capacity(embeddings.len());
+    for ((part, &index), embedding) in (0..).zip(&provenance.sent).zip(embeddings) {
+        let Some(sent) = provenance.candidates.get(index) else { continue };
+        let mut reply = StoredReply {
+            reply_id: provenance.id.clone(),
+            part,
+            caller: provenance.caller.clone().unwrap_or_default(),
+            prompt_hash: provenance.prompt_hash.clone().unwrap_or_default(),
+            encoder: history.encoder().to_owned(),
+            embedding,
+            text: sent.text.clone().filter(|_| config.store_replies),
+            time_ms: provenance.time_ms,
+        };
+        if !history.remember(&reply) {
+            continue;
+        }
+        if config.store_prompts == StorePrompts::None {
+            reply.prompt_hash.clear();
+        }
+        replies.push(reply);
+    }
+    replies
 }
 
 fn check(config: &PipelineConfig, parts: &Parts) -> Result<(), PipelineError> {

@@ -83,6 +83,20 @@ async fn a_slow_encoder_leaves_the_choice_to_quality_and_is_given_more_time_late
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_was_sent_without_an_embedding_is_compared_with_later() {
+    for (wait, n_history) in [(5, 1), (3600, 0)] {
+        let slow = Slow { inner: HashEmbedder::new(256), wait: Duration::from_secs(wait) };
+        let parts = Parts { embedder: Some(Arc::new(slow)), ..parts(Scripted::new(vec![says(SKY)])) };
+        let pipeline = start(2, parts).await;
+        let first = pipeline.answer(in_time(1)).await.unwrap().provenance;
+        assert_eq!((first.reason.as_str(), first.n_history), ("quality_only", 0));
+        pipeline.flush().await;
+        let second = pipeline.answer(in_time(1)).await.unwrap().provenance;
+        assert_eq!(second.n_history, n_history);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn timeouts_of_any_size_are_kept() {
     let pipeline = start(1, parts(Scripted::new(vec![says(SKY)]))).await;
     for timeout in [Duration::ZERO, Duration::from_millis(4)] {
