@@ -148,7 +148,9 @@ impl Miner {
         let verifier = Verifier::new(hotkey, settings::limits(config), clock, nonces);
         let handler =
             Arc::new(Capped::new(core.pipeline.clone(), config.pipeline.cap.saturating_sub(config.pipeline.margin)));
-        let axon = Axon::bind(settings::axon(config), verifier, policy, handler).await?;
+        let axon = Axon::bind(settings::axon(config), verifier, policy, handler)
+            .await?
+            .signed_by(Arc::new(identity.keypair.clone()));
         let address = axon.local_addr();
 
         let status = Arc::new(Status::new(config, &core, hotkey));

@@ -7,8 +7,8 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use idiolect_protocol::Verifier;
 use idiolect_protocol::http_synapse::SynapseSpec;
+use idiolect_protocol::{Keypair, Verifier};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -80,6 +80,14 @@ impl Axon {
     pub fn with_prompt_synapse(mut self, spec: SynapseSpec) -> Result<Self, AxonError> {
         self.http.synapses.add(spec, None)?;
         Ok(self)
+    }
+
+    /// Signs replies to HTTP synapses for the caller that proved its key, as servers of bittensor 6 do. No client of
+    /// later generations asks for it. The key must be the one that the verifier expects requests to be addressed to.
+    #[must_use]
+    pub fn signed_by(mut self, key: Arc<Keypair>) -> Self {
+        self.http.synapses.sign_with(key);
+        self
     }
 
     /// Returns the address that is listened on, with the real port where the configured one was 0.
