@@ -1,6 +1,7 @@
 //! The way of every request, whatever its transport: proof, policy, queue, handler; and what it may be refused by.
 
 use std::borrow::Cow;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -15,6 +16,7 @@ use crate::handler::{AvailabilityMap, Call, Feedback, Handler, HandlerError, Rep
 use crate::metrics as meters;
 use crate::policy::{Decision, Policy, PolicyContext};
 use crate::queue::{Priority, QueueError, StakeQueue};
+use crate::strangers::{Failures, Unproved};
 
 /// Why a request is not answered, as far as the peer is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +33,11 @@ impl Refusal {
 
     pub(crate) fn overloaded(message: &'static str) -> Self {
         Self { retry_after: Some(Duration::from_secs(1)), ..Self::new(Category::Overloaded, message) }
+    }
+
+    /// Says that an address is not listened to for a while.
+    pub(crate) fn too_many_failures(error: &AuthError) -> Self {
+        Self { retry_after: Some(Duration::from_secs(1)), ..Self::new(Category::RateLimited, error.to_string()) }
     }
 
     pub(crate) fn stopping() -> Self {
@@ -71,6 +78,8 @@ pub(crate) struct Admission {
     handler: Arc<dyn Handler>,
     queue: StakeQueue,
     budget: Arc<BodyBudget>,
+    unproved: Unproved,
+    failures: Failures,
     n_requests: AtomicUsize,
     n_lasting: AtomicUsize,
     is_stopping: AtomicBool,
@@ -86,6 +95,8 @@ impl Admission {
         Self {
             queue: StakeQueue::new(config.concurrency, config.max_waiting),
             budget: Arc::new(BodyBudget::new(config.max_buffered_bytes)),
+            unproved: Unproved::new(config.max_unproved_per_ip),
+            failures: Failures::new(config.max_failures_per_second),
             config,
             verifier,
             policy,
@@ -109,14 +120,19 @@ impl Admission {
         self.n_requests.load(Ordering::SeqCst).saturating_sub(self.n_lasting.load(Ordering::SeqCst))
     }
 
-    /// Counts a request in, if there is room for it.
-    pub(crate) fn enter(self: &Arc<Self>) -> Result<InFlight, Refusal> {
+    /// Counts a request from `address` in, if there is room for it.
+    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Result<InFlight, Refusal> {
         if self.is_stopping() {
             return Err(Refusal::stopping());
         }
-        let entered = InFlight { admission: self.clone(), is_lasting: false };
+        if !self.unproved.enter(address) {
+            meters::shed("requests");
+            return Err(Refusal::overloaded("too many requests"));
+        }
         let n = self.n_requests.fetch_add(1, Ordering::SeqCst) + 1;
-        if n > self.config.max_requests {
+        let is_proved = AtomicBool::new(false);
+        let entered = InFlight { admission: self.clone(), address, is_proved, is_lasting: false };
+        if n.saturating_sub(self.n_lasting.load(Ordering::SeqCst)) > self.config.max_requests {
             meters::shed("requests");
             return Err(Refusal::overloaded("too many requests"));
         }
@@ -134,9 +150,18 @@ impl Admission {
     }
 
     /// Proves a claim. This takes about 40 µs of computing, less than a thread of its own would cost to reach.
-    pub(crate) fn verify(&self, claim: Claim) -> Result<Caller, AuthError> {
+    fn verify(&self, claim: Claim, address: IpAddr) -> Result<Caller, AuthError> {
         let start = Instant::now();
-        let verified = self.verifier.verify_as(claim, |hotkey| self.policy.knows(hotkey));
+        let is_known = self.policy.knows(&claim.hotkey);
+        let source = (address, is_known.then_some(claim.hotkey));
+        if self.failures.is_over(&source, start) {
+            return Err(AuthError::TooManyFailures);
+        }
+        let verified = self.verifier.verify_as(claim, |_| is_known);
+        // Only these cost anything to find out; an old clock reading is told by a look.
+        if matches!(verified, Err(AuthError::SignatureMismatch | AuthError::Replayed)) {
+            self.failures.count(source, start);
+        }
         meters::verified(start.elapsed());
         if let Err(error) = &verified {
             tracing::debug!(%error, "request is not verified");
@@ -241,20 +266,48 @@ fn internal() -> Refusal {
 #[derive(Debug)]
 pub(crate) struct InFlight {
     admission: Arc<Admission>,
+    address: IpAddr,
+    is_proved: AtomicBool,
     is_lasting: bool,
 }
 
+/// Most requests at one time that may go on for ever.
+const MAX_LASTING: usize = 256;
+
 impl InFlight {
     /// Marks a request that may go on for ever, such as watching health: stopping does not wait for it.
-    pub(crate) fn set_lasting(&mut self) {
-        if !std::mem::replace(&mut self.is_lasting, true) {
-            self.admission.n_lasting.fetch_add(1, Ordering::SeqCst);
+    pub(crate) fn set_lasting(&mut self) -> Result<(), Refusal> {
+        if !std::mem::replace(&mut self.is_lasting, true)
+            && self.admission.n_lasting.fetch_add(1, Ordering::SeqCst) >= MAX_LASTING
+        {
+            meters::shed("requests");
+            return Err(Refusal::overloaded("too many streams"));
+        }
+        Ok(())
+    }
+
+    /// Returns the network it came from.
+    pub(crate) const fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Proves a claim. From then on the request counts no more as that of a stranger.
+    pub(crate) fn verify(&self, claim: Claim) -> Result<Caller, AuthError> {
+        let caller = self.admission.verify(claim, self.address)?;
+        self.leave_strangers();
+        Ok(caller)
+    }
+
+    fn leave_strangers(&self) {
+        if !self.is_proved.swap(true, Ordering::SeqCst) {
+            self.admission.unproved.leave(self.address);
         }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        self.leave_strangers();
         if self.is_lasting {
             self.admission.n_lasting.fetch_sub(1, Ordering::SeqCst);
         }

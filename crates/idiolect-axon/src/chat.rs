@@ -5,19 +5,24 @@ use std::time::Instant;
 
 use http::{HeaderValue, Request, Response, StatusCode, header, request};
 use hyper::body::Incoming;
-use idiolect_protocol::openai::{self, ChatRequest, ErrorReply, ReplyHead, SamplingParameters, StreamedReply};
+use idiolect_protocol::openai::{self, ChatRequest, ErrorReply, ReplyHead, StreamedReply};
 use idiolect_protocol::{AuthError, Caller, Category, Claim, Transport, btauth, epistula, status};
 
-use crate::admission::{Admission, Refusal};
+use crate::admission::{Admission, InFlight, Refusal};
 use crate::body::{ReplyBody, RequestBody};
 use crate::connection::Answered;
 use crate::handler::{Call, Dictated, Reply, ReplyLogprob};
-use crate::http::{add_retry_after, json, read, refused, with_type};
+use crate::http::{add_retry_after, check_encoding, json, read, refused, with_type};
 use crate::queue::Priority;
 
-pub(crate) async fn answer(admission: &Admission, request: Request<Incoming>, arrived: Instant) -> Answered {
+pub(crate) async fn answer(
+    admission: &Admission,
+    in_flight: &InFlight,
+    request: Request<Incoming>,
+    arrived: Instant,
+) -> Answered {
     let transport = transport(&request);
-    match try_answer(admission, request, arrived).await {
+    match try_answer(admission, in_flight, request, arrived).await {
         Ok(response) => Answered { response, transport, outcome: "ok" },
         Err(refusal) => refused(transport, &refusal, refuse(&refusal)),
     }
@@ -29,6 +34,7 @@ fn transport<B>(request: &Request<B>) -> &'static str {
 
 async fn try_answer(
     admission: &Admission,
+    in_flight: &InFlight,
     request: Request<Incoming>,
     arrived: Instant,
 ) -> Result<Response<ReplyBody<()>>, Refusal> {
@@ -37,8 +43,9 @@ async fn try_answer(
     if !btauth::is_btauth(&head.headers) && !epistula::is_epistula(&head.headers) {
         return Err(Refusal::new(Category::Unauthenticated, "Missing signature"));
     }
+    check_encoding(&head.headers)?;
     let body = read(RequestBody::plain(body, admission.body_limits())).await?;
-    let caller = claim(admission, &head, &body).and_then(|claim| admission.verify(claim)).map_err(unverified)?;
+    let caller = claim(admission, &head, &body).and_then(|claim| in_flight.verify(claim)).map_err(unverified)?;
     let priority = admission.decide(&caller, openai::CHAT_PATH)?;
     let chat = ChatRequest::from_json(&body).map_err(|error| Refusal::new(Category::Malformed, error.to_string()))?;
     drop(body);
@@ -61,6 +68,7 @@ fn claim(admission: &Admission, head: &request::Parts, body: &[u8]) -> Result<Cl
 pub(crate) fn unverified(error: AuthError) -> Refusal {
     match error.category() {
         Category::Overloaded => Refusal::overloaded("too many sessions"),
+        Category::RateLimited => Refusal::too_many_failures(&error),
         category => Refusal::new(category, error.to_string()),
     }
 }
@@ -85,7 +93,7 @@ async fn complete(
         n_completions: n_completions.min(admission.config.n_multi_completions),
         task: chat.task.or_else(|| task_header(head)),
         model: chat.model,
-        dictated: dictated.map(from_wire),
+        dictated: dictated.map(Dictated::from),
         prompt: chat.prompt,
     };
     admission.forward(call, priority, deadline).await
@@ -98,18 +106,6 @@ fn task_header(head: &request::Parts) -> Option<String> {
 }
 
 const MAX_TASK_BYTES: usize = 256;
-
-fn from_wire(sampling: SamplingParameters) -> Dictated {
-    Dictated {
-        seed: sampling.seed,
-        temperature: sampling.temperature,
-        top_p: sampling.top_p,
-        top_k: sampling.top_k,
-        repetition_penalty: sampling.repetition_penalty,
-        max_tokens: sampling.max_tokens,
-        stop: sampling.stop,
-    }
-}
 
 fn reply_head(model: &str) -> ReplyHead {
     static N_REPLIES: AtomicU64 = AtomicU64::new(0);

@@ -24,7 +24,8 @@ pub struct AxonConfig {
     pub body_timeout: Duration,
     /// How long a connection may rest between requests. Default 75 s, above the keep-alive of common clients.
     pub idle_timeout: Duration,
-    /// How long a peer may leave our bytes unread before the connection is closed. Default 20 s.
+    /// How long a peer may leave our bytes unread before the connection is closed; it may take three times as long over a
+    /// whole answer. Default 20 s.
     pub write_timeout: Duration,
     /// Most connections at one time. Default 1024.
     pub max_connections: usize,
@@ -32,6 +33,13 @@ pub struct AxonConfig {
     pub max_connections_per_ip: usize,
     /// Most requests at one time, verified or not; more are refused with 503. Default 1024.
     pub max_requests: usize,
+    /// Most requests at one time from one address whose callers have not proved a key; more are refused with 503. Proof
+    /// takes no time worth mentioning, so this stops only those who never get there. Default 64.
+    pub max_unproved_per_ip: usize,
+    /// Failed proofs that one address may make in a second, ten times as many at once; beyond, its requests are refused
+    /// with 429 unread. A key that the policy knows counts by itself, so that validators behind one address do not
+    /// suffer from their neighbours. 0 is without limit. Default 100.
+    pub max_failures_per_second: u32,
     /// Most HTTP/2 streams of one connection. Default 128.
     pub max_streams: u32,
     /// Most calls that the handler works on at one time. Default 16.
@@ -66,6 +74,8 @@ impl Default for AxonConfig {
             max_connections: 1024,
             max_connections_per_ip: 256,
             max_requests: 1024,
+            max_unproved_per_ip: 64,
+            max_failures_per_second: 100,
             max_streams: 128,
             concurrency: 16,
             max_waiting: 128,
@@ -94,6 +104,7 @@ impl AxonConfig {
             (self.max_connections, "max_connections must not be 0"),
             (self.max_connections_per_ip, "max_connections_per_ip must not be 0"),
             (self.max_requests, "max_requests must not be 0"),
+            (self.max_unproved_per_ip, "max_unproved_per_ip must not be 0"),
             (self.max_streams as usize, "max_streams must not be 0"),
             (self.concurrency, "concurrency must not be 0"),
             (self.n_multi_completions, "n_multi_completions must not be 0"),

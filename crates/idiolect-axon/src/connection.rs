@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 use crate::admission::{Admission, InFlight};
+use crate::axon::network;
 use crate::body::ReplyBody;
 use crate::config::AxonConfig;
 use crate::grpc::{self, GrpcServices};
@@ -156,7 +157,7 @@ async fn drive<C: Future>(
 /// What a reply keeps alive until its last byte is handed over.
 #[derive(Debug)]
 pub(crate) struct Held {
-    _request: ActiveRequest,
+    request: ActiveRequest,
     _in_flight: Option<InFlight>,
     report: Report,
 }
@@ -197,16 +198,17 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
         let arrived = Instant::now();
         let active = self.watch.request();
         let services = self.services.clone();
-        let peer = self.peer;
+        let address = network(self.peer.ip());
         Box::pin(async move {
-            let mut entered = services.admission.enter();
-            if let Ok(in_flight) = &mut entered
-                && grpc::is_lasting(&request)
-            {
-                in_flight.set_lasting();
-            }
+            let is_lasting = is_grpc(&request) && grpc::is_lasting(&request);
+            let entered = services.admission.enter(address).and_then(|mut in_flight| {
+                if is_lasting {
+                    in_flight.set_lasting()?;
+                }
+                Ok(in_flight)
+            });
             let answered = match &entered {
-                Ok(_) => services.answer(request, peer, arrived).await,
+                Ok(in_flight) => services.answer(request, in_flight, arrived).await,
                 Err(refusal) if is_grpc(&request) => {
                     let (response, outcome) = grpc::refuse_for(refusal);
                     Answered { response: response.map(ReplyBody::grpc), transport: "none", outcome }
@@ -218,19 +220,22 @@ impl hyper::service::Service<Request<Incoming>> for ConnectionService {
                 },
             };
             let report = Report { transport: answered.transport, outcome: answered.outcome, arrived };
-            let held = Held { _request: active, _in_flight: entered.ok(), report };
+            let mut held = Held { request: active, _in_flight: entered.ok(), report };
+            if !is_lasting {
+                held.request.set_answered();
+            }
             Ok(answered.response.map(|body| body.holding(held)))
         })
     }
 }
 
 impl Services {
-    async fn answer(&self, request: Request<Incoming>, peer: SocketAddr, arrived: Instant) -> Answered {
+    async fn answer(&self, request: Request<Incoming>, in_flight: &InFlight, arrived: Instant) -> Answered {
         if is_grpc(&request) {
-            let (response, outcome) = self.grpc.answer(request, arrived).await;
+            let (response, outcome) = self.grpc.answer(request, in_flight, arrived).await;
             return Answered { response: response.map(ReplyBody::grpc), transport: "grpc", outcome };
         }
-        self.http.answer(request, peer, arrived).await
+        self.http.answer(request, in_flight, arrived).await
     }
 }
 

@@ -20,8 +20,8 @@ use tonic::{Code, Status};
 use tonic_health::server::HealthReporter;
 use tower::Service as _;
 
-use crate::admission::{Admission, Refusal};
-use crate::body::{BodyError, RequestBody};
+use crate::admission::{Admission, InFlight, Refusal};
+use crate::body::{BodyError, BodyLimits, RequestBody};
 use crate::handler::{Call, Feedback, Reply};
 use crate::metrics as meters;
 use crate::queue::Priority;
@@ -65,7 +65,12 @@ impl GrpcServices {
     }
 
     /// Answers a request; the second value says how it went, for metrics.
-    pub(crate) async fn answer(&self, request: Request<Incoming>, arrived: Instant) -> (Response<Body>, &'static str) {
+    pub(crate) async fn answer(
+        &self,
+        request: Request<Incoming>,
+        in_flight: &InFlight,
+        arrived: Instant,
+    ) -> (Response<Body>, &'static str) {
         let path = request.uri().path();
         if !path.starts_with("/TextPrompting/") {
             let extras = path.starts_with("/grpc.health.v1.") || path.starts_with("/grpc.reflection.");
@@ -76,23 +81,18 @@ impl GrpcServices {
         }
         let admission = &self.admission;
         let claim = wire::claim(request.headers(), admission.verifier.receiver(), admission.verifier.limits());
-        let caller = match claim.and_then(|claim| admission.verify(claim)) {
+        let caller = match claim.and_then(|claim| in_flight.verify(claim)) {
             Ok(caller) => caller,
             Err(error) => {
                 let mut status = wire::refusal(&error);
-                if error.category() == Category::Overloaded {
+                if matches!(error.category(), Category::Overloaded | Category::RateLimited) {
                     add_retry_after(&mut status, &Refusal::overloaded(""));
                 }
                 return (status.into_http(), meters::category_label(error.category()));
             }
         };
         let limits = admission.body_limits();
-        let mut request = request.map(|body| {
-            let body = RequestBody::grpc(body, limits);
-            Body::new(
-                body.map_err(|error: BodyError| Status::new(status::grpc_code(error.category()), error.to_string())),
-            )
-        });
+        let mut request = request.map(|body| bounded(body, limits));
         request.extensions_mut().insert(Verified { caller, arrived });
         let response = match self.text_prompting.clone().call(request).await {
             Ok(response) => response,
@@ -103,7 +103,11 @@ impl GrpcServices {
     }
 
     async fn answer_extra(&self, request: Request<Incoming>) -> (Response<Body>, &'static str) {
-        let request = request.map(Body::new);
+        // Nobody proves anything here, so nobody may keep us waiting for the question either.
+        let config = &self.admission.config;
+        let timeout = if is_lasting(&request) { config.idle_timeout } else { config.body_timeout };
+        let limits = BodyLimits { max_bytes: MAX_EXTRAS_BYTES, timeout, ..self.admission.body_limits() };
+        let request = request.map(|body| bounded(body, limits));
         match self.extras.clone().call(request).await {
             Ok(response) => (response.map(Body::new), "ok"),
             Err(never) => match never {},
@@ -115,6 +119,14 @@ impl GrpcServices {
 pub(crate) fn is_lasting<B>(request: &Request<B>) -> bool {
     let path = request.uri().path();
     path == "/grpc.health.v1.Health/Watch" || path.starts_with("/grpc.reflection.")
+}
+
+/// All questions of one stream of reflection together.
+const MAX_EXTRAS_BYTES: usize = 64 << 10;
+
+fn bounded(body: Incoming, limits: BodyLimits) -> Body {
+    let refused = |error: BodyError| Status::new(status::grpc_code(error.category()), error.to_string());
+    Body::new(RequestBody::grpc(body, limits).map_err(refused))
 }
 
 /// Health and reflection requests are a few words.

@@ -4,6 +4,7 @@ use std::fmt::Debug;
 use std::time::Instant;
 
 use async_trait::async_trait;
+use idiolect_protocol::openai::SamplingParameters;
 use idiolect_protocol::{Caller, Category, Prompt};
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,20 @@ pub struct Dictated {
     pub max_tokens: Option<u32>,
     /// Stop texts.
     pub stop: Vec<String>,
+}
+
+impl From<SamplingParameters> for Dictated {
+    fn from(sampling: SamplingParameters) -> Self {
+        Self {
+            seed: sampling.seed,
+            temperature: sampling.temperature,
+            top_p: sampling.top_p,
+            top_k: sampling.top_k,
+            repetition_penalty: sampling.repetition_penalty,
+            max_tokens: sampling.max_tokens,
+            stop: sampling.stop,
+        }
+    }
 }
 
 /// A verified, admitted request for text.

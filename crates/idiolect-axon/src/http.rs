@@ -1,20 +1,19 @@
 //! The HTTP side: which route a request takes, and how refusals look.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use idiolect_protocol::http_synapse::error_reply;
 use idiolect_protocol::{Category, openai};
 use serde::Serialize;
 
-use crate::admission::{Admission, Refusal};
-use crate::axon::network;
+use crate::admission::{Admission, InFlight, Refusal};
 use crate::body::{BodyLimits, ReplyBody, RequestBody};
 use crate::chat;
 use crate::connection::Answered;
@@ -44,7 +43,7 @@ impl HttpFront {
         Self { admission, synapses, availability_rate }
     }
 
-    pub(crate) async fn answer(&self, request: Request<Incoming>, peer: SocketAddr, arrived: Instant) -> Answered {
+    pub(crate) async fn answer(&self, request: Request<Incoming>, in_flight: &InFlight, arrived: Instant) -> Answered {
         match request.uri().path() {
             openai::CHAT_PATH if request.method() != Method::POST => {
                 refused("none", &wrong_method(), method_not_allowed())
@@ -52,12 +51,12 @@ impl HttpFront {
             openai::AVAILABILITY_PATH if request.method() != Method::POST => {
                 refused("none", &wrong_method(), method_not_allowed())
             }
-            openai::CHAT_PATH => chat::answer(&self.admission, request, arrived).await,
-            openai::AVAILABILITY_PATH => match self.availability(request, peer).await {
+            openai::CHAT_PATH => chat::answer(&self.admission, in_flight, request, arrived).await,
+            openai::AVAILABILITY_PATH => match self.availability(request, in_flight.address()).await {
                 Ok(response) => Answered { response, transport: "none", outcome: "ok" },
                 Err(refusal) => refused("none", &refusal, refuse(&refusal)),
             },
-            _ => self.synapses.answer(request, arrived).await,
+            _ => self.synapses.answer(in_flight, request, arrived).await,
         }
     }
 
@@ -65,7 +64,7 @@ impl HttpFront {
     async fn availability(
         &self,
         request: Request<Incoming>,
-        peer: SocketAddr,
+        address: IpAddr,
     ) -> Result<Response<ReplyBody<()>>, Refusal> {
         if self.availability_rate.len() > MAX_ADDRESSES {
             self.availability_rate.retain_recent();
@@ -73,9 +72,10 @@ impl HttpFront {
                 return Err(Refusal::overloaded("too many requests"));
             }
         }
-        if self.availability_rate.check_key(&network(peer.ip())).is_err() {
+        if self.availability_rate.check_key(&address).is_err() {
             return Err(Refusal { category: Category::RateLimited, ..Refusal::overloaded("too many requests") });
         }
+        check_encoding(request.headers())?;
         let limits = BodyLimits { max_bytes: MAX_AVAILABILITY_BYTES, ..self.admission.body_limits() };
         let body = read(RequestBody::plain(request.into_body(), limits)).await?;
         let asked = openai::AvailabilityRequest::from_json(&body)
@@ -90,6 +90,15 @@ impl HttpFront {
         let reply = openai::AvailabilityReply { task_availabilities: tasks, llm_model_availabilities: models };
         json(StatusCode::OK, &reply)
     }
+}
+
+/// Refuses bodies that would have to be unpacked: no client sends any, and a small one can unpack to a large one.
+pub(crate) fn check_encoding(headers: &HeaderMap) -> Result<(), Refusal> {
+    let is_other = |name, plain: &[u8]| headers.get_all(name).iter().any(|v| !v.as_bytes().eq_ignore_ascii_case(plain));
+    if is_other(header::CONTENT_ENCODING, b"identity") || is_other(header::TRANSFER_ENCODING, b"chunked") {
+        return Err(Refusal::new(Category::Malformed, "compressed bodies are not accepted"));
+    }
+    Ok(())
 }
 
 /// Reads a body whole.

@@ -95,6 +95,7 @@ pub mod metrics;
 pub mod nonces;
 pub mod policy;
 pub mod queue;
+mod strangers;
 mod synapse;
 mod watch;
 

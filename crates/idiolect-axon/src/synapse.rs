@@ -13,16 +13,16 @@ use idiolect_protocol::http_synapse::{
     SynapseBody, SynapseKind, SynapseReplier, SynapseSpec, Synapses, read_head, refusal_message, stream_pieces,
 };
 use idiolect_protocol::openai::AvailabilityReply;
-use idiolect_protocol::{AuthError, Caller, Category, Prompt, PromptError};
+use idiolect_protocol::{AuthError, Caller, Category, Keypair, Prompt, PromptError};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::admission::{Admission, Deadline, Refusal};
+use crate::admission::{Admission, Deadline, InFlight, Refusal};
 use crate::body::{ReplyBody, RequestBody};
 use crate::connection::Answered;
 use crate::error::AxonError;
-use crate::handler::{Call, HandlerError};
-use crate::http::{method_not_allowed, read, refuse, refused, wrong_method};
+use crate::handler::{Call, Dictated, HandlerError};
+use crate::http::{check_encoding, method_not_allowed, read, refuse, refused, wrong_method};
 use crate::queue::Priority;
 
 /// A verified, admitted call of a synapse that was added with [`Axon::with_synapse`](crate::Axon::with_synapse).
@@ -89,6 +89,10 @@ impl SynapseFront {
         Self { admission, synapses: Synapses::default(), handlers: HashMap::new(), replier }
     }
 
+    pub(crate) fn sign_with(&mut self, key: Arc<Keypair>) {
+        self.replier = self.replier.clone().signed_by(key);
+    }
+
     pub(crate) fn add(&mut self, spec: SynapseSpec, handler: Option<Arc<dyn SynapseHandler>>) -> Result<(), AxonError> {
         let name = spec.name().to_owned();
         if self.synapses.find(&format!("/{name}")).is_some() {
@@ -99,7 +103,7 @@ impl SynapseFront {
         Ok(())
     }
 
-    pub(crate) async fn answer(&self, request: Request<Incoming>, arrived: Instant) -> Answered {
+    pub(crate) async fn answer(&self, in_flight: &InFlight, request: Request<Incoming>, arrived: Instant) -> Answered {
         let Some(synapse) = self.synapses.find(request.uri().path()) else {
             let refusal = Refusal::new(Category::NotFound, "Not Found");
             return refused("http", &refusal, refuse(&refusal));
@@ -107,8 +111,14 @@ impl SynapseFront {
         if !matches!(*request.method(), Method::POST | Method::GET) {
             return refused("http", &wrong_method(), method_not_allowed());
         }
-        let answered = match self.admit(synapse, request, arrived).await {
-            Ok(admitted) => self.dispatch(synapse, admitted).await,
+        let answered = match self.admit(synapse, in_flight, request, arrived).await {
+            Ok(admitted) => {
+                let caller = admitted.caller.clone();
+                self.dispatch(synapse, admitted).await.map(|mut response| {
+                    self.replier.sign(response.headers_mut(), &caller);
+                    response
+                })
+            }
             Err(refusal) => Err(refusal),
         };
         match answered {
@@ -120,17 +130,19 @@ impl SynapseFront {
     async fn admit(
         &self,
         synapse: &Arc<SynapseSpec>,
+        in_flight: &InFlight,
         request: Request<Incoming>,
         arrived: Instant,
     ) -> Result<Admitted, Refusal> {
         let (head, body) = request.into_parts();
         let mut body = RequestBody::plain(body, self.admission.body_limits());
+        check_encoding(&head.headers)?;
         body.check_announced().map_err(|error| Refusal::new(error.category(), error.to_string()))?;
         let admission = &self.admission;
         let (receiver, limits) = (admission.verifier.receiver(), admission.verifier.limits());
         // All that proves the caller stands in the head: nobody else makes us read a body.
         let proved = read_head(&head.headers, synapse, receiver, limits)
-            .and_then(|head| Ok((admission.verify(head.claim)?, head.body_hash)))
+            .and_then(|head| Ok((in_flight.verify(head.claim)?, head.body_hash)))
             .map_err(|error| unverified(&error))
             .and_then(|(caller, hash)| {
                 Ok((admission.decide(&caller, synapse.name()).map_err(forbidden)?, caller, hash))
@@ -166,11 +178,11 @@ impl SynapseFront {
             caller,
             synapse: synapse.name().to_owned(),
             prompt: prompt(&body)?,
+            dictated: dictated(&body)?,
             deadline: deadline.soft,
             n_completions: 1,
             task: body.text("task_name"),
             model: body.text("target_model"),
-            dictated: None,
             logprobs: None,
         };
         let reply = self.admission.forward(call, priority, deadline).await?;
@@ -217,9 +229,15 @@ fn prompt(body: &SynapseBody) -> Result<Prompt, Refusal> {
     body.prompt().map_err(|error: PromptError| Refusal::new(Category::Malformed, error.to_string()))
 }
 
+fn dictated(body: &SynapseBody) -> Result<Option<Dictated>, Refusal> {
+    let dictated = body.dictated().map_err(|error| Refusal::new(error.category(), error.to_string()))?;
+    Ok(dictated.map(Dictated::from))
+}
+
 fn unverified(error: &AuthError) -> Refusal {
     match error.category() {
         Category::Overloaded => Refusal::overloaded("too many sessions"),
+        Category::RateLimited => Refusal::too_many_failures(error),
         category => Refusal::new(category, refusal_message(error)),
     }
 }

@@ -1,9 +1,10 @@
 //! One connection's stream, watched: peers that are too slow with a head, with reading, or with anything at all are cut off.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -24,6 +25,9 @@ pub(crate) struct Watch {
     head_since: AtomicU64,
     idle_since: AtomicU64,
     write_blocked_since: AtomicU64,
+    /// When each answer that is not wholly handed over was begun, and a number to tell them apart.
+    answers: Mutex<BTreeSet<(u64, u64)>>,
+    n_answers: AtomicU64,
 }
 
 impl Watch {
@@ -35,6 +39,8 @@ impl Watch {
             head_since: AtomicU64::new(0),
             idle_since: AtomicU64::new(1),
             write_blocked_since: AtomicU64::new(0),
+            answers: Mutex::default(),
+            n_answers: AtomicU64::new(0),
         })
     }
 
@@ -46,7 +52,11 @@ impl Watch {
     pub(crate) fn request(self: &Arc<Self>) -> ActiveRequest {
         self.n_active.fetch_add(1, Ordering::Relaxed);
         self.head_since.store(0, Ordering::Relaxed);
-        ActiveRequest { watch: self.clone() }
+        ActiveRequest { watch: self.clone(), answer: None }
+    }
+
+    fn answers(&self) -> MutexGuard<'_, BTreeSet<(u64, u64)>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> u64 {
@@ -79,6 +89,11 @@ impl Watch {
         if longer(&self.write_blocked_since, config.write_timeout) {
             return Some(TooSlow::Write);
         }
+        // A peer of HTTP/2 can also leave an answer unread by never giving room for it.
+        let oldest = self.answers().first().map_or(0, |(since, _)| *since);
+        if longer(&AtomicU64::new(oldest), config.write_timeout.saturating_mul(ANSWER_FACTOR)) {
+            return Some(TooSlow::Write);
+        }
         if self.n_active.load(Ordering::Relaxed) > 0 {
             return None;
         }
@@ -89,6 +104,9 @@ impl Watch {
         longer(&self.idle_since, config.idle_timeout).then_some(TooSlow::Idle)
     }
 }
+
+/// How many times the write timeout a peer may take over a whole answer.
+const ANSWER_FACTOR: u32 = 3;
 
 /// What a peer is too slow at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,10 +130,23 @@ impl TooSlow {
 #[derive(Debug)]
 pub(crate) struct ActiveRequest {
     watch: Arc<Watch>,
+    answer: Option<(u64, u64)>,
+}
+
+impl ActiveRequest {
+    /// Called when all of the answer is there: from now on it is the peer that takes the time.
+    pub(crate) fn set_answered(&mut self) {
+        let answer = (self.watch.now(), self.watch.n_answers.fetch_add(1, Ordering::Relaxed));
+        self.watch.answers().insert(answer);
+        self.answer = Some(answer);
+    }
 }
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
+        if let Some(answer) = self.answer {
+            self.watch.answers().remove(&answer);
+        }
         self.watch.idle_since.store(self.watch.now(), Ordering::Relaxed);
         self.watch.n_active.fetch_sub(1, Ordering::Relaxed);
     }

@@ -76,6 +76,9 @@ pub enum AuthError {
     /// The signature does not fit key and text.
     #[error("Signature mismatch")]
     SignatureMismatch,
+    /// So many claims from there failed that no more are looked at now.
+    #[error("Too many failed verifications")]
+    TooManyFailures,
     /// A client of this generation is not served here.
     #[error("{0} clients are not served here")]
     TransportOff(&'static str),
@@ -87,6 +90,7 @@ impl AuthError {
     pub const fn category(&self) -> Category {
         match self {
             Self::NonceStoreFull => Category::Overloaded,
+            Self::TooManyFailures => Category::RateLimited,
             Self::Malformed { .. } => Category::Malformed,
             _ => Category::Unauthenticated,
         }

@@ -154,7 +154,7 @@ fn grpc_timeout(metadata: &HeaderMap) -> Option<Duration> {
 #[must_use]
 pub fn refusal(error: &AuthError) -> Status {
     let code = match error {
-        AuthError::NonceStoreFull => status::grpc_code(error.category()),
+        AuthError::NonceStoreFull | AuthError::TooManyFailures => status::grpc_code(error.category()),
         _ => Code::Unauthenticated,
     };
     let details = match error {

@@ -12,7 +12,7 @@ use idiolect_protocol::http_synapse::SynapseSpec;
 use serde_json::{Map, Value, json};
 use tokio::io::AsyncWriteExt as _;
 
-use crate::support::{HttpAnswer, Served, Setup, SynapseRequest, bob, request, until};
+use crate::support::{HttpAnswer, Served, Setup, SynapseRequest, alice, bob, request, until};
 
 async fn ask(served: &Served, name: &str, content: &str) -> HttpAnswer {
     SynapseRequest::prompt(name, &[content]).send(served).await
@@ -71,6 +71,29 @@ async fn the_fields_of_later_validators_reach_the_handler() {
 }
 
 #[tokio::test]
+async fn dictated_sampling_makes_a_synapse_passthrough() {
+    let served = Setup::default().serve().await;
+    let hash = body_hash(&[["hi".to_owned()].as_slice()]);
+    let ask = async |extra: serde_json::Value| {
+        let mut body = serde_json::json!({"roles": ["user"], "messages": ["hi"]});
+        body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let answer = SynapseRequest::signed(&bob(), "StreamPromptingSynapse", &body, &hash).send(&served).await;
+        (answer.status, served.echo.calls.lock().unwrap().pop().and_then(|call| call.dictated))
+    };
+    let parameters = serde_json::json!({"temperature": 0.5, "max_new_tokens": 9, "seed": null});
+    let (status, dictated) = ask(serde_json::json!({"seed": 7, "sampling_parameters": parameters})).await;
+    let dictated = dictated.unwrap();
+    assert_eq!((status, dictated.seed, dictated.temperature, dictated.max_tokens), (200, Some(7), Some(0.5), Some(9)));
+    let (status, dictated) = ask(serde_json::json!({"seed": 7, "task_name": "InferenceTask"})).await;
+    assert_eq!((status, dictated.unwrap().seed), (200, Some(7)));
+    // A seed alone, parameters alone: ours to choose the rest.
+    assert_eq!(ask(serde_json::json!({"seed": 7, "task_name": "qa"})).await, (200, None));
+    assert_eq!(ask(serde_json::json!({"seed": null, "sampling_parameters": {"top_p": 0.9}})).await, (200, None));
+    assert_eq!(ask(serde_json::json!({"seed": 7, "sampling_parameters": "{}"})).await, (400, None));
+    assert_eq!(ask(serde_json::json!({"seed": "x", "sampling_parameters": {}})).await, (400, None));
+}
+
+#[tokio::test]
 async fn pings_and_availability_are_answered() {
     let served = Setup::default().serve().await;
     let answer =
@@ -83,6 +106,20 @@ async fn pings_and_availability_are_answered() {
     assert_eq!(body["task_availabilities"], json!({"QuestionAnsweringTask": true}));
     assert_eq!(body["llm_model_availabilities"], json!({"other": false}));
     assert!(served.echo.calls.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn replies_are_signed_for_the_caller_that_proved_its_key() {
+    let served = Setup::default().serve().await;
+    for name in ["Prompting", "StreamPrompting"] {
+        let answer = SynapseRequest::prompt(name, &["hi"]).send(&served).await;
+        let header = |name: &str| answer.header(name).unwrap().to_owned();
+        let [nonce, uuid, hex] = ["nonce", "uuid", "signature"].map(|field| header(&format!("bt_header_axon_{field}")));
+        let text = format!("{nonce}.{}.{}.{uuid}", bob().hotkey(), alice().hotkey());
+        let hex = hex.strip_prefix("0x").unwrap();
+        let signature: Vec<u8> = (0..64).map(|i| u8::from_str_radix(&hex[2 * i..2 * i + 2], 16).unwrap()).collect();
+        assert!(alice().hotkey().verify(text.as_bytes(), &signature.try_into().unwrap()), "{name}");
+    }
 }
 
 #[tokio::test]

@@ -3,9 +3,11 @@
 mod chat;
 mod grpc;
 mod http;
+mod killed;
 mod limits;
 mod recorded;
 mod restart;
 mod stopping;
+mod strangers;
 mod subnet;
 mod support;

@@ -171,7 +171,7 @@ impl Setup {
     pub(crate) async fn bind(self) -> Result<(Axon, Arc<Echo>, Arc<TestClock>), AxonError> {
         let verifier = Verifier::new(alice().hotkey(), self.limits, self.clock.clone(), self.nonces);
         let echo = Arc::new(Echo::default());
-        let axon = Axon::bind(self.config, verifier, self.policy, echo.clone()).await?;
+        let axon = Axon::bind(self.config, verifier, self.policy, echo.clone()).await?.signed_by(Arc::new(alice()));
         Ok((axon, echo, self.clock))
     }
 
@@ -219,9 +219,7 @@ impl Served {
 
     /// Sends a request as it is and reads the answer until the connection closes.
     pub(crate) async fn raw(&self, request: impl AsRef<[u8]>) -> HttpAnswer {
-        let mut stream = self.connect().await;
-        stream.write_all(request.as_ref()).await.unwrap();
-        read_answer(&mut stream).await.expect("the connection closed without an answer")
+        raw_to(self.address, request.as_ref()).await
     }
 
     pub(crate) async fn post(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> HttpAnswer {
@@ -233,6 +231,13 @@ impl Drop for Served {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Sends a request as it is and reads the answer until the connection closes.
+pub(crate) async fn raw_to(address: SocketAddr, request: &[u8]) -> HttpAnswer {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    read_answer(&mut stream).await.expect("the connection closed without an answer")
 }
 
 pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
@@ -388,10 +393,22 @@ impl SynapseRequest {
         Self::signed(&bob(), name, &body, &body_hash(&[messages.as_slice()]))
     }
 
+    /// Asks as bittensor 6.9.4 does, with a counter for a nonce.
+    pub(crate) fn legacy(name: &str, messages: &[&str], nonce: i128) -> Self {
+        let messages: Vec<String> = messages.iter().map(|m| (*m).to_owned()).collect();
+        let roles = vec!["user"; messages.len()];
+        let body = serde_json::json!({"name": name, "timeout": 12.0, "roles": roles, "messages": messages});
+        Self::signed_at(&bob(), name, &body, &body_hash(&[messages.as_slice()]), nonce)
+            .header("bt_header_dendrite_version", "694")
+    }
+
     pub(crate) fn signed(sender: &Keypair, name: &str, body: &serde_json::Value, hash: &str) -> Self {
+        Self::signed_at(sender, name, body, hash, now_ns())
+    }
+
+    fn signed_at(sender: &Keypair, name: &str, body: &serde_json::Value, hash: &str, nonce: i128) -> Self {
         static N: AtomicUsize = AtomicUsize::new(1);
         let session = format!("fea3e5be-e64d-11f1-8d31-{:012}", N.fetch_add(1, Ordering::SeqCst));
-        let nonce = now_ns();
         let text = format!("{nonce}.{}.{}.{session}.{hash}", sender.hotkey(), alice().hotkey());
         let hex: String = sender.sign(text.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
         let headers = [

@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::{Map, Value};
 
 use super::{BodyHash, SynapseKind, SynapseSpec};
 use crate::body_hash::{PyValue, verify_body_hash};
+use crate::epistula::INFERENCE_TASK;
+use crate::openai::{ChatError, SamplingParameters};
 use crate::{Category, Prompt, PromptError, json_object};
 
 /// A body with more fields than this is refused; real ones have about a dozen.
@@ -63,6 +66,9 @@ pub enum SynapseBodyError {
         /// What was expected.
         expected: &'static str,
     },
+    /// A sampling parameter has another type, or a value outside its range.
+    #[error(transparent)]
+    Sampling(#[from] ChatError),
     /// The body is not the one that was signed.
     #[error("body does not match its signed hash")]
     HashMismatch,
@@ -168,6 +174,31 @@ impl SynapseBody {
     /// [`PromptError`], for other synapses always [`PromptError::Empty`].
     pub fn prompt(&self) -> Result<Prompt, PromptError> {
         Prompt::from_parallel(&self.roles, &self.messages)
+    }
+
+    /// Returns the sampling that the request dictates, as [`epistula::dictated`](crate::epistula::dictated) does: where it
+    /// brings a seed together with `sampling_parameters`, or names an inference task.
+    ///
+    /// # Errors
+    /// [`SynapseBodyError::WrongType`], [`SynapseBodyError::Sampling`].
+    pub fn dictated(&self) -> Result<Option<SamplingParameters>, SynapseBodyError> {
+        let value = |name| self.json(name).and_then(|text| serde_json::from_str(text).ok()).unwrap_or(Value::Null);
+        let is_inference = self.text("task_name").is_some_and(|task| task == INFERENCE_TASK);
+        let mut parameters = match value("sampling_parameters") {
+            Value::Object(parameters) => parameters,
+            Value::Null if is_inference => Map::new(),
+            Value::Null => return Ok(None),
+            _ => {
+                let name = "sampling_parameters".into();
+                return Err(SynapseBodyError::WrongType { name, expected: "an object" });
+            }
+        };
+        let seed = value("seed");
+        if !seed.is_null() {
+            parameters.insert("seed".into(), seed);
+        }
+        let parameters = SamplingParameters::from_object(&parameters)?;
+        Ok((is_inference || parameters.seed.is_some()).then_some(parameters))
     }
 
     /// Returns the names of tasks and of models that an availability question asks for.

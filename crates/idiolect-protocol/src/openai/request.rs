@@ -109,9 +109,7 @@ impl ChatRequest {
             stream: fields.boolean("stream")?.unwrap_or(false),
             task: fields.name("task")?,
             sampling: SamplingParameters::read(&fields)?,
-            sampling_parameters: sampling_parameters
-                .map(|map| SamplingParameters::read(&Fields { prefix: "sampling_parameters.", map }))
-                .transpose()?,
+            sampling_parameters: sampling_parameters.map(SamplingParameters::from_object).transpose()?,
             logprobs,
             n: match fields.integer("n")? {
                 None => 1,
@@ -148,6 +146,11 @@ impl ChatRequest {
 }
 
 impl SamplingParameters {
+    /// Reads the object `sampling_parameters` of a request of any kind.
+    pub(crate) fn from_object(map: &Map<String, Value>) -> Result<Self, ChatError> {
+        Self::read(&Fields { prefix: "sampling_parameters.", map })
+    }
+
     fn read(fields: &Fields<'_>) -> Result<Self, ChatError> {
         let is_greedy = fields.boolean("do_sample")? == Some(false);
         let max_tokens = ["max_tokens", "max_new_tokens", "max_completion_tokens"].into_iter().find_map(|name| {

@@ -1,0 +1,150 @@
+//! What one address may do without proof: so many requests at a time, and so many failed proofs.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use idiolect_protocol::Hotkey;
+
+/// Requests in hand, by address, whose callers have not proved a key.
+#[derive(Debug)]
+pub(crate) struct Unproved {
+    max: usize,
+    by_address: Mutex<HashMap<IpAddr, usize>>,
+}
+
+impl Unproved {
+    pub(crate) fn new(max: usize) -> Self {
+        Self { max, by_address: Mutex::default() }
+    }
+
+    /// Counts a request in; `false` where the address has its share already.
+    pub(crate) fn enter(&self, address: IpAddr) -> bool {
+        let mut by_address = lock(&self.by_address);
+        let n = by_address.entry(address).or_default();
+        let has_room = *n < self.max;
+        *n += usize::from(has_room);
+        has_room
+    }
+
+    pub(crate) fn leave(&self, address: IpAddr) {
+        let mut by_address = lock(&self.by_address);
+        if let Some(n) = by_address.get_mut(&address) {
+            *n -= 1;
+            if *n == 0 {
+                by_address.remove(&address);
+            }
+        }
+    }
+}
+
+/// Failed proofs, by address.
+///
+/// A key that the miner knows has a count of its own at each address: whoever shares one with an attacker is not shut
+/// out by what that attacker does under other names. Success costs nothing.
+#[derive(Debug)]
+pub(crate) struct Failures {
+    /// What one failure takes, as time; `None` is without limit.
+    interval: Option<Duration>,
+    /// When the last failure will be forgotten.
+    clear_at: Mutex<HashMap<Source, Instant>>,
+}
+
+/// An address, and the key it claims where that is a known one.
+pub(crate) type Source = (IpAddr, Option<Hotkey>);
+
+/// How many seconds of failures may come at once.
+const BURST: u32 = 10;
+
+/// Sources that are remembered at one time. Beyond, more sources are not counted until others are forgotten.
+const MAX_SOURCES: usize = 8192;
+
+impl Failures {
+    pub(crate) fn new(per_second: u32) -> Self {
+        let interval = NonZeroU32::new(per_second).map(|n| Duration::from_secs(1) / n.get());
+        Self { interval, clear_at: Mutex::default() }
+    }
+
+    /// Says whether the source failed too often to be listened to now.
+    pub(crate) fn is_over(&self, source: &Source, now: Instant) -> bool {
+        self.interval.is_some()
+            && lock(&self.clear_at)
+                .get(source)
+                .is_some_and(|clear_at| *clear_at > now + Duration::from_secs(BURST.into()))
+    }
+
+    /// Counts a failure.
+    pub(crate) fn count(&self, source: Source, now: Instant) {
+        let Some(interval) = self.interval else { return };
+        let mut clear_at = lock(&self.clear_at);
+        if clear_at.len() >= MAX_SOURCES && !clear_at.contains_key(&source) {
+            clear_at.retain(|_, clear_at| *clear_at > now);
+            if clear_at.len() >= MAX_SOURCES {
+                return;
+            }
+        }
+        let entry = clear_at.entry(source).or_insert(now);
+        *entry = (*entry).max(now) + interval;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(n: u32, key: Option<u8>) -> Source {
+        (IpAddr::from(n.to_be_bytes()), key.map(|byte| Hotkey::from_bytes([byte; 32])))
+    }
+
+    #[test]
+    fn an_address_has_its_share_and_no_more() {
+        let unproved = Unproved::new(2);
+        let (one, other) = (source(1, None).0, source(2, None).0);
+        assert!(unproved.enter(one) && unproved.enter(one));
+        assert!(!unproved.enter(one) && unproved.enter(other));
+        unproved.leave(one);
+        assert!(unproved.enter(one));
+        for address in [one, one, other] {
+            unproved.leave(address);
+        }
+        assert!(lock(&unproved.by_address).is_empty());
+    }
+
+    #[test]
+    fn failures_add_up_and_are_forgotten() {
+        let failures = Failures::new(4);
+        let start = Instant::now();
+        let attacker = source(1, None);
+        for _ in 0..=4 * BURST {
+            assert!(!failures.is_over(&attacker, start));
+            failures.count(attacker, start);
+        }
+        assert!(failures.is_over(&attacker, start));
+        // A known key at the same address, and other addresses, are listened to.
+        assert!(!failures.is_over(&source(1, Some(7)), start));
+        assert!(!failures.is_over(&source(2, None), start));
+        assert!(!failures.is_over(&attacker, start + Duration::from_millis(250)));
+        failures.count(attacker, start + Duration::from_millis(250));
+        assert!(failures.is_over(&attacker, start + Duration::from_millis(250)));
+    }
+
+    #[test]
+    fn the_table_is_bounded_and_can_be_switched_off() {
+        let (failures, off) = (Failures::new(1), Failures::new(0));
+        let now = Instant::now();
+        for n in 0..2 * u32::try_from(MAX_SOURCES).unwrap() {
+            failures.count(source(n, None), now);
+            off.count(source(0, None), now);
+        }
+        assert_eq!(lock(&failures.clear_at).len(), MAX_SOURCES);
+        assert!(!off.is_over(&source(0, None), now));
+        failures.count(source(u32::MAX, None), now + Duration::from_secs(2));
+        assert_eq!(lock(&failures.clear_at).len(), 1);
+    }
+}

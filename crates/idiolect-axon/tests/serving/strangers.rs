@@ -1,0 +1,219 @@
+//! What somebody who proves nothing can take up: little.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use idiolect_axon::policy::Rules;
+use idiolect_protocol::Keypair;
+use idiolect_protocol::pb::ForwardTextPromptingRequest;
+use prost::Message as _;
+use tokio::task::JoinHandle;
+
+use crate::support::{Served, Setup, SynapseRequest, alice, bob, grpc, grpc_metadata, policy, until};
+
+type Body = BoxBody<Bytes, Infallible>;
+
+struct Client {
+    sender: http2::SendRequest<Body>,
+    connection: JoinHandle<()>,
+}
+
+impl Client {
+    /// Connects over HTTP/2 with so much room for each answer.
+    async fn connect(served: &Served, window: u32) -> Self {
+        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            .initial_stream_window_size(window)
+            .handshake(TokioIo::new(served.connect().await))
+            .await
+            .unwrap();
+        Self { sender, connection: tokio::spawn(async move { drop(connection.await) }) }
+    }
+
+    /// Sends a request and waits for its answer in another task.
+    fn send(&self, request: http::Request<Body>) -> JoinHandle<Option<http::Response<hyper::body::Incoming>>> {
+        let mut sender = self.sender.clone();
+        tokio::spawn(async move { sender.send_request(request).await.ok() })
+    }
+}
+
+fn request(path: &str, content_type: &str, body: Body) -> http::Request<Body> {
+    http::Request::post(format!("http://miner{path}")).header("content-type", content_type).body(body).unwrap()
+}
+
+fn synapse(signed: SynapseRequest) -> http::Request<Body> {
+    let mut request = request(&signed.path, "application/json", Full::new(Bytes::from(signed.body)).boxed());
+    request.headers_mut().clear();
+    for (name, value) in &signed.headers {
+        request.headers_mut().append(name.parse::<http::HeaderName>().unwrap(), value.parse().unwrap());
+    }
+    request
+}
+
+fn bytes(bytes: &'static [u8]) -> Body {
+    Full::new(Bytes::from_static(bytes)).boxed()
+}
+
+fn endless() -> Body {
+    StreamBody::new(stream::pending()).boxed()
+}
+
+fn forward() -> Vec<u8> {
+    let messages = vec![r#"{"role": "user", "content": "hi"}"#.to_owned()];
+    ForwardTextPromptingRequest { messages, timeout: 12.0, ..Default::default() }.encode_to_vec()
+}
+
+#[tokio::test]
+async fn questions_that_never_come_take_no_more_than_an_addresss_share_and_not_for_long() {
+    for (path, kind) in [
+        ("/grpc.health.v1.Health/Check", "application/grpc"),
+        ("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", "application/grpc"),
+        ("/v1/chat/completions", "application/json"),
+        ("/availability", "application/json"),
+    ] {
+        let served = Setup::config(|config| {
+            config.max_unproved_per_ip = 4;
+            config.body_timeout = Duration::from_millis(300);
+            config.idle_timeout = Duration::from_millis(300);
+        })
+        .serve()
+        .await;
+        let client = Client::connect(&served, 65_535).await;
+        let stalled = [(); 4].map(|()| {
+            let mut request = request(path, kind, endless());
+            request.headers_mut().insert("epistula-signed-by", http::HeaderValue::from_static("x"));
+            client.send(request)
+        });
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let answer = served.post("/nothing", &[], b"").await;
+        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")), "{path}");
+        for stalled in stalled {
+            if let Some(answer) = stalled.await.unwrap() {
+                let _ = answer.into_body().collect().await;
+            }
+        }
+        assert_eq!(served.post("/nothing", &[], b"").await.status, 404, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn streams_that_last_count_against_their_address() {
+    let served = Setup::config(|config| config.max_unproved_per_ip = 2).serve().await;
+    let client = Client::connect(&served, 65_535).await;
+    let watch = || request("/grpc.health.v1.Health/Watch", "application/grpc", bytes(&[0; 5]));
+    let first = client.send(watch()).await.unwrap().unwrap();
+    let second = client.send(watch()).await.unwrap().unwrap();
+    let third = client.send(watch()).await.unwrap().unwrap();
+    assert_eq!(third.headers()["grpc-status"], "8");
+    drop((first, second));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(served.post("/nothing", &[], b"").await.status, 404);
+}
+
+#[tokio::test]
+async fn callers_who_proved_a_key_do_not_count_as_strangers() {
+    let served = Setup::config(|config| config.max_unproved_per_ip = 1).serve().await;
+    let (one, other) =
+        (SynapseRequest::prompt("Prompting", &["wait 300"]), SynapseRequest::prompt("Prompting", &["wait 300"]));
+    let began = tokio::time::Instant::now();
+    let later = async {
+        until("the first one runs", || !served.echo.calls.lock().unwrap().is_empty()).await;
+        other.send(&served).await
+    };
+    let (one, other) = tokio::join!(one.send(&served), later);
+    assert_eq!((one.status, other.status), (200, 200));
+    assert!(began.elapsed() < Duration::from_millis(600), "one after the other");
+}
+
+#[tokio::test]
+async fn a_streamed_answer_that_finds_no_room_ends_its_connection() {
+    let served = Setup::config(|config| config.write_timeout = Duration::from_millis(100)).serve().await;
+    let client = Client::connect(&served, 0).await;
+    let long = format!("say {}", "word ".repeat(100));
+    let answer = client.send(synapse(SynapseRequest::prompt("StreamPrompting", &[&long]))).await.unwrap().unwrap();
+    assert_eq!(answer.status(), 200);
+    until("the connection is cut", || client.connection.is_finished()).await;
+    drop(answer);
+}
+
+#[tokio::test]
+async fn an_address_that_fails_too_often_is_not_listened_to_but_known_keys_are() {
+    let charlie = Keypair::from_uri("//Charlie").unwrap();
+    let rules = Rules { allow_any: true, allow: [charlie.hotkey()].into(), ..Rules::default() };
+    let mut setup = Setup { policy: policy(rules), ..Setup::default() };
+    setup.config.max_failures_per_second = 1;
+    let served = setup.serve().await;
+    let forged = SynapseRequest::prompt("Prompting", &["hi"]).header("computed_body_hash", "00");
+    for _ in 0..11 {
+        assert_eq!(forged.send(&served).await.status, 401);
+    }
+    let honest = SynapseRequest::prompt("Prompting", &["hi"]).send(&served).await;
+    assert_eq!((honest.status, honest.header("retry-after")), (429, Some("1")));
+    let metadata = grpc_metadata(&bob(), &alice().hotkey());
+    let answer = grpc(served.address, "/TextPrompting/Forward", &metadata, &forward()).await;
+    assert_eq!((answer.status, &answer.headers["retry-after"]), (8, &http::HeaderValue::from_static("1")));
+    // What everybody does under other names does not count against a key that the miner knows.
+    let metadata = grpc_metadata(&charlie, &alice().hotkey());
+    assert_eq!(grpc(served.address, "/TextPrompting/Forward", &metadata, &forward()).await.status, 0);
+}
+
+#[tokio::test]
+async fn compressed_bodies_are_refused_in_clear_words() {
+    let served = Setup::default().serve().await;
+    let signed = SynapseRequest::prompt("Prompting", &["hi"]).header("content-encoding", "gzip");
+    let epistula = [("content-encoding", "deflate"), ("epistula-signed-by", "x")];
+    for answer in [
+        signed.send(&served).await,
+        served.post("/v1/chat/completions", &epistula, b"{}").await,
+        served.post("/availability", &[("Content-Encoding", "br")], b"{}").await,
+        served.raw("POST /Prompting HTTP/1.1\r\nhost: m\r\nconnection: close\r\ntransfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n").await,
+    ] {
+        assert_eq!(answer.status, 400);
+        assert!(answer.text().contains("compressed bodies are not accepted"), "{}", answer.text());
+    }
+    assert_eq!(
+        SynapseRequest::prompt("Prompting", &["hi"]).header("content-encoding", "identity").send(&served).await.status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn synapses_are_answered_over_http2_too() {
+    let served = Setup::default().serve().await;
+    let client = Client::connect(&served, 65_535).await;
+    for name in ["Prompting", "StreamPromptingSynapse"] {
+        let answer = client.send(synapse(SynapseRequest::prompt(name, &["hi"]))).await.unwrap().unwrap();
+        assert_eq!(answer.status(), 200);
+        assert_eq!(answer.headers()["bt_header_axon_status_code"], "200");
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        assert!(String::from_utf8(body.to_vec()).unwrap().contains("echo: user=hi"));
+    }
+}
+
+#[tokio::test]
+async fn framing_that_two_readers_could_read_in_two_ways_ends_the_connection() {
+    let served = Setup::default().serve().await;
+    for head in [
+        "content-length: 5\r\ntransfer-encoding: chunked",
+        "content-length: 5\r\ncontent-length: 6",
+        "content-length: +5",
+        "content-length: -5",
+        "content-length: 99999999999999999999",
+        "transfer-encoding: chunked, identity",
+        "content-length : 5",
+        "x: a\r\n b",
+    ] {
+        let smuggled = format!(
+            "POST /Prompting HTTP/1.1\r\nhost: m\r\n{head}\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: m\r\n\r\n"
+        );
+        // `raw` reads until the connection closes.
+        let answer = served.raw(smuggled).await;
+        assert_eq!(answer.status, 400, "{head}");
+        assert!(!String::from_utf8_lossy(&answer.body).contains("HTTP/1.1"), "{head}: two answers");
+    }
+}
