@@ -201,8 +201,9 @@ fn check_operator(operator: &Operator, others: &[Operator], note: &mut impl FnMu
     if others.iter().any(|other| other.name == *name) {
         note(format!("name {name:?} is taken by an operator above"));
     }
-    if !weight.is_finite() || *weight < 0.0 {
-        note(format!("weight is {weight}, expected a number at or above 0"));
+    // The bound keeps sums of weights finite.
+    if !(0.0..=1e9).contains(weight) {
+        note(format!("weight is {weight}, expected 0 to 1000000000"));
     }
     if let Err(idiolect_backend::Error::InvalidRequest(reason)) = operator.sampling.validate() {
         note(format!("sampling: {reason}"));
@@ -262,16 +263,23 @@ impl Reader<'_> {
                 self.note(at, format!("more than {MAX_OPERATORS} operators"));
                 break;
             }
-            if let Some(operator) = self.operator(at, table) {
-                let mut found = Vec::new();
-                check_operator(&operator, &library.operators, &mut |message| found.push(message));
-                for message in found {
-                    let key = message.split([' ', ':']).next().unwrap_or_default();
+            let n_before = self.problems.len();
+            let operator = self.operator(at, table);
+            let n_noted = self.problems.len();
+            let is_noted = |key: &str, problems: &[Problem]| {
+                problems.iter().any(|p| p.message.starts_with(key) || p.message.ends_with(&format!(" no {key}")))
+            };
+            let mut found = Vec::new();
+            check_operator(&operator, &library.operators, &mut |message| found.push(message));
+            for message in found {
+                let key = message.split([' ', ':']).next().unwrap_or_default();
+                // What is missing or of a wrong type was noted as such.
+                if !is_noted(key, &self.problems[n_before..n_noted]) {
                     let line_at = table.get(key).map_or(at, |value| value.span().start);
                     self.note(line_at, message);
                 }
-                library.operators.push(operator);
             }
+            library.operators.push(operator);
         }
         library.routes = self.tables(document, "route").into_iter().filter_map(|(at, t)| self.route(at, t)).collect();
         library
@@ -294,8 +302,7 @@ impl Reader<'_> {
         tables
     }
 
-    fn operator(&mut self, at: usize, table: &DeTable<'_>) -> Option<Operator> {
-        let n_before = self.problems.len();
+    fn operator(&mut self, at: usize, table: &DeTable<'_>) -> Operator {
         let mut operator = Operator::new("", "", Place::Append, "");
         for (key, value) in table {
             match key.get_ref().as_ref() {
@@ -337,7 +344,7 @@ impl Reader<'_> {
                 self.note(at, format!("this operator has no {key}"));
             }
         }
-        (self.problems.len() == n_before).then_some(operator)
+        operator
     }
 
     fn sampling(&mut self, value: &Value<'_>) -> SamplingOverrides {
@@ -536,10 +543,15 @@ mode = "sometimes"
             [
                 (1, "max_operators is 99"),
                 (2, "unknown key \"surprise\""),
+                (5, "name is \"a b\""),
                 (6, "slot is an integer"),
                 (7, "place is \"middle\""),
+                (14, "text: undefined value: `nobody` is undefined (in <string>:1)"),
+                (15, "weight is -1"),
                 (16, "tasks: unknown task \"sing\""),
+                (23, "weight is -1.5"),
                 (24, "unknown sampling setting \"heat\""),
+                (24, "sampling: temperature is 9"),
                 (26, "this operator has no name"),
                 (26, "this operator has no place"),
                 (26, "this operator has no text"),

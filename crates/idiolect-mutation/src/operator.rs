@@ -150,7 +150,7 @@ pub struct Operator {
     pub place: Place,
     /// The text's template.
     pub text: String,
-    /// How often it is drawn, beside the others; at least 0, where 0 is never.
+    /// How often it is drawn, beside the others; 0 (never) to a billion.
     pub weight: f64,
     /// Sampling settings that come with it.
     pub sampling: SamplingOverrides,
