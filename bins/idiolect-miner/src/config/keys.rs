@@ -71,7 +71,7 @@ pub static KEYS: &[Key<Config>] = &[
     key!(Config: policy.min_stake, "Least stake of a caller, in TAO (alpha on a subnet).").unit("TAO")
         .flags(&["blacklist.minimum_stake_requirement"]).expect("at least 0", |c| c.policy.min_stake >= 0.0),
     key!(Config: policy.require_axon, "Serve registered hotkeys only when they serve an axon themselves.").boolean(),
-    key!(Config: policy.rate, "Requests that one verified hotkey may make in each `policy.rate_period`; 0 is no limit.").unit("requests"),
+    key!(Config: policy.rate, "Requests that one verified hotkey may make in each `policy.rate_period`; 0 is no limit (the queue by stake still decides who waits).").unit("requests"),
     key!(Config: policy.rate_period, "The period of `policy.rate`.").unit("seconds").expect("above 0", |c| !c.policy.rate_period.is_zero()),
     key!(Config: policy.on_expired, "Who is served while the metagraph is too old to decide by (24 hours): `allow-list`, `use-anyway` or `refuse-all`."),
 

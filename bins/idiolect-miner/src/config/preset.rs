@@ -34,7 +34,7 @@ pub static PRESETS: &[Preset] = &[
         summary: "trying things out on one machine: every caller that proves a key is served, on loopback",
         about: "Listens on loopback only and serves everybody there who signs requests, so that validators and clients \
                 of your own can be tried without a chain. Nothing is earned.",
-        values: &[("network", "none"), ("policy.allow", "any"), ("policy.rate", "0")],
+        values: &[("network", "none"), ("policy.allow", "any")],
     },
     Preset {
         name: "classic-sn1",
@@ -48,6 +48,7 @@ pub static PRESETS: &[Preset] = &[
             ("uniqueness.profile", "openvalidators-1.2"),
             ("pipeline.cap", "10s"),
             ("policy.require_permit", "true"),
+            ("policy.rate", "60"),
         ],
     },
     Preset {
@@ -63,6 +64,7 @@ pub static PRESETS: &[Preset] = &[
             ("transports.legacy_http", "true"),
             ("pipeline.cap", "10s"),
             ("policy.require_permit", "true"),
+            ("policy.rate", "60"),
         ],
     },
     Preset {

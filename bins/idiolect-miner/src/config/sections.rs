@@ -346,7 +346,7 @@ impl Default for Config {
                 require_permit: true,
                 min_stake: 0.0,
                 require_axon: false,
-                rate: 60,
+                rate: 0,
                 rate_period: Duration::from_secs(60),
                 on_expired: Expired::AllowList,
             },
