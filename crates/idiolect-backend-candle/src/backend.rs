@@ -218,7 +218,9 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use candle_core::quantized::gguf_file::Value;
     use idiolect_backend::ErrorKind;
+    use idiolect_backend::testkit::Conformance;
 
     use crate::engine::{EngineError, Session};
     use crate::testing::TinyGguf;
@@ -428,5 +430,35 @@ mod tests {
         let unread = backend.stream(request(false)).await.unwrap();
         backend.complete(request(false)).await.unwrap();
         assert_eq!(unread.count().await, 2 * 7 + 1);
+    }
+
+    /// A backend on candle's tensors, with a model of random weights.
+    fn on_tensors() -> CandleBackend {
+        let mut tiny = TinyGguf::model("qwen3");
+        tiny.set("qwen3.context_length", Value::U32(4096));
+        let (_dir, path) = tiny.write();
+        let config = CandleConfig { queue: 64, name: "tensors".to_owned(), ..CandleConfig::default() };
+        let device = OpenDevice::open(DeviceChoice::Cpu).unwrap();
+        CandleBackend::load_with(&path, config, |gguf, config| {
+            Tensors::load(gguf, config.context_tokens, config.n_threads(), &device)
+        })
+        .unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_engine_on_tensors_keeps_the_contract() {
+        let backend = std::sync::Arc::new(on_tensors());
+        let conformance = Conformance::new(move || std::sync::Arc::clone(&backend) as std::sync::Arc<dyn Backend>);
+        conformance.slack(Duration::from_secs(3)).run().await;
+    }
+
+    #[test]
+    fn devices_that_cannot_be_used_are_named() {
+        let (_dir, path) = TinyGguf::model("llama").write();
+        let config = CandleConfig { device: DeviceChoice::Cuda(77), ..CandleConfig::default() };
+        let error = CandleBackend::load(&path, config).unwrap_err().to_string();
+        let expected =
+            if cfg!(feature = "cuda") { "cannot use device cuda:77: " } else { "build with the feature \"cuda\"" };
+        assert!(error.contains(expected), "{error}");
     }
 }

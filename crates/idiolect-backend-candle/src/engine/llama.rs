@@ -515,70 +515,17 @@ impl Wide for Attend<'_> {
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
     use candle_core::quantized::GgmlDType;
-    use candle_core::quantized::gguf_file::{Content, Value};
-    use candle_core::{Device, Tensor};
-    use candle_transformers::models::{quantized_llama, quantized_qwen2, quantized_qwen3};
+    use candle_core::quantized::gguf_file::Value;
 
     use super::*;
+    use crate::engine::checks::{check_near, cosine, go, prompt, reference, reference_of};
     use crate::testing::{self, TinyGguf};
 
     fn load(tiny: &TinyGguf) -> Result<Llama, LoadError> {
         let (_dir, mut gguf) = tiny.open();
         Llama::load(&mut gguf, 4096, 2)
-    }
-
-    fn go() -> impl FnMut() -> bool {
-        || true
-    }
-
-    /// A prompt longer than two prefill chunks.
-    fn prompt() -> Vec<u32> {
-        (0..70).map(|i| (i * 37 + 11) % 256).collect()
-    }
-
-    type Forward = Box<dyn FnMut(&Tensor, usize) -> candle_core::Result<Tensor>>;
-
-    /// Runs candle's own implementation over the prompt and then token after token; returns the logits each time.
-    fn reference(architecture: &str, tiny: &TinyGguf, prompt: &[u32], then: &[u32]) -> Vec<Vec<f32>> {
-        let mut bytes = std::io::Cursor::new(tiny.bytes());
-        let content = Content::read(&mut bytes).unwrap();
-        let cpu = Device::Cpu;
-        let mut forward: Forward = match architecture {
-            "llama" => {
-                let mut model = quantized_llama::ModelWeights::from_gguf(content, &mut bytes, &cpu).unwrap();
-                Box::new(move |x, at| model.forward(x, at))
-            }
-            "qwen2" => {
-                let mut model = quantized_qwen2::ModelWeights::from_gguf(content, &mut bytes, &cpu).unwrap();
-                Box::new(move |x, at| model.forward(x, at))
-            }
-            _ => {
-                let mut model = quantized_qwen3::ModelWeights::from_gguf(content, &mut bytes, &cpu).unwrap();
-                Box::new(move |x, at| model.forward(x, at))
-            }
-        };
-        let mut inputs = vec![prompt.to_vec()];
-        inputs.extend(then.iter().map(|token| vec![*token]));
-        let mut at = 0;
-        inputs
-            .into_iter()
-            .map(|tokens| {
-                let n = tokens.len();
-                let x = Tensor::from_vec(tokens, (1, n), &cpu).unwrap();
-                let logits = forward(&x, at).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-                at += n;
-                logits
-            })
-            .collect()
-    }
-
-    /// Compares by root mean squares: random weights magnify what rounding does to single logits.
-    fn check_near(got: &[f32], expected: &[f32], tolerance: f32, what: &str) {
-        assert_eq!(got.len(), expected.len());
-        let difference: Vec<f32> = got.iter().zip(expected).map(|(a, b)| a - b).collect();
-        let off = (math::dot(&difference, &difference) / math::dot(expected, expected)).sqrt();
-        assert!(off < tolerance, "{what}: off by {off} of the logits' size");
     }
 
     #[test]
@@ -604,14 +551,8 @@ mod tests {
         let model = Llama::load(&mut gguf, 256, 2).unwrap();
         let tokens = [1, 4093, 198, 504, 3575, 282, 4649, 314];
         let session = model.start(&tokens, 1, 1, &mut go()).unwrap();
-        let mut file = std::fs::File::open(&path).unwrap();
-        let content = Content::read(&mut file).unwrap();
-        let mut theirs = quantized_llama::ModelWeights::from_gguf(content, &mut file, &Device::Cpu).unwrap();
-        let expected = theirs.forward(&Tensor::new(&tokens, &Device::Cpu).unwrap().unsqueeze(0).unwrap(), 0).unwrap();
-        let expected = expected.flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let ours = session.logits();
-        let cosine =
-            math::dot(ours, &expected) / (math::dot(ours, ours).sqrt() * math::dot(&expected, &expected).sqrt());
+        let expected = reference_of("llama", std::fs::File::open(&path).unwrap(), &tokens, &[]);
+        let cosine = cosine(session.logits(), &expected[0]);
         assert!(cosine > 0.998, "cosine of {cosine}");
     }
 

@@ -3,6 +3,8 @@
 //! An engine turns tokens into logits. It knows nothing of text, sampling, requests or deadlines, so that another
 //! set of kernels can take its place.
 
+#[cfg(test)]
+mod checks;
 mod llama;
 mod params;
 mod tensor;
