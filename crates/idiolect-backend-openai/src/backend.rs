@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use futures_util::stream::{BoxStream, SelectAll};
 use futures_util::{StreamExt, stream};
 use idiolect_backend::{
-    Backend, Capabilities, Collector, Completion, CompletionStream, Error, Event, Health, Message, Prices, Request,
-    Score, ScoreSupport, TokenLogprob, Usage, end_at,
+    Backend, Capabilities, Collector, Completion, CompletionStream, Error, Event, FinishReason, Health, Message,
+    Prices, Request, Score, ScoreSupport, TokenLogprob, Usage, end_at,
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
@@ -25,8 +25,9 @@ use crate::wire::{Chunk, chat_body, logprob, messages};
 /// A model on an OpenAI-shaped server.
 ///
 /// Requests with a deadline or for several candidates at once, and streams, are asked for as server-sent events, so that
-/// there is always something to show; others as whole answers. What breaks off before its first text is tried again ([`RetryConfig`]); later than
-/// that a stream fails, and a whole answer goes on without the candidate that broke.
+/// there is always something to show; others as whole answers. What breaks off before its first text is tried again
+/// ([`RetryConfig`]). Later than that the other candidates go on: a whole answer without the one that broke, a stream
+/// with it, ended as [`FinishReason::Deadline`]. Where none is left that came to its end, it fails.
 ///
 /// [`RetryConfig`]: crate::RetryConfig
 #[derive(Debug)]
@@ -83,6 +84,8 @@ impl OpenAiBackend {
             lanes: SelectAll::new(),
             queue: VecDeque::new(),
             has_text: Vec::new(),
+            n_pieces: Vec::new(),
+            lost: Vec::new(),
             n_finished: 0,
             n_tokens: 0,
             usage: Some(Usage::default()),
@@ -91,6 +94,7 @@ impl OpenAiBackend {
             is_over: false,
         };
         answer.has_text.resize(answer.request.n, false);
+        answer.n_pieces.resize(answer.request.n, 0);
         answer.start();
         answer
     }
@@ -104,6 +108,10 @@ struct Answer {
     lanes: SelectAll<BoxStream<'static, LaneEvent>>,
     queue: VecDeque<AnswerEvent>,
     has_text: Vec<bool>,
+    /// Pieces of text, a candidate.
+    n_pieces: Vec<u32>,
+    /// Candidates of a stream that broke after some text.
+    lost: Vec<(usize, Error)>,
     n_finished: usize,
     n_tokens: u32,
     /// What the lanes cost together; `None` once one did not tell.
@@ -179,7 +187,10 @@ impl Answer {
         match event {
             LaneEvent::Answer(event) => {
                 match &event {
-                    Event::Delta { candidate, text, .. } => self.has_text[*candidate] |= !text.is_empty(),
+                    Event::Delta { candidate, text, .. } => {
+                        self.has_text[*candidate] |= !text.is_empty();
+                        self.n_pieces[*candidate] = self.n_pieces[*candidate].saturating_add(1);
+                    }
                     Event::Finished { n_tokens, .. } => {
                         self.n_finished += 1;
                         self.n_tokens = self.n_tokens.saturating_add(*n_tokens);
@@ -260,21 +271,38 @@ impl Answer {
         Ok(completion)
     }
 
+    /// Returns the next item of a stream. A candidate that broke is ended as cut once the others have ended; only when none
+    /// has, the stream fails.
+    async fn next_of_stream(&mut self) -> Option<Result<Event, Error>> {
+        loop {
+            match self.next().await? {
+                AnswerEvent::Event(done @ Event::Done { .. }) if !self.lost.is_empty() => {
+                    self.queue.push_front(AnswerEvent::Event(done));
+                    for (candidate, _) in std::mem::take(&mut self.lost) {
+                        let (reason, n_tokens) = (FinishReason::Deadline, self.n_pieces[candidate]);
+                        let cut = Event::Finished { candidate, reason, n_tokens, mean_logprob: None };
+                        self.queue.push_front(AnswerEvent::Event(cut));
+                    }
+                }
+                AnswerEvent::Event(event) => return Some(Ok(event)),
+                AnswerEvent::Lost { candidate, error } => self.lost.push((candidate, error)),
+                AnswerEvent::Failed(error) => {
+                    return Some(Err(self.lost.drain(..).next().map_or(error, |(_, error)| error)));
+                }
+            }
+        }
+    }
+
     /// Passes what comes on, once the first of it is there.
     async fn into_stream(mut self) -> Result<CompletionStream, Error> {
-        let first = match self.next().await {
-            Some(AnswerEvent::Event(event)) => Ok(event),
-            Some(AnswerEvent::Lost { error, .. } | AnswerEvent::Failed(error)) => return Err(error),
-            None => return Err(Error::DeadlineExceeded),
-        };
+        let first = self.next_of_stream().await.ok_or(Error::DeadlineExceeded)??;
         let rest = stream::unfold(Some(self), |answer| async move {
             let mut answer = answer?;
-            match answer.next().await? {
-                AnswerEvent::Event(event) => Some((Ok(event), Some(answer))),
-                AnswerEvent::Lost { error, .. } | AnswerEvent::Failed(error) => Some((Err(error), None)),
-            }
+            let item = answer.next_of_stream().await?;
+            let is_over = item.is_err();
+            Some((item, (!is_over).then_some(answer)))
         });
-        Ok(stream::once(async { first }).chain(rest).boxed())
+        Ok(stream::once(async { Ok(first) }).chain(rest).boxed())
     }
 }
 

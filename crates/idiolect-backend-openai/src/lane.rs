@@ -82,6 +82,8 @@ struct Part {
     stop: StopFilter,
     is_seen: bool,
     reason: Option<FinishReason>,
+    /// Its end was passed on.
+    is_told: bool,
     n_deltas: u32,
     n_logprobs: u32,
     logprob_sum: f64,
@@ -89,7 +91,15 @@ struct Part {
 
 impl Part {
     fn new(stop: &[String]) -> Self {
-        Self { stop: StopFilter::new(stop), is_seen: false, reason: None, n_deltas: 0, n_logprobs: 0, logprob_sum: 0.0 }
+        Self {
+            stop: StopFilter::new(stop),
+            is_seen: false,
+            reason: None,
+            is_told: false,
+            n_deltas: 0,
+            n_logprobs: 0,
+            logprob_sum: 0.0,
+        }
     }
 }
 
@@ -170,10 +180,29 @@ impl Lane {
         if !out.is_empty() || !logprobs.is_empty() {
             self.queue.push_back(LaneEvent::Answer(Event::Delta { candidate, text: out, logprobs }));
         }
+        // The usage at the lane's end says more of a single candidate; of several, each one's end stands for itself.
+        if self.parts.len() > 1 {
+            self.tell(index);
+        }
         if is_stopped && self.parts.iter().all(|part| part.reason.is_some()) {
             // The server may go on beyond the stop text; that is not worth waiting for.
             self.end();
         }
+    }
+
+    /// Passes a candidate's end on, once, and says whether it has ended.
+    fn tell(&mut self, index: usize) -> bool {
+        let part = &self.parts[index];
+        let Some(reason) = part.reason else { return false };
+        if !part.is_told {
+            let n = part.n_logprobs;
+            let mean_logprob = (n > 0).then(|| (part.logprob_sum / f64::from(n)) as f32);
+            let (candidate, n_tokens) = (self.request.first + index, self.n_tokens(part));
+            let finished = Event::Finished { candidate, reason, n_tokens, mean_logprob };
+            self.queue.push_back(LaneEvent::Answer(finished));
+            self.parts[index].is_told = true;
+        }
+        true
     }
 
     /// Ends the candidates that have ended, and tells which have not.
@@ -181,24 +210,18 @@ impl Lane {
         let none_seen = self.parts.iter().all(|part| !part.is_seen);
         let mut missing = Vec::new();
         for index in 0..self.parts.len() {
+            if self.tell(index) {
+                continue;
+            }
             let candidate = self.request.first + index;
             let part = &self.parts[index];
-            match part.reason {
-                Some(reason) => {
-                    let n_tokens = self.n_tokens(part);
-                    let n = part.n_logprobs;
-                    let mean_logprob = (n > 0).then(|| (part.logprob_sum / f64::from(n)) as f32);
-                    let finished = Event::Finished { candidate, reason, n_tokens, mean_logprob };
-                    self.queue.push_back(LaneEvent::Answer(finished));
-                }
-                None if !part.is_seen && !none_seen => missing.push(candidate),
-                None => {
-                    let reason =
-                        if part.is_seen { "an answer that ends too early" } else { "an answer without choices" };
-                    let fault = Fault::Malformed(reason.to_owned());
-                    self.queue.push_back(LaneEvent::Lost { candidate, error: fault.into_error(&self.server.name) });
-                }
+            if !part.is_seen && !none_seen {
+                missing.push(candidate);
+                continue;
             }
+            let reason = if part.is_seen { "an answer that ends too early" } else { "an answer without choices" };
+            let fault = Fault::Malformed(reason.to_owned());
+            self.queue.push_back(LaneEvent::Lost { candidate, error: fault.into_error(&self.server.name) });
         }
         if !missing.is_empty() {
             self.queue.push_back(LaneEvent::Missing(missing));
@@ -218,6 +241,10 @@ impl Lane {
 
     fn fail(&mut self, fault: &Fault) {
         for index in 0..self.parts.len() {
+            // What has ended before the fault is whole.
+            if self.parts.len() > 1 && self.tell(index) {
+                continue;
+            }
             let (candidate, error) = (self.request.first + index, fault.clone().into_error(&self.server.name));
             self.queue.push_back(LaneEvent::Lost { candidate, error });
         }

@@ -313,6 +313,38 @@ async fn one_broken_candidate_does_not_spoil_the_others() {
 }
 
 #[tokio::test]
+async fn one_broken_candidate_does_not_spoil_a_stream() {
+    let shown = |completion: Completion| {
+        let candidates = completion.candidates.into_iter();
+        candidates.map(|c| (c.text, c.finish_reason)).collect::<Vec<_>>()
+    };
+    let server = Loopback::start([Act::events(&[&piece("so far")]), Act::Answer]).await;
+    let mut config = server.config(Flavour::Ollama);
+    config.server.max_parallel_requests = 1;
+    let backend = OpenAiBackend::new(config).unwrap();
+    let mut two = request();
+    two.n = 2;
+    let texts = shown(backend.stream_and_collect(two.clone()).await.unwrap());
+    assert_eq!(
+        texts,
+        [("so far".to_owned(), FinishReason::Deadline), ("one two three".to_owned(), FinishReason::Stop)]
+    );
+
+    // All in one answer, of which a part is whole when it breaks off, or when the time is over.
+    let first = r#"{"choices":[{"index":0,"delta":{"content":"whole"},"finish_reason":"stop"}]}"#;
+    let second = r#"{"choices":[{"index":1,"delta":{"content":"so far"}}]}"#;
+    let error = r#"{"error":{"code":502,"message":"upstream gone"}}"#;
+    let stalled = head("text/event-stream") + &format!("data: {first}\n\ndata: {second}\n\n");
+    for act in [Act::events(&[first, second]), Act::events(&[first, second, error]), Act::Stall(stalled.into_bytes())] {
+        let server = Loopback::start([act]).await;
+        let backend = OpenAiBackend::new(server.config(Flavour::OpenAi)).unwrap();
+        two.deadline = Some(Instant::now() + Duration::from_millis(500));
+        let texts = shown(backend.stream_and_collect(two.clone()).await.unwrap());
+        assert_eq!(texts, [("whole".to_owned(), FinishReason::Stop), ("so far".to_owned(), FinishReason::Deadline)]);
+    }
+}
+
+#[tokio::test]
 async fn stop_texts_hold_even_where_the_server_runs_over_them() {
     let (server, backend) =
         backend([Act::events(&[&piece("red ST"), &piece("OP green"), &piece(" blue"), END, "[DONE]"])]).await;
