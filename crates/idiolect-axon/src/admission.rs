@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
-use idiolect_protocol::{AuthError, Caller, Category, Claim, Verifier};
+use idiolect_protocol::{AuthError, Caller, Category, Claim, Hotkey, Verifier};
 
 use crate::body::{BodyBudget, BodyLimits};
 use crate::config::AxonConfig;
@@ -16,7 +16,7 @@ use crate::handler::{AvailabilityMap, Call, Feedback, Handler, HandlerError, Rep
 use crate::metrics as meters;
 use crate::policy::{Decision, Policy, PolicyContext};
 use crate::queue::{Priority, QueueError, StakeQueue};
-use crate::strangers::{Failures, Unproved};
+use crate::strangers::{Failures, Source, Strangers};
 
 /// Why a request is not answered, as far as the peer is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub(crate) struct Admission {
     handler: Arc<dyn Handler>,
     queue: StakeQueue,
     budget: Arc<BodyBudget>,
-    unproved: Unproved,
+    strangers: Strangers,
     failures: Failures,
     n_requests: AtomicUsize,
     n_lasting: AtomicUsize,
@@ -95,7 +95,7 @@ impl Admission {
         Self {
             queue: StakeQueue::new(config.concurrency, config.max_waiting),
             budget: Arc::new(BodyBudget::new(config.max_buffered_bytes)),
-            unproved: Unproved::new(config.max_unproved_per_ip),
+            strangers: Strangers::new(config.max_strangers_per_ip),
             failures: Failures::new(config.max_failures_per_second),
             config,
             verifier,
@@ -125,13 +125,13 @@ impl Admission {
         if self.is_stopping() {
             return Err(Refusal::stopping());
         }
-        if !self.unproved.enter(address) {
+        if !self.strangers.enter(address) {
             meters::shed("requests");
             return Err(Refusal::overloaded("too many requests"));
         }
         let n = self.n_requests.fetch_add(1, Ordering::SeqCst) + 1;
-        let is_proved = AtomicBool::new(false);
-        let entered = InFlight { admission: self.clone(), address, is_proved, is_lasting: false };
+        let is_admitted = AtomicBool::new(false);
+        let entered = InFlight { admission: self.clone(), address, is_admitted, is_lasting: false };
         if n.saturating_sub(self.n_lasting.load(Ordering::SeqCst)) > self.config.max_requests {
             meters::shed("requests");
             return Err(Refusal::overloaded("too many requests"));
@@ -150,17 +150,18 @@ impl Admission {
     }
 
     /// Proves a claim. This takes about 40 µs of computing, less than a thread of its own would cost to reach.
-    fn verify(&self, claim: Claim, address: IpAddr) -> Result<Caller, AuthError> {
+    fn verify(&self, claim: Claim, address: IpAddr, n_hashed: usize) -> Result<Caller, AuthError> {
         let start = Instant::now();
-        let is_known = self.policy.knows(&claim.hotkey);
-        let source = (address, is_known.then_some(claim.hotkey));
+        let source = self.source(address, Some(claim.hotkey));
         if self.failures.is_over(&source, start) {
             return Err(AuthError::TooManyFailures);
         }
-        let verified = self.verifier.verify_as(claim, |_| is_known);
-        // Only these cost anything to find out; an old clock reading is told by a look.
-        if matches!(verified, Err(AuthError::SignatureMismatch | AuthError::Replayed)) {
-            self.failures.count(source, start);
+        let verified = self.verifier.verify_as(claim, |_| source.1.is_some());
+        if let Err(error) = &verified {
+            // Only these took a signature to find out; an old clock reading is told by a look.
+            let had_signature = matches!(error, AuthError::SignatureMismatch | AuthError::Replayed);
+            let n_blocks = u32::try_from(n_hashed / HASHED_PER_FAILURE).unwrap_or(u32::MAX);
+            self.failures.count(source, n_blocks.saturating_add(had_signature.into()), start);
         }
         meters::verified(start.elapsed());
         if let Err(error) = &verified {
@@ -169,7 +170,12 @@ impl Admission {
         verified
     }
 
-    pub(crate) fn decide(&self, caller: &Caller, synapse: &str) -> Result<Priority, Refusal> {
+    /// Whose failure it is when `address` claims a key and fails.
+    fn source(&self, address: IpAddr, claimed: Option<Hotkey>) -> Source {
+        (address, claimed.filter(|hotkey| self.policy.knows(hotkey)))
+    }
+
+    fn decide(&self, caller: &Caller, synapse: &str) -> Result<Priority, Refusal> {
         match self.policy.decide(caller, &PolicyContext { synapse }) {
             Decision::Allow { priority } => Ok(priority),
             Decision::Deny(denial) => {
@@ -267,9 +273,12 @@ fn internal() -> Refusal {
 pub(crate) struct InFlight {
     admission: Arc<Admission>,
     address: IpAddr,
-    is_proved: AtomicBool,
+    is_admitted: AtomicBool,
     is_lasting: bool,
 }
+
+/// Bytes that take about as long to hash as a signature takes to check.
+const HASHED_PER_FAILURE: usize = 32 << 10;
 
 /// Most requests at one time that may go on for ever.
 const MAX_LASTING: usize = 256;
@@ -291,16 +300,30 @@ impl InFlight {
         self.address
     }
 
-    /// Proves a claim. From then on the request counts no more as that of a stranger.
-    pub(crate) fn verify(&self, claim: Claim) -> Result<Caller, AuthError> {
-        let caller = self.admission.verify(claim, self.address)?;
+    /// Refuses those who failed too often, before anything is done for them.
+    pub(crate) fn check_failures(&self, claimed: Option<Hotkey>) -> Result<(), AuthError> {
+        let source = self.admission.source(self.address, claimed);
+        match self.admission.failures.is_over(&source, Instant::now()) {
+            true => Err(AuthError::TooManyFailures),
+            false => Ok(()),
+        }
+    }
+
+    /// Proves a claim for which so many bytes had to be hashed.
+    pub(crate) fn verify(&self, claim: Claim, n_hashed: usize) -> Result<Caller, AuthError> {
+        self.admission.verify(claim, self.address, n_hashed)
+    }
+
+    /// Asks policy. Whom it lets in is a stranger no more; a key alone is quickly made.
+    pub(crate) fn decide(&self, caller: &Caller, synapse: &str) -> Result<Priority, Refusal> {
+        let priority = self.admission.decide(caller, synapse)?;
         self.leave_strangers();
-        Ok(caller)
+        Ok(priority)
     }
 
     fn leave_strangers(&self) {
-        if !self.is_proved.swap(true, Ordering::SeqCst) {
-            self.admission.unproved.leave(self.address);
+        if !self.is_admitted.swap(true, Ordering::SeqCst) {
+            self.admission.strangers.leave(self.address);
         }
     }
 }

@@ -3,10 +3,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use http::{HeaderValue, Request, Response, StatusCode, header, request};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, request};
 use hyper::body::Incoming;
 use idiolect_protocol::openai::{self, ChatRequest, ErrorReply, ReplyHead, StreamedReply};
-use idiolect_protocol::{AuthError, Caller, Category, Claim, Transport, btauth, epistula, status};
+use idiolect_protocol::{AuthError, Caller, Category, Claim, Hotkey, Transport, btauth, epistula, status};
 
 use crate::admission::{Admission, InFlight, Refusal};
 use crate::body::{ReplyBody, RequestBody};
@@ -44,15 +44,23 @@ async fn try_answer(
         return Err(Refusal::new(Category::Unauthenticated, "Missing signature"));
     }
     check_encoding(&head.headers)?;
+    in_flight.check_failures(claimed(&head.headers)).map_err(unverified)?;
     let body = read(RequestBody::plain(body, admission.body_limits())).await?;
-    let caller = claim(admission, &head, &body).and_then(|claim| in_flight.verify(claim)).map_err(unverified)?;
-    let priority = admission.decide(&caller, openai::CHAT_PATH)?;
+    let caller =
+        claim(admission, &head, &body).and_then(|claim| in_flight.verify(claim, body.len())).map_err(unverified)?;
+    let priority = in_flight.decide(&caller, openai::CHAT_PATH)?;
     let chat = ChatRequest::from_json(&body).map_err(|error| Refusal::new(Category::Malformed, error.to_string()))?;
     drop(body);
     let stream = chat.stream;
     let reply = complete(admission, &head, caller, chat, priority, arrived).await?;
     let head = reply_head(&reply.model);
     if stream { Ok(streamed(head, reply)) } else { whole(head, reply) }
+}
+
+/// The key that the request claims, as far as that can be told by now.
+fn claimed(headers: &HeaderMap) -> Option<Hotkey> {
+    let name = if btauth::is_btauth(headers) { btauth::HOTKEY_HEADER } else { epistula::SIGNED_BY_HEADER };
+    headers.get(name)?.to_str().ok()?.parse().ok()
 }
 
 fn claim(admission: &Admission, head: &request::Parts, body: &[u8]) -> Result<Claim, AuthError> {

@@ -33,11 +33,11 @@ pub struct AxonConfig {
     pub max_connections_per_ip: usize,
     /// Most requests at one time, verified or not; more are refused with 503. Default 1024.
     pub max_requests: usize,
-    /// Most requests at one time from one address whose callers have not proved a key; more are refused with 503. Proof
-    /// takes no time worth mentioning, so this stops only those who never get there. Default 64.
-    pub max_unproved_per_ip: usize,
+    /// Most requests at one time from one address whose callers have not proved a key that policy lets in; more are
+    /// refused with 503. Proof takes no time worth mentioning, so this stops only those who never get there. Default 64.
+    pub max_strangers_per_ip: usize,
     /// Failed proofs that one address may make in a second, ten times as many at once; beyond, its requests are refused
-    /// with 429 unread. A key that the policy knows counts by itself, so that validators behind one address do not
+    /// with 429. Large bodies count more. A key that the policy knows counts by itself, so that validators behind one address do not
     /// suffer from their neighbours. 0 is without limit. Default 100.
     pub max_failures_per_second: u32,
     /// Most HTTP/2 streams of one connection. Default 128.
@@ -74,7 +74,7 @@ impl Default for AxonConfig {
             max_connections: 1024,
             max_connections_per_ip: 256,
             max_requests: 1024,
-            max_unproved_per_ip: 64,
+            max_strangers_per_ip: 64,
             max_failures_per_second: 100,
             max_streams: 128,
             concurrency: 16,
@@ -104,7 +104,7 @@ impl AxonConfig {
             (self.max_connections, "max_connections must not be 0"),
             (self.max_connections_per_ip, "max_connections_per_ip must not be 0"),
             (self.max_requests, "max_requests must not be 0"),
-            (self.max_unproved_per_ip, "max_unproved_per_ip must not be 0"),
+            (self.max_strangers_per_ip, "max_strangers_per_ip must not be 0"),
             (self.max_streams as usize, "max_streams must not be 0"),
             (self.concurrency, "concurrency must not be 0"),
             (self.n_multi_completions, "n_multi_completions must not be 0"),

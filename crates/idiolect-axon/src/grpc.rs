@@ -76,12 +76,15 @@ impl GrpcServices {
             let extras = path.starts_with("/grpc.health.v1.") || path.starts_with("/grpc.reflection.");
             return if extras { self.answer_extra(request).await } else { refuse(&not_found()) };
         }
-        if !matches!(path, "/TextPrompting/Forward" | "/TextPrompting/MultiForward" | "/TextPrompting/Backward") {
-            return refuse(&not_found());
-        }
+        let synapse = match path {
+            "/TextPrompting/Forward" => "TextPrompting.Forward",
+            "/TextPrompting/MultiForward" => "TextPrompting.MultiForward",
+            "/TextPrompting/Backward" => "TextPrompting.Backward",
+            _ => return refuse(&not_found()),
+        };
         let admission = &self.admission;
         let claim = wire::claim(request.headers(), admission.verifier.receiver(), admission.verifier.limits());
-        let caller = match claim.and_then(|claim| in_flight.verify(claim)) {
+        let caller = match claim.and_then(|claim| in_flight.verify(claim, 0)) {
             Ok(caller) => caller,
             Err(error) => {
                 let mut status = wire::refusal(&error);
@@ -91,9 +94,11 @@ impl GrpcServices {
                 return (status.into_http(), meters::category_label(error.category()));
             }
         };
+        // Decided now, told in the answer's own message, which is made once the request's message is there.
+        let decision = in_flight.decide(&caller, synapse);
         let limits = admission.body_limits();
         let mut request = request.map(|body| bounded(body, limits));
-        request.extensions_mut().insert(Verified { caller, arrived });
+        request.extensions_mut().insert(Verified { caller, arrived, decision });
         let response = match self.text_prompting.clone().call(request).await {
             Ok(response) => response,
             Err(never) => match never {},
@@ -178,6 +183,7 @@ fn label(code: Code) -> &'static str {
 struct Verified {
     caller: Caller,
     arrived: Instant,
+    decision: Result<Priority, Refusal>,
 }
 
 /// Put beside an answer whose failure stands in its message, where no status tells of it.
@@ -204,17 +210,11 @@ struct Asked {
 type Checked<R> = Result<Asked, Answer<R>>;
 
 impl TextPromptingFront {
-    fn check<R: Outcome>(
-        &self,
-        extensions: &tonic::Extensions,
-        synapse: &str,
-        messages: &[String],
-        seconds: f32,
-    ) -> Checked<R> {
-        let Some(Verified { caller, arrived }) = extensions.get().cloned() else {
+    fn check<R: Outcome>(&self, extensions: &tonic::Extensions, messages: &[String], seconds: f32) -> Checked<R> {
+        let Some(Verified { caller, arrived, decision }) = extensions.get().cloned() else {
             return Err(Err(Status::unauthenticated("Request signature missing")));
         };
-        let priority = self.admission.decide(&caller, synapse).map_err(|refusal| failed(&refusal))?;
+        let priority = decision.map_err(|refusal| failed(&refusal))?;
         let limits = self.admission.verifier.limits();
         let Some(timeout) = wire::timeout(seconds, limits) else { return Err(Ok(late(seconds))) };
         let timeout = caller.timeout().map_or(timeout, |limit| limit.min(timeout));
@@ -247,7 +247,7 @@ impl TextPrompting for TextPromptingFront {
     ) -> Answer<ForwardTextPromptingResponse> {
         const SYNAPSE: &str = "TextPrompting.Forward";
         let (_, extensions, message) = request.into_parts();
-        let asked = match self.check(&extensions, SYNAPSE, &message.messages, message.timeout) {
+        let asked = match self.check(&extensions, &message.messages, message.timeout) {
             Ok(asked) => asked,
             Err(answer) => return answer,
         };
@@ -266,7 +266,7 @@ impl TextPrompting for TextPromptingFront {
     ) -> Answer<MultiForwardTextPromptingResponse> {
         const SYNAPSE: &str = "TextPrompting.MultiForward";
         let (_, extensions, message) = request.into_parts();
-        let asked = match self.check(&extensions, SYNAPSE, &message.messages, message.timeout) {
+        let asked = match self.check(&extensions, &message.messages, message.timeout) {
             Ok(asked) => asked,
             Err(answer) => return answer,
         };
@@ -280,9 +280,8 @@ impl TextPrompting for TextPromptingFront {
         &self,
         request: tonic::Request<BackwardTextPromptingRequest>,
     ) -> Answer<BackwardTextPromptingResponse> {
-        const SYNAPSE: &str = "TextPrompting.Backward";
         let (_, extensions, message) = request.into_parts();
-        let asked = match self.check(&extensions, SYNAPSE, &message.messages, message.timeout) {
+        let asked = match self.check(&extensions, &message.messages, message.timeout) {
             Ok(asked) => asked,
             Err(answer) => return answer,
         };

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use idiolect_protocol::Hotkey;
 
-/// Requests in hand, by address, whose callers have not proved a key.
+/// Requests in hand, by address, whose callers have not proved a key that policy lets in.
 #[derive(Debug)]
-pub(crate) struct Unproved {
+pub(crate) struct Strangers {
     max: usize,
     by_address: Mutex<HashMap<IpAddr, usize>>,
 }
 
-impl Unproved {
+impl Strangers {
     pub(crate) fn new(max: usize) -> Self {
         Self { max, by_address: Mutex::default() }
     }
@@ -75,9 +75,9 @@ impl Failures {
                 .is_some_and(|clear_at| *clear_at > now + Duration::from_secs(BURST.into()))
     }
 
-    /// Counts a failure.
-    pub(crate) fn count(&self, source: Source, now: Instant) {
-        let Some(interval) = self.interval else { return };
+    /// Counts a failure, as so many.
+    pub(crate) fn count(&self, source: Source, n: u32, now: Instant) {
+        let Some(interval) = self.interval.filter(|_| n > 0) else { return };
         let mut clear_at = lock(&self.clear_at);
         if clear_at.len() >= MAX_SOURCES && !clear_at.contains_key(&source) {
             clear_at.retain(|_, clear_at| *clear_at > now);
@@ -86,7 +86,7 @@ impl Failures {
             }
         }
         let entry = clear_at.entry(source).or_insert(now);
-        *entry = (*entry).max(now) + interval;
+        *entry = (*entry).max(now) + interval * n;
     }
 }
 
@@ -104,16 +104,16 @@ mod tests {
 
     #[test]
     fn an_address_has_its_share_and_no_more() {
-        let unproved = Unproved::new(2);
+        let strangers = Strangers::new(2);
         let (one, other) = (source(1, None).0, source(2, None).0);
-        assert!(unproved.enter(one) && unproved.enter(one));
-        assert!(!unproved.enter(one) && unproved.enter(other));
-        unproved.leave(one);
-        assert!(unproved.enter(one));
+        assert!(strangers.enter(one) && strangers.enter(one));
+        assert!(!strangers.enter(one) && strangers.enter(other));
+        strangers.leave(one);
+        assert!(strangers.enter(one));
         for address in [one, one, other] {
-            unproved.leave(address);
+            strangers.leave(address);
         }
-        assert!(lock(&unproved.by_address).is_empty());
+        assert!(lock(&strangers.by_address).is_empty());
     }
 
     #[test]
@@ -123,15 +123,18 @@ mod tests {
         let attacker = source(1, None);
         for _ in 0..=4 * BURST {
             assert!(!failures.is_over(&attacker, start));
-            failures.count(attacker, start);
+            failures.count(attacker, 1, start);
         }
         assert!(failures.is_over(&attacker, start));
         // A known key at the same address, and other addresses, are listened to.
         assert!(!failures.is_over(&source(1, Some(7)), start));
         assert!(!failures.is_over(&source(2, None), start));
         assert!(!failures.is_over(&attacker, start + Duration::from_millis(250)));
-        failures.count(attacker, start + Duration::from_millis(250));
+        failures.count(attacker, 1, start + Duration::from_millis(250));
         assert!(failures.is_over(&attacker, start + Duration::from_millis(250)));
+        // One that cost as much as all of them.
+        failures.count(source(3, None), 4 * BURST + 1, start);
+        assert!(failures.is_over(&source(3, None), start));
     }
 
     #[test]
@@ -139,12 +142,12 @@ mod tests {
         let (failures, off) = (Failures::new(1), Failures::new(0));
         let now = Instant::now();
         for n in 0..2 * u32::try_from(MAX_SOURCES).unwrap() {
-            failures.count(source(n, None), now);
-            off.count(source(0, None), now);
+            failures.count(source(n, None), 1, now);
+            off.count(source(0, None), u32::MAX, now);
         }
         assert_eq!(lock(&failures.clear_at).len(), MAX_SOURCES);
         assert!(!off.is_over(&source(0, None), now));
-        failures.count(source(u32::MAX, None), now + Duration::from_secs(2));
+        failures.count(source(u32::MAX, None), 1, now + Duration::from_secs(2));
         assert_eq!(lock(&failures.clear_at).len(), 1);
     }
 }

@@ -142,10 +142,10 @@ impl SynapseFront {
         let (receiver, limits) = (admission.verifier.receiver(), admission.verifier.limits());
         // All that proves the caller stands in the head: nobody else makes us read a body.
         let proved = read_head(&head.headers, synapse, receiver, limits)
-            .and_then(|head| Ok((in_flight.verify(head.claim)?, head.body_hash)))
+            .and_then(|head| Ok((in_flight.verify(head.claim, 0)?, head.body_hash)))
             .map_err(|error| unverified(&error))
             .and_then(|(caller, hash)| {
-                Ok((admission.decide(&caller, synapse.name()).map_err(forbidden)?, caller, hash))
+                Ok((in_flight.decide(&caller, synapse.name()).map_err(forbidden)?, caller, hash))
             });
         let (priority, caller, hash) = match proved {
             Ok(proved) => proved,

@@ -10,8 +10,8 @@ use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use idiolect_axon::policy::Rules;
-use idiolect_protocol::Keypair;
 use idiolect_protocol::pb::ForwardTextPromptingRequest;
+use idiolect_protocol::{Keypair, epistula};
 use prost::Message as _;
 use tokio::task::JoinHandle;
 
@@ -77,7 +77,7 @@ async fn questions_that_never_come_take_no_more_than_an_addresss_share_and_not_f
         ("/availability", "application/json"),
     ] {
         let served = Setup::config(|config| {
-            config.max_unproved_per_ip = 4;
+            config.max_strangers_per_ip = 4;
             config.body_timeout = Duration::from_millis(300);
             config.idle_timeout = Duration::from_millis(300);
         })
@@ -103,7 +103,7 @@ async fn questions_that_never_come_take_no_more_than_an_addresss_share_and_not_f
 
 #[tokio::test]
 async fn streams_that_last_count_against_their_address() {
-    let served = Setup::config(|config| config.max_unproved_per_ip = 2).serve().await;
+    let served = Setup::config(|config| config.max_strangers_per_ip = 2).serve().await;
     let client = Client::connect(&served, 65_535).await;
     let watch = || request("/grpc.health.v1.Health/Watch", "application/grpc", bytes(&[0; 5]));
     let first = client.send(watch()).await.unwrap().unwrap();
@@ -117,7 +117,7 @@ async fn streams_that_last_count_against_their_address() {
 
 #[tokio::test]
 async fn callers_who_proved_a_key_do_not_count_as_strangers() {
-    let served = Setup::config(|config| config.max_unproved_per_ip = 1).serve().await;
+    let served = Setup::config(|config| config.max_strangers_per_ip = 1).serve().await;
     let (one, other) =
         (SynapseRequest::prompt("Prompting", &["wait 300"]), SynapseRequest::prompt("Prompting", &["wait 300"]));
     let began = tokio::time::Instant::now();
@@ -128,6 +128,32 @@ async fn callers_who_proved_a_key_do_not_count_as_strangers() {
     let (one, other) = tokio::join!(one.send(&served), later);
     assert_eq!((one.status, other.status), (200, 200));
     assert!(began.elapsed() < Duration::from_millis(600), "one after the other");
+}
+
+#[tokio::test]
+async fn a_key_that_policy_does_not_let_in_is_a_strangers() {
+    let served = Setup::config(|config| config.max_strangers_per_ip = 2).serve().await;
+    let client = Client::connect(&served, 65_535).await;
+    let stalled = |sender: &str| {
+        let mut request = request("/TextPrompting/Forward", "application/grpc", endless());
+        request.headers_mut().extend(grpc_metadata(&Keypair::from_uri(sender).unwrap(), &alice().hotkey()));
+        client.send(request)
+    };
+    let _admitted = [stalled("//Bob"), stalled("//Bob"), stalled("//Bob")];
+    let _denied = [stalled("//Mallory"), stalled("//Mallory")];
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(stalled("//Mallory").await.unwrap().unwrap().headers()["grpc-status"], "8");
+    assert_eq!(served.post("/nothing", &[], b"").await.status, 503);
+}
+
+#[tokio::test]
+async fn large_forgeries_count_for_what_they_cost() {
+    let served = Setup::config(|config| config.max_failures_per_second = 1).serve().await;
+    let body = vec![b' '; 1 << 20];
+    let headers = epistula::sign(&bob(), &alice().hotkey(), b"other", 1_000 * 1_000, &uuid::Uuid::new_v4());
+    let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+    assert_eq!(served.post("/v1/chat/completions", &headers, &body).await.status, 401, "old, but hashed in vain");
+    assert_eq!(served.post("/v1/chat/completions", &headers, b"").await.status, 429);
 }
 
 #[tokio::test]
