@@ -93,8 +93,12 @@ impl Loader<'_> {
         config.name.clone_from(&backend.name);
         config.model = Some(model_name(backend));
         config.threads = backend.threads.and_then(std::num::NonZeroUsize::new);
+        config.device = backend.device.parse()?;
         if let Some(context) = backend.context_tokens {
             config.context_tokens = usize::try_from(context)?;
+        }
+        if let Some(bytes) = backend.max_kv_bytes {
+            config.max_kv_bytes = bytes;
         }
         let began = std::time::Instant::now();
         let loaded = blocking(move || CandleBackend::load(&weights, config)).await?;

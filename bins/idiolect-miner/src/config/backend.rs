@@ -36,6 +36,16 @@ words! {
     }
 }
 
+/// The device of models where none is given.
+const CPU: &str = "cpu";
+
+/// Says whether a text names a device: `cpu`, or a kind of graphics processor with or without a number.
+fn names_device(text: &str) -> bool {
+    let (kind, number) = text.split_once(':').unwrap_or((text, "0"));
+    let numbered = number.bytes().all(|b| b.is_ascii_digit()) && number.parse::<usize>().is_ok();
+    text == CPU || matches!(kind, "cuda" | "metal") && numbered
+}
+
 /// One backend.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "each field is a setting, documented in the table of settings")]
@@ -49,6 +59,8 @@ pub struct BackendConfig {
     pub timeout: Duration,
     pub context_tokens: Option<u32>,
     pub threads: Option<usize>,
+    pub device: String,
+    pub max_kv_bytes: Option<u64>,
     pub flavour: ServerFlavour,
     pub base_url: Option<String>,
     pub key_env: Option<String>,
@@ -77,6 +89,8 @@ impl BackendConfig {
             timeout: Duration::from_secs(30),
             context_tokens: None,
             threads: None,
+            device: CPU.to_owned(),
+            max_kv_bytes: None,
             flavour: ServerFlavour::OpenAi,
             base_url: None,
             key_env: None,
@@ -111,6 +125,9 @@ pub static BACKEND_KEYS: &[Key<BackendConfig>] = &[
     key!(BackendConfig: timeout, "Longest time a request to it may take.").unit("seconds").expect("above 0", |c| !c.timeout.is_zero()),
     key!(BackendConfig: context_tokens, "Tokens that prompt and reply may have together. candle: at most what the model allows.").unit("tokens"),
     key!(BackendConfig: threads, "candle: threads that compute; all cores where none is given.").unit("threads"),
+    key!(BackendConfig: device, "candle: where the model computes: `cpu`, `cuda`, `cuda:1`, `metal` …; all but `cpu` need a build with the feature of that name.")
+        .expect("cpu, cuda, cuda:N, metal or metal:N", |c| names_device(&c.device)),
+    key!(BackendConfig: max_kv_bytes, "candle: most memory that keys and values of one request may take; requests that might need more are refused. 1 GiB where none is given.").unit("bytes"),
     key!(BackendConfig: flavour, "openai: what kind of server it is, which decides the fields that a request may have: `openai`, `vllm`, `tgi`, `ollama`, `llamacpp` or `openrouter`."),
     key!(BackendConfig: base_url, "openai: where the API is, with its version, as in `http://127.0.0.1:8000/v1`; OpenAI's own where none is given."),
     key!(BackendConfig: key_env, "openai: environment variable that holds the key. OpenAI itself is given `OPENAI_API_KEY` where neither this nor `key_file` is set; other servers are given no key."),

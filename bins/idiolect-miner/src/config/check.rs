@@ -194,6 +194,12 @@ fn backend_rules(backend: &BackendConfig, mut problem: impl FnMut(&str, String))
     if backend.kind == BackendKind::Candle && !cfg!(feature = "candle") {
         problem("kind", format!("backend {name}: this build has no candle; build with --features candle"));
     }
+    for (feature, built) in [("cuda", cfg!(feature = "cuda")), ("metal", cfg!(feature = "metal"))] {
+        if backend.device.split(':').next() == Some(feature) && !built {
+            let device = &backend.device;
+            problem("device", format!("backend {name}: this build has no {device}; build with --features {feature}"));
+        }
+    }
     if backend.kind == BackendKind::OpenAi && !cfg!(feature = "openai") {
         problem("kind", format!("backend {name}: this build has no openai; build with --features openai"));
     }

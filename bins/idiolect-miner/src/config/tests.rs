@@ -176,6 +176,23 @@ fn backends_are_chosen_by_name_or_kind() {
 }
 
 #[test]
+fn devices_are_checked() {
+    let of = |device: &str| problems(&format!("[[backends]]\nkind = \"candle\"\ndevice = \"{device}\"\n"), &[], &[]);
+    assert_eq!(of("cpu"), [""; 0]);
+    for wrong in ["gpu", "cpu:0", "CUDA", "cuda:", "cuda:one", "cuda:1:2", ""] {
+        let found = of(wrong).remove(0);
+        assert!(found.contains(&format!("device is {wrong}, expected cpu, cuda, cuda:N, metal or metal:N")), "{found}");
+    }
+    for (device, feature, built) in
+        [("cuda:1", "cuda", cfg!(feature = "cuda")), ("metal", "metal", cfg!(feature = "metal"))]
+    {
+        let expected =
+            format!("miner.toml:3: backend candle: this build has no {device}; build with --features {feature}");
+        assert_eq!(of(device), if built { vec![] } else { vec![expected] });
+    }
+}
+
+#[test]
 fn defaults_and_presets_pass_their_own_rules() {
     load(&Sources::default()).expect("defaults load");
     for preset in PRESETS {
