@@ -4,8 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{Connection as _, SqlitePool};
 
 /// Why the store cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +115,9 @@ pub async fn open(path: &Path) -> Result<SqlitePool, StoreError> {
     let pool = SqlitePoolOptions::new()
         .max_connections(4)
         .acquire_timeout(Duration::from_secs(10))
+        // Where SQLite itself ends a transaction, as on a full disk, sqlx goes on counting it and refuses to begin another.
+        // Such a connection is replaced, or nothing would be written until the next start.
+        .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
         .connect_with(options)
         .await
         .map_err(in_this_file)?;
@@ -246,6 +249,22 @@ mod tests {
         let result = sqlx::query("INSERT INTO x VALUES (zeroblob(1000000))").execute(&mut *connection).await;
         let error = StoreError::from(result.unwrap_err());
         assert!(matches!(error, StoreError::Full(_)), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_sqlite_ended_does_not_block_later_ones() {
+        let dir = tempfile::tempdir().unwrap();
+        let pool = open(&dir.path().join("idiolect.sqlite")).await.unwrap();
+        migrate(&pool, "x", &[&["CREATE TABLE x (y INTEGER UNIQUE) STRICT"]]).await.unwrap();
+        for _ in 0..8 {
+            let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
+            sqlx::query("INSERT INTO x VALUES (1)").execute(&mut *transaction).await.unwrap();
+            // As a full disk does, this fails and rolls back.
+            sqlx::query("INSERT OR ROLLBACK INTO x VALUES (1)").execute(&mut *transaction).await.unwrap_err();
+        }
+        let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await.unwrap();
+        sqlx::query("INSERT INTO x VALUES (1)").execute(&mut *transaction).await.unwrap();
+        transaction.commit().await.unwrap();
     }
 
     #[tokio::test]
