@@ -139,8 +139,9 @@ impl Tensors {
         let layers = (0..params.layers).map(|i| loader.layer(&params, i)).collect::<Result<_, _>>()?;
         let device_handle = device.handle().clone();
         let model = Self { params, device: device_handle, embeddings, output, norm, layers, prefill: PREFILL, pool };
-        // A device may lack a kernel for one of the file's formats, which shows only when it is used.
-        match model.pool.install(|| model.start(&[0, 0], 2, 1, &mut || true)?.step(&[(0, 0), (1, 0)])) {
+        // A device may lack a kernel for one of the file's formats, which shows only when it is used; and kernels for many
+        // rows are others than those for few.
+        match model.pool.install(|| model.start(&[0; 15], 2, 1, &mut || true)?.step(&[(0, 0), (1, 0)])) {
             Err(EngineError::Device(reason)) => Err(device.fault(reason)),
             // A model that computes no numbers says so when it is asked something.
             _ => Ok(model),
