@@ -34,7 +34,7 @@ pub struct AxonConfig {
     /// Most requests at one time, verified or not; more are refused with 503. Default 1024.
     pub max_requests: usize,
     /// Most requests at one time from one address whose callers have not proved a key that policy lets in; more are
-    /// refused with 503. Proof takes no time worth mentioning, so this stops only those who never get there. Default 64.
+    /// refused with 503. Proof takes no time worth mentioning, so this stops only those who never get there. Default 256, as many as its connections.
     pub max_strangers_per_ip: usize,
     /// Failed proofs that one address may make in a second, ten times as many at once; beyond, its requests are refused
     /// with 429. Large bodies count more. A key that the policy knows counts by itself, so that validators behind one address do not
@@ -74,7 +74,7 @@ impl Default for AxonConfig {
             max_connections: 1024,
             max_connections_per_ip: 256,
             max_requests: 1024,
-            max_strangers_per_ip: 64,
+            max_strangers_per_ip: 256,
             max_failures_per_second: 100,
             max_streams: 128,
             concurrency: 16,

@@ -16,6 +16,8 @@ use super::{BACKEND_KEYS, BackendConfig, BackendKind, Config, KEYS, PresetKind, 
 pub enum Origin {
     /// Nobody gave it.
     Default,
+    /// Nobody gave it, and another setting makes this the better default.
+    Implied(&'static str),
     /// The preset of this name.
     Preset(String),
     /// A line of the file.
@@ -35,7 +37,7 @@ impl Origin {
     /// Returns the layer's rank; a higher one wins.
     pub(crate) const fn rank(&self) -> u8 {
         match self {
-            Self::Default => 0,
+            Self::Default | Self::Implied(_) => 0,
             Self::Preset(_) => 1,
             Self::File { .. } => 2,
             Self::Environment(_) => 3,
@@ -48,6 +50,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
+            Self::Implied(why) => write!(f, "default with {why}"),
             Self::Preset(name) => write!(f, "preset {name}"),
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
             Self::Environment(name) => write!(f, "environment {name}"),
@@ -85,7 +88,7 @@ impl Loaded {
     /// Returns how many settings somebody gave a value.
     #[must_use]
     pub fn n_given(&self) -> usize {
-        self.origins.values().filter(|origin| **origin != Origin::Default).count()
+        self.origins.values().filter(|origin| !matches!(origin, Origin::Default | Origin::Implied(_))).count()
     }
 
     /// Returns every key with its value and origin, in the order of the reference.
@@ -167,6 +170,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     merge.environment();
     merge.flags();
     merge.backends();
+    merge.implied();
     check::check(&mut merge.loaded, &mut merge.problems);
     if merge.problems.is_empty() { Ok(merge.loaded) } else { Err(ConfigError { problems: merge.problems }) }
 }
@@ -337,6 +341,22 @@ impl<'s> Merge<'s> {
             self.loaded
                 .origins
                 .extend(origins.into_iter().map(|(key, origin)| (format!("backends.{i}.{key}"), origin)));
+        }
+    }
+
+    /// Echo alone is for measuring the protocol: nothing of what it says is worth choosing by.
+    fn implied(&mut self) {
+        const ECHO_ALONE: [(&str, &str); 3] =
+            [("uniqueness.encoder", "off"), ("candidates.count", "1"), ("mutation.recipes", "1")];
+        if !self.loaded.config.backends.iter().all(|backend| backend.kind == BackendKind::Echo) {
+            return;
+        }
+        for (name, value) in ECHO_ALONE {
+            if *self.loaded.origin(name) == Origin::Default
+                && let Some(key) = KEYS.iter().find(|key| key.name == name)
+            {
+                self.set(key, &Raw::word(value), Origin::Implied("backend echo"));
+            }
         }
     }
 

@@ -154,6 +154,18 @@ fn allowed_hotkeys_are_checked() {
 }
 
 #[test]
+fn echo_alone_is_neither_scored_nor_drawn_twice_unless_asked() {
+    let loaded = |given: &[(&str, &str)]| load(&sources("", &[], given)).expect("loads");
+    let count = |loaded: &Loaded| (loaded.config.uniqueness.encoder, loaded.config.candidates.count);
+    let alone = loaded(&[("backend", "echo")]);
+    assert_eq!(count(&alone), (EncoderKind::Off, 1));
+    assert_eq!(alone.origin("candidates.count").to_string(), "default with backend echo");
+    let asked = loaded(&[("backend", "echo"), ("candidates.count", "3"), ("uniqueness.encoder", "minilm")]);
+    assert_eq!(count(&asked), (EncoderKind::MiniLm, 3));
+    assert_eq!(count(&loaded(&[("backend", "candle,echo")])), (EncoderKind::MiniLm, 4));
+}
+
+#[test]
 fn backends_are_chosen_by_name_or_kind() {
     let file = "[[backends]]\nkind = \"openai\"\nname = \"vllm\"\nmodel = \"m\"\nbase_url = \"http://127.0.0.1:8000/v1\"\ntimeout = 5\n\
                 [[backends]]\nkind = \"echo\"\nweight = 2\n";

@@ -4,6 +4,7 @@
 //! cargo run --release -p idiolect-axon --example load              # everything, against a server of its own
 //! cargo run --release -p idiolect-axon --example load -- --quick   # a tenth of the requests
 //! cargo run --release -p idiolect-axon --example load -- serve     # only the server; it prints its address and process
+//! cargo run --release -p idiolect-axon --example load -- miner target/release/idiolect-miner   # the whole miner, echo backend
 //! ```
 //!
 //! The server is a process of its own: the axon as a miner runs it (signatures, nonces on disk, policy, queue, metrics)
@@ -36,16 +37,19 @@ fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Runtime::new()?;
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["serve"] => runtime.block_on(server::serve()),
-        [] => runtime.block_on(measure(1)),
-        ["--quick"] => runtime.block_on(measure(10)),
-        _ => anyhow::bail!("usage: load [serve | --quick]"),
+        [] => runtime.block_on(measure(Server::start()?, 1)),
+        ["--quick"] => runtime.block_on(measure(Server::start()?, 10)),
+        ["miner", program] => runtime.block_on(async {
+            let data = tempfile::tempdir()?;
+            measure(Server::start_miner(program.as_ref(), data.path()).await?, 1).await
+        }),
+        _ => anyhow::bail!("usage: load [serve | --quick | miner PROGRAM]"),
     }
 }
 
-async fn measure(divisor: usize) -> anyhow::Result<()> {
+async fn measure(server: Server, divisor: usize) -> anyhow::Result<()> {
     let verify = stats::verify_time()?;
     println!("sr25519 verification with nonce and clock, alone: {:.1} us", verify.as_secs_f64() * 1e6);
-    let server = Server::start()?;
     for kind in [Kind::Http, Kind::Grpc] {
         let target = Target { kind, address: server.address };
         client::closed_loop(target, N_CONNECTIONS, 2_000 / divisor).await.context("warming up")?;

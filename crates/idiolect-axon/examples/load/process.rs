@@ -2,8 +2,9 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
@@ -20,6 +21,26 @@ impl Server {
         BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
         let address = line.split_whitespace().next().context("the server did not start")?.parse()?;
         Ok(Self { address, child })
+    }
+
+    /// Starts a miner with the echo backend, which answers every caller that proves a key.
+    pub(crate) async fn start_miner(program: &Path, data: &Path) -> anyhow::Result<Self> {
+        let ready = data.join("ready.json");
+        let mut command = Command::new(program);
+        command.args(["--backend", "echo", "--hotkey-uri", "//Alice", "--blacklist.allow", "any"]);
+        command.args(["--axon.port", "0", "--metrics.addr", "off", "--data-dir"]).arg(data);
+        command.arg("--ready-file").arg(&ready).stdin(Stdio::null()).stdout(Stdio::null());
+        let mut server = Self { address: ([127, 0, 0, 1], 0).into(), child: command.spawn()? };
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(30) {
+            if let Ok(text) = std::fs::read_to_string(&ready) {
+                let ready: serde_json::Value = serde_json::from_str(&text)?;
+                server.address = ready["axon"].as_str().context("the ready file names no axon")?.parse()?;
+                return Ok(server);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        anyhow::bail!("the miner was not ready within 30 s")
     }
 
     /// CPU time in user and system mode so far.
@@ -44,8 +65,10 @@ const TICKS_PER_SECOND: u64 = 100;
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // Its input ends, and with it the server.
-        drop(self.child.stdin.take());
+        // Its input ends, and with it the server; a miner has none.
+        if self.child.stdin.take().is_none() {
+            let _ = self.child.kill();
+        }
         let _ = self.child.wait();
     }
 }

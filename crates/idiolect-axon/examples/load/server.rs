@@ -39,13 +39,14 @@ pub(crate) async fn serve() -> anyhow::Result<()> {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Normal);
     let pool = SqlitePool::connect_with(options).await?;
-    let own = Keypair::from_uri("//Alice")?.hotkey();
+    let key = Keypair::from_uri("//Alice")?;
+    let own = key.hotkey();
     let clock = Arc::new(SystemClock);
     let (nonces, persister) = NoncePersister::open(pool, &own, 1_000_000, clock.clone()).await?;
     let verifier = Verifier::new(own, Limits::default(), clock, nonces);
     let policy = StandardPolicy::new(own, Rules { allow_any: true, ..Rules::default() }, None);
     let config = AxonConfig { listen: "127.0.0.1:0".parse()?, ..AxonConfig::default() };
-    let axon = Axon::bind(config, verifier, Arc::new(policy), Arc::new(Echo)).await?;
+    let axon = Axon::bind(config, verifier, Arc::new(policy), Arc::new(Echo)).await?.signed_by(Arc::new(key));
     println!("{} {}", axon.local_addr(), std::process::id());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let saving = tokio::spawn(persister.run(async { drop(stopped.await) }));
