@@ -1,6 +1,6 @@
 //! Measures a model file on this machine: load time, prefill and decode rates, memory.
 //!
-//! `cargo run --release -p idiolect-backend-candle --example bench -- MODEL.gguf [ENCODER_DIR] [THREADS]`
+//! `cargo run --release -p idiolect-backend-candle --example bench -- MODEL.gguf [ENCODER_DIR] [THREADS] [DEVICE]`
 //!
 //! Rates are given by wall clock and by the processor seconds of the whole process, which other load does not change.
 
@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use idiolect_backend::{Backend, Embedder, Message, Request};
-use idiolect_backend_candle::{CandleBackend, CandleConfig, EncoderConfig, MiniLm};
+use idiolect_backend_candle::{CandleBackend, CandleConfig, DeviceChoice, EncoderConfig, MiniLm};
 
 /// Wall clock and processor seconds from a moment on.
 struct Clock(Instant, f64);
@@ -52,13 +52,15 @@ fn request(prompt: &str, n: usize, max_tokens: u32) -> Request {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
-    let model = PathBuf::from(args.next().ok_or("usage: bench MODEL.gguf [ENCODER_DIR] [THREADS]")?);
+    let model = PathBuf::from(args.next().ok_or("usage: bench MODEL.gguf [ENCODER_DIR] [THREADS] [DEVICE]")?);
     let encoder = args.next().map(PathBuf::from);
     let threads = args.next().map(|n| n.parse::<NonZeroUsize>()).transpose()?;
+    let device = args.next().map(|name| name.parse::<DeviceChoice>()).transpose()?;
 
     let clock = Clock::start();
     let mut config = CandleConfig::default();
     config.threads = threads;
+    config.device = device.unwrap_or_default();
     let backend = CandleBackend::load(&model, config)?;
     let (wall, cpu) = clock.read();
     println!("load           {wall:6.2} s wall {cpu:6.2} s cpu, {} MB resident", resident_mb());
