@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use idiolect_axon::metagraph::{MetagraphFile, MetagraphView, StageAges};
+use idiolect_axon::metagraph::{MetagraphFile, MetagraphView, Stage, StageAges};
 use idiolect_axon::nonces::NoncePersister;
 use idiolect_axon::policy::StandardPolicy;
 use idiolect_axon::{Axon, AxonError};
@@ -131,6 +131,14 @@ impl Miner {
                 check_netuid(config, view.origin().0)?;
                 if view.neuron(&hotkey).is_none() {
                     tracing::warn!(%hotkey, "the snapshot does not know this hotkey: nobody will ask for it");
+                }
+                if view.stage() != Stage::Fresh {
+                    let hours = view.origin().2.as_secs() / 3600;
+                    tracing::warn!(
+                        hours,
+                        stage = view.stage().as_str(),
+                        "the snapshot is old: write a new one; see docs/operating.md, Networks"
+                    );
                 }
                 background.spawn(file.watch(SNAPSHOT_EVERY));
                 Some(Arc::new(view) as Arc<dyn MetagraphView>)

@@ -234,6 +234,21 @@ fn read(path: &Path, needed: bool) -> Result<Option<String>, ConfigError> {
     }
 }
 
+/// Writes an error and its causes as one line; a cause that the text before it has told already is left out.
+#[must_use]
+pub fn one_line(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.ends_with(&cause) {
+            line.push_str(": ");
+            line.push_str(&cause);
+        }
+    }
+    line
+}
+
 /// Returns the process's environment, as far as it is text.
 #[must_use]
 pub fn process_env() -> BTreeMap<String, String> {
@@ -271,6 +286,14 @@ mod tests {
         }
         let allow = invocation.sources.flags.iter().find(|(key, _, _)| key == "policy.allow").map(|f| f.2.clone());
         assert_eq!(allow, Some(vec!["any".to_owned(), "5x".to_owned()]));
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = || std::io::Error::other("the disk is gone");
+        let told = anyhow::Error::new(cause()).context("cannot read x: the disk is gone").context("no key");
+        assert_eq!(one_line(&told), "no key: cannot read x: the disk is gone");
+        assert_eq!(one_line(&anyhow::Error::new(cause()).context("cannot read x")), "cannot read x: the disk is gone");
     }
 
     #[test]

@@ -25,7 +25,7 @@ fn main() -> ExitCode {
     match start(&matches) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr().lock(), "error: {error:#}");
+            let _ = writeln!(std::io::stderr().lock(), "error: {}", cli::one_line(&error));
             if error.is::<ConfigError>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }
     }

@@ -43,7 +43,7 @@ pub(crate) fn columns(head: &[&str], rows: &[Vec<String>]) -> io::Result<()> {
 
 /// Writes an error to standard error, its causes on the same line.
 pub(crate) fn complain(error: &anyhow::Error) {
-    let _ = writeln!(io::stderr().lock(), "error: {error:#}");
+    let _ = writeln!(io::stderr().lock(), "error: {}", idiolect_miner::cli::one_line(error));
 }
 
 /// Says whether the reader of our output went away, which is no failure.

@@ -74,6 +74,8 @@ fn ask_shows_every_candidate_and_explain_repeats_it() {
     assert_eq!(json(dir, &["erase", "--id", &id, "--json"])["erased"], 1);
     fails(dir, &["explain", &id], 1, &["on record"]);
     assert!(says(dir, &["erase", "--all"]).contains("erased 2 replies"));
+    fails(dir, &["explain", "last"], 1, &["no reply is on record yet"]);
+    fails(dir, &["erase", "--id", &id[..8]], 1, &["the whole id is needed"]);
     fails(dir, &["erase"], 64, &["--all"]);
     fails(dir, &["ask", "  ", "--backend", "echo", "--encoder", "off"], 1, &["the prompt is empty"]);
 }
@@ -102,6 +104,8 @@ fn config_shows_checks_and_explains() {
     assert!(says(dir, &["config", "init"]).contains(".config/idiolect/miner.toml"));
     fails(dir, &["config", "init"], 1, &["is there already", "--force"]);
     assert!(says(dir, &["config", "check"]).contains("good"));
+    let mistyped = tool(dir, &["config", "check"]).env("IDIOLECT_AXON_PROT", "1").output().expect("it runs");
+    assert!(text(&mistyped.stdout).contains("IDIOLECT_AXON_PROT sets nothing"), "{}", text(&mistyped.stdout));
     std::fs::write(dir.join(".config/idiolect/miner.toml"), "netuid = \"x\"\n").expect("written");
     fails(dir, &["config", "check"], 64, &["miner.toml:1: netuid"]);
     assert!(says(dir, &["config", "presets", "sn1-apex"]).contains("apex submit"));
@@ -120,6 +124,8 @@ fn wallets_are_made_once_and_shown() {
     assert_eq!(json(dir, &[&["wallet", "show"][..], &named].concat())["hotkey"], made["hotkey"]);
     fails(dir, &["wallet", "new", "--wallet.name", "w", "--wallet.hotkey", "h"], 1, &["already there"]);
     fails(dir, &["wallet", "show"], 1, &["the miner has no key here"]);
+    let missing = run(dir, &["wallet", "show", "--wallet.name", "w", "--wallet.hotkey", "nobody"]);
+    assert_eq!(text(&missing.stderr).matches("No such file").count(), 1, "{}", text(&missing.stderr));
     let alice = says(dir, &["wallet", "show", "--hotkey-uri", "//Alice"]);
     assert!(alice.starts_with("5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"), "{alice}");
 }
@@ -135,6 +141,7 @@ fn models_are_listed_checked_and_removed() {
         "{listed}"
     );
     assert!(says(dir, &["models", "ls"]).contains("minilm"));
+    assert!(says(dir, &["models", "verify"]).contains("no models"));
     fails(dir, &["models", "rm", "smollm2-135m"], 1, &["not in the cache"]);
     fails(dir, &["models", "verify", "smollm2-135m"], 1, &["not in the cache", "models pull"]);
     fails(dir, &["models", "pull", "smollm2-135m", "--models.offline"], 1, &["offline"]);

@@ -200,6 +200,11 @@ impl Cache {
             let (bytes, modified_ns) = stamp(&path).ok_or_else(|| ModelError::Missing { path: path.clone() })?;
             entry.files.push(EntryFile { name: file.name.clone(), sha256: file.sha256.clone(), bytes, modified_ns });
         }
+        for leftover in files.iter().flat_map(|file| [".part", ".etag"].map(|end| format!("{}{end}", file.name))) {
+            if !files.iter().any(|file| file.name == leftover) {
+                let _ = fs::remove_file(staged.join(leftover));
+            }
+        }
         write_entry(staged, &entry)?;
         let hash = entry.files.first().map(|file| file.sha256.as_str()).unwrap_or_default();
         let dir = self.root.join(name).join(hash);

@@ -77,6 +77,9 @@ fn show(matches: &ArgMatches) -> anyhow::Result<()> {
 
 fn check(matches: &ArgMatches) -> anyhow::Result<()> {
     let loaded = super::load(matches)?;
+    for variable in config::unknown_variables(&cli::process_env()) {
+        output::say(format!("environment {variable} sets nothing; see idiolect config reference"))?;
+    }
     Ok(output::say(format!("the configuration is good: {} settings differ from their defaults", loaded.n_given()))?)
 }
 

@@ -55,7 +55,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         return output::json(&json!({ "erased": n_erased }));
     }
     if let (Erase::Id(id), 0) = (&what, n_erased) {
-        bail!("no reply {id} is on record; idiolect explain --list shows the last ones");
+        bail!("no reply {id} is on record; the whole id is needed, as idiolect explain --list shows it");
     }
     Ok(output::say(format!("erased {n_erased} replies"))?)
 }

@@ -56,6 +56,9 @@ async fn show(matches: &ArgMatches, store: &ProvenanceStore) -> anyhow::Result<(
         return Ok(output::columns(&["id", "when", "over", "asked by", "took", "chosen"], &rows.collect::<Vec<_>>())?);
     };
     let provenance = match store.explain(which).await {
+        Err(PipelineError::NotFound(_)) if which == "last" => {
+            anyhow::bail!("no reply is on record yet; ask the miner something, as with idiolect probe")
+        }
         Err(PipelineError::NotFound(_)) => {
             anyhow::bail!(
                 "no reply {which:?} is on record, or several ids begin like this; idiolect explain --list shows the last ones"

@@ -171,6 +171,8 @@ async fn verify(resolver: Resolver, matches: &ArgMatches) -> anyhow::Result<()> 
     }
     if matches.get_flag("json") {
         output::json(&checks)?;
+    } else if checks.is_empty() {
+        output::say("no models are in the cache")?;
     } else {
         for check in &checks {
             output::say(format!("{}  {}", if check.is_ok() { "good" } else { "BAD " }, check.path.display()))?;
