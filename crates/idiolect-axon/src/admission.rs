@@ -253,7 +253,7 @@ async fn finish<T>(
         Ok(Ok(Ok(done))) => Ok(done),
         Ok(Ok(Err(error))) => {
             let cause = error.source.as_deref().map(tracing::field::display);
-            tracing::warn!(category = ?error.category, message = error.message, cause, "the handler has no answer");
+            tracing::warn!(category = ?error.category, told = error.message, cause, "the handler has no answer");
             Err(Refusal::new(error.category, error.message))
         }
         Ok(Err(_panic)) => {

@@ -1,5 +1,7 @@
 //! The gRPC side: `TextPrompting`, health and reflection.
 
+use std::error::Error;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -130,7 +132,9 @@ pub(crate) fn is_lasting<B>(request: &Request<B>) -> bool {
 const MAX_EXTRAS_BYTES: usize = 64 << 10;
 
 fn bounded(body: Incoming, limits: BodyLimits) -> Body {
-    let refused = |error: BodyError| Status::new(status::grpc_code(error.category()), error.to_string());
+    let refused = |error: BodyError| {
+        labelled_status(Status::new(status::grpc_code(error.category()), error.to_string()), error.category())
+    };
     Body::new(RequestBody::grpc(body, limits).map_err(refused))
 }
 
@@ -159,8 +163,12 @@ fn add_retry_after(status: &mut Status, refusal: &Refusal) {
     }
 }
 
-/// Reads the status that tonic put into the head of an answer without a message.
+/// Reads the status that tonic put into an answer without a message: the label it carries, otherwise what its code says.
 fn status_label(response: &Response<Body>) -> &'static str {
+    let status = response.extensions().get::<Status>();
+    if let Some(label) = status.and_then(|status| status.source()?.downcast_ref::<OutcomeLabel>()) {
+        return label.0;
+    }
     Status::from_header_map(response.headers()).map_or("ok", |status| label(status.code()))
 }
 
@@ -186,9 +194,23 @@ struct Verified {
     decision: Result<Priority, Refusal>,
 }
 
-/// Put beside an answer whose failure stands in its message, where no status tells of it.
-#[derive(Clone, Copy)]
+/// Put beside an answer whose failure stands in its message, where no status tells of it, and into a status whose code
+/// stands for several categories.
+#[derive(Clone, Copy, Debug)]
 struct OutcomeLabel(&'static str);
+
+impl fmt::Display for OutcomeLabel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl Error for OutcomeLabel {}
+
+fn labelled_status(mut status: Status, category: Category) -> Status {
+    status.set_source(Arc::new(OutcomeLabel(meters::category_label(category))));
+    status
+}
 
 /// The service that tonic calls with decoded messages.
 struct TextPromptingFront {
@@ -314,7 +336,7 @@ fn failed<R: Outcome>(refusal: &Refusal) -> Answer<R> {
         Ok(response) => Ok(labelled(response, meters::category_label(refusal.category))),
         Err(mut status) => {
             add_retry_after(&mut status, refusal);
-            Err(status)
+            Err(labelled_status(status, refusal.category))
         }
     }
 }
@@ -330,4 +352,18 @@ fn bad_prompt<R: Outcome>(error: &PromptError) -> Answer<R> {
 fn labelled<R>(mut response: tonic::Response<R>, label: &'static str) -> tonic::Response<R> {
     response.extensions_mut().insert(OutcomeLabel(label));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_that_share_a_code_are_told_apart_in_metrics() {
+        for category in [Category::TooLarge, Category::Overloaded, Category::Unavailable] {
+            let refusal = Refusal::new(category, "no");
+            let status = failed::<ForwardTextPromptingResponse>(&refusal).expect_err("a status");
+            assert_eq!(status_label(&status.into_http()), meters::category_label(category), "{category:?}");
+        }
+    }
 }

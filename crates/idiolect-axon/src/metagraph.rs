@@ -119,7 +119,7 @@ pub enum MetagraphError {
         source: io::Error,
     },
     /// The text is no snapshot.
-    #[error("{field}: {message} (line {line}, column {column})")]
+    #[error("{}{message} (line {line}, column {column})", if field == "." { String::new() } else { format!("{field}: ") })]
     Parse {
         /// Path of the field, `neurons[3].stake_rao`; `.` for the whole.
         field: String,
