@@ -118,16 +118,19 @@ async fn a_history_longer_than_the_context_is_trimmed_with_a_note() {
 #[tokio::test]
 async fn timeouts_of_any_size_are_survived() {
     let node = Node::start(&[]).await;
-    let text = String::from_utf8(signed(&node, Via::Http, "How long do you wait?")).expect("text");
     for timeout in ["-5", "0", "1e300", "nan", "soon", "99999999999999999999"] {
         let fresh = String::from_utf8(signed(&node, Via::Http, "How long do you wait?")).expect("text");
         let line =
             fresh.lines().find(|l| l.to_lowercase().starts_with("timeout:")).expect("a timeout header").to_owned();
         let (status, answer) =
             send_raw(node.miner.address(), fresh.replace(&line, &format!("timeout: {timeout}")).as_bytes()).await;
-        assert!([200, 400, 401, 408].contains(&status), "{timeout}: {status} {answer}");
+        // What is no number, or no time at all, is malformed or over at once; the header is not signed, so a huge one is capped.
+        let expected: &[u16] = match timeout {
+            "1e300" | "99999999999999999999" => &[200],
+            _ => &[400, 408],
+        };
+        assert!(expected.contains(&status), "{timeout}: {status} {answer}");
     }
-    drop(text);
     let short = QueryOptions { timeout: Duration::from_millis(1), ..QueryOptions::default() };
     let _ = node.ask_with(Via::Grpc, &prompt("Be quick!"), &short).await;
     node.ask(Via::Http, "Still there?").await.expect("yes");

@@ -30,6 +30,8 @@ pub(crate) fn axon(config: &Config) -> AxonConfig {
         max_connections: axon.max_connections,
         max_connections_per_ip: axon.max_connections_per_ip,
         max_requests: axon.max_requests,
+        max_strangers_per_ip: axon.max_strangers_per_ip,
+        max_failures_per_second: axon.max_failures,
         concurrency: axon.max_workers,
         max_waiting: axon.max_queue,
         margin: config.pipeline.margin,
