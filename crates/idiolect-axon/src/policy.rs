@@ -213,6 +213,7 @@ impl Policy for StandardPolicy {
 
     fn knows(&self, hotkey: &Hotkey) -> bool {
         *hotkey == self.own
+            || self.rules.allow_any
             || self.rules.allow.contains(hotkey)
             || self.metagraph.as_ref().is_some_and(|view| view.neuron(hotkey).is_some())
     }

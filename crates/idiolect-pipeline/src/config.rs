@@ -30,8 +30,8 @@ pub struct RecordConfig {
     pub store_replies: bool,
     /// How long, and how many.
     pub retention: Retention,
-    /// Replies that may wait to be written. When the disk is slower than the miner, a reply waits for room for at most
-    /// 50 ms, and is sent without a record after that.
+    /// Replies that may wait to be written. When the disk is slower than the miner, the first reply that finds no room
+    /// waits for it for at most 50 ms; from then on replies are sent without a record until there is room again.
     pub queue: usize,
 }
 
@@ -43,7 +43,7 @@ impl Default for RecordConfig {
             max_prompt_bytes: 64 << 10,
             store_replies: true,
             retention,
-            queue: 1024,
+            queue: 4096,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Writing records behind the replies' backs.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -29,14 +30,23 @@ pub(crate) enum Message {
 
 /// Longest time that a reply waits for room in the queue.
 const PATIENCE: Duration = Duration::from_millis(50);
-const BATCH: usize = 64;
+const BATCH: usize = 256;
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
 
 /// Where records go: to a writer with a bounded queue, or into memory where there is no store.
 #[derive(Debug)]
 pub(crate) enum Recorder {
-    Store { queue: mpsc::Sender<Message>, store: ProvenanceStore, history: Option<Arc<ReplyHistory>> },
-    Memory { records: Mutex<MemoryRecords>, history: Option<Arc<ReplyHistory>> },
+    Store {
+        queue: mpsc::Sender<Message>,
+        store: ProvenanceStore,
+        history: Option<Arc<ReplyHistory>>,
+        /// The queue was full at last sight: whoever comes then does not wait as well.
+        is_behind: AtomicBool,
+    },
+    Memory {
+        records: Mutex<MemoryRecords>,
+        history: Option<Arc<ReplyHistory>>,
+    },
 }
 
 pub(crate) fn now_ms() -> i64 {
@@ -55,20 +65,25 @@ impl Recorder {
         let (queue, receiver) = mpsc::channel(config.queue.max(1));
         let writer = Writer { store: store.clone(), history: history.clone(), config: config.clone() };
         tokio::spawn(writer.run(receiver));
-        Self::Store { queue, store, history }
+        Self::Store { queue, store, history, is_behind: AtomicBool::new(false) }
     }
 
-    /// Hands a record over. Returns at once unless the queue is full; then it waits a little, never beyond the deadline,
-    /// and gives the record up.
+    /// Hands a record over. Returns at once unless the queue is full; then the first to find it so waits a little, never
+    /// beyond the deadline. Records that find no room are given up.
     pub(crate) async fn reply(&self, record: Record, replies: Vec<StoredReply>, deadline: Instant) {
         match self {
             Self::Memory { records, .. } => lock(records).insert(record),
-            Self::Store { queue, .. } => {
+            Self::Store { queue, is_behind, .. } => {
                 let message = Message::Reply(Box::new(record), replies);
+                let patience = if is_behind.load(Ordering::Relaxed) { Duration::ZERO } else { PATIENCE };
                 let left = deadline.saturating_duration_since(Instant::now()) / 2;
-                if queue.send_timeout(message, PATIENCE.min(left)).await.is_err() {
-                    metrics::records_lost("queue_full", 1);
-                    tracing::error!("the store is too slow: a reply was sent without a record");
+                if hand_over(queue, message, patience.min(left)).await {
+                    is_behind.store(false, Ordering::Relaxed);
+                    return;
+                }
+                metrics::records_lost("queue_full", 1);
+                if !is_behind.swap(true, Ordering::Relaxed) {
+                    tracing::error!("the store is too slow: replies are sent without a record until it catches up");
                 }
             }
         }
@@ -119,6 +134,17 @@ impl Recorder {
             Self::Memory { records, .. } => Ok(lock(records).erase(what)),
             Self::Store { store, .. } => store.erase(what).await,
         }
+    }
+}
+
+/// Says whether there was room within the time.
+async fn hand_over(queue: &mpsc::Sender<Message>, message: Message, patience: Duration) -> bool {
+    match queue.try_send(message) {
+        Ok(()) => true,
+        Err(mpsc::error::TrySendError::Full(message)) if !patience.is_zero() => {
+            queue.send_timeout(message, patience).await.is_ok()
+        }
+        Err(_) => false,
     }
 }
 

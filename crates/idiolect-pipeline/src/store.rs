@@ -219,8 +219,8 @@ impl ProvenanceStore {
     /// Writes replies, all or none of them.
     pub(crate) async fn insert(&self, records: &[Record]) -> Result<(), StoreError> {
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        for record in records {
-            insert_one(&mut transaction, record).await?;
+        for chunk in records.chunks(CHUNK) {
+            insert_chunk(&mut transaction, chunk).await?;
         }
         transaction.commit().await?;
         Ok(())
@@ -253,43 +253,53 @@ impl ProvenanceStore {
     }
 }
 
-async fn insert_one(connection: &mut SqliteConnection, record: &Record) -> Result<(), StoreError> {
-    let p = &record.provenance;
-    let body = match serde_json::to_string(p) {
-        Ok(body) => body,
-        Err(error) => {
-            tracing::error!(id = p.id, %error, "a record cannot be written as JSON");
-            return Ok(());
+/// Records that one statement writes: few enough that each number of them keeps its prepared statement.
+const CHUNK: usize = 32;
+
+/// Writes at most [`CHUNK`] records in two statements: every statement costs a trip to SQLite's thread and back.
+async fn insert_chunk(connection: &mut SqliteConnection, records: &[Record]) -> Result<(), StoreError> {
+    let mut written = Vec::with_capacity(records.len());
+    for record in records {
+        match serde_json::to_string(&record.provenance) {
+            Ok(body) => written.push((record, body)),
+            Err(error) => tracing::error!(id = record.provenance.id, %error, "a record cannot be written as JSON"),
         }
-    };
-    let caller = p.caller.as_deref().unwrap_or_default();
-    sqlx::query(
+    }
+    if written.is_empty() {
+        return Ok(());
+    }
+    let sent: Vec<_> = written
+        .iter()
+        .flat_map(|(record, _)| record.completion_hashes.iter().map(|hash| (&record.provenance, hash)))
+        .collect();
+    let mut query = QueryBuilder::<Sqlite>::new(
         "INSERT OR REPLACE INTO provenance
-         (id, time_ms, caller, transport, synapse, task, mode, reason, model, n_candidates, total_ms, prompt_hash, body)
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-    )
-    .bind(&p.id)
-    .bind(p.time_ms)
-    .bind(caller)
-    .bind(&p.transport)
-    .bind(&p.synapse)
-    .bind(&p.task)
-    .bind(&p.mode)
-    .bind(&p.reason)
-    .bind(p.chosen().map_or("", |candidate| &candidate.model))
-    .bind(i64::try_from(p.candidates.len()).unwrap_or(i64::MAX))
-    .bind(p.timings.total_ms)
-    .bind(&p.prompt_hash)
-    .bind(body)
-    .execute(&mut *connection)
-    .await?;
-    for hash in &record.completion_hashes {
-        sqlx::query("INSERT OR IGNORE INTO sent_completions (reply_id, caller, completion_hash) VALUES (?, ?, ?)")
-            .bind(&p.id)
-            .bind(caller)
-            .bind(hash)
-            .execute(&mut *connection)
-            .await?;
+         (id, time_ms, caller, transport, synapse, task, mode, reason, model, n_candidates, total_ms, prompt_hash, body) ",
+    );
+    query.push_values(written.iter(), |mut row, (record, body)| {
+        let p = &record.provenance;
+        row.push_bind(&p.id)
+            .push_bind(p.time_ms)
+            .push_bind(p.caller.as_deref().unwrap_or_default())
+            .push_bind(&p.transport)
+            .push_bind(&p.synapse)
+            .push_bind(&p.task)
+            .push_bind(&p.mode)
+            .push_bind(&p.reason)
+            .push_bind(p.chosen().map_or("", |candidate| &candidate.model))
+            .push_bind(i64::try_from(p.candidates.len()).unwrap_or(i64::MAX))
+            .push_bind(p.timings.total_ms)
+            .push_bind(&p.prompt_hash)
+            .push_bind(body);
+    });
+    query.build().execute(&mut *connection).await?;
+    for sent in sent.chunks(CHUNK) {
+        let mut query =
+            QueryBuilder::<Sqlite>::new("INSERT OR IGNORE INTO sent_completions (reply_id, caller, completion_hash) ");
+        query.push_values(sent, |mut row, (p, hash)| {
+            row.push_bind(&p.id).push_bind(p.caller.as_deref().unwrap_or_default()).push_bind(*hash);
+        });
+        query.build().execute(&mut *connection).await?;
     }
     Ok(())
 }
