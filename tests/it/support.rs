@@ -27,6 +27,8 @@ pub(crate) fn config(data_dir: &Path, given: &[(&str, &str)]) -> Config {
     let mut values = BTreeMap::from([
         ("backend", "echo"),
         ("uniqueness.encoder", "off"),
+        ("candidates.count", "4"),
+        ("mutation.recipes", "2"),
         ("axon.port", "0"),
         ("metrics.addr", "off"),
         ("policy.allow", "any"),

@@ -12,6 +12,7 @@ fn miner(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_idiolect-miner"));
     command.env_clear().env("HOME", dir).current_dir(dir);
     command.env("IDIOLECT_BACKEND", "echo").env("IDIOLECT_UNIQUENESS_ENCODER", "off");
+    command.env("IDIOLECT_CANDIDATES_COUNT", "4").env("IDIOLECT_MUTATION_RECIPES", "2");
     command.env("IDIOLECT_AXON_PORT", "0").env("IDIOLECT_METRICS_ADDR", "off");
     command.arg("--data-dir").arg(dir.join("data"));
     command
