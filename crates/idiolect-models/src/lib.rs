@@ -23,7 +23,7 @@
 //! | feature | adds |
 //! | --- | --- |
 //! | `hub` | listings of hub repositories and the hub client's own cache, through `hf-hub`; built-in aliases are fetched without it |
-//! | `test-utils` | [`testing`]: the built-in models for tests of other crates |
+//! | `test-utils` | `testing`: the built-in models for tests of other crates |
 
 pub mod alias;
 mod archive;
