@@ -1,0 +1,1 @@
+//! CPU kernels for language models and encoders.
