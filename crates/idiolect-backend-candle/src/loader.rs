@@ -94,6 +94,15 @@ impl Gguf {
         }
     }
 
+    /// Returns a number, be it written as a whole one or not.
+    #[expect(clippy::cast_precision_loss, reason = "hyper-parameters are used as f32")]
+    pub(crate) fn float_or_integer(&self, key: &str) -> Result<Option<f32>, LoadError> {
+        match self.metadata().get(key).and_then(integer) {
+            Some(n) => Ok(Some(n as f32)),
+            None => self.float(key),
+        }
+    }
+
     /// Returns a text.
     pub(crate) fn text(&self, key: &str) -> Result<Option<&str>, LoadError> {
         match self.metadata().get(key) {
@@ -139,6 +148,14 @@ impl Gguf {
     pub(crate) fn floats(&self, key: &str) -> Result<Option<Vec<f32>>, LoadError> {
         self.list(key, "a list of numbers", |v| match v {
             Value::F32(v) if !v.is_nan() => Some(*v),
+            _ => None,
+        })
+    }
+
+    /// Returns a list of truth values.
+    pub(crate) fn flags(&self, key: &str) -> Result<Option<Vec<bool>>, LoadError> {
+        self.list(key, "a list of truth values", |v| match v {
+            Value::Bool(v) => Some(*v),
             _ => None,
         })
     }

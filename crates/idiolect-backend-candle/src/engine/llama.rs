@@ -55,13 +55,16 @@ impl Llama {
         let pool = pool(threads)?;
         let (params, embeddings, output, norm, layers) = pool.install(|| {
             let params = Params::read(gguf, context)?;
+            if let Some(what) = params.beyond_llama() {
+                return Err(LoadError::unsupported(gguf.path(), what, "models of Llama's own shape"));
+            }
             let embeddings = gguf.matrix("token_embd.weight", params.vocabulary, params.width)?;
             let output = gguf
                 .has("output.weight")
                 .then(|| gguf.matrix("output.weight", params.vocabulary, params.width))
                 .transpose()?;
             let norm = gguf.vector("output_norm.weight", params.width)?;
-            let layers = (0..params.layers).map(|i| Layer::load(gguf, &params, i)).collect::<Result<_, _>>()?;
+            let layers = (0..params.layers.len()).map(|i| Layer::load(gguf, &params, i)).collect::<Result<_, _>>()?;
             Ok::<_, LoadError>((params, embeddings, output, norm, layers))
         })?;
         Ok(Self { params, embeddings, output, norm, layers, pool })
@@ -181,7 +184,7 @@ impl Cache {
     /// Makes a cache with memory for the first `capacity` of `most` positions.
     fn new(p: &Params, capacity: usize, most: usize) -> Self {
         let capacity = capacity.min(most);
-        let size = p.layers * p.kv_width() * capacity;
+        let size = p.layers.len() * p.kv_width() * capacity;
         Self { most, capacity, len: 0, keys: vec![0.0; size], values: vec![0.0; size] }
     }
 
@@ -301,9 +304,7 @@ impl<'a> Run<'a> {
         }
         self.rotation.clear();
         for row in &self.rows {
-            #[expect(clippy::cast_precision_loss, reason = "positions are far below 2^24")]
-            let position = row.position as f32;
-            self.rotation.extend(p.frequencies.iter().map(|f| (position * f).sin_cos()));
+            self.rotation.extend(p.ropes[0].rotation(row.position));
         }
         for (index, layer) in model.layers.iter().enumerate() {
             self.attention(index, layer)?;
@@ -327,7 +328,7 @@ impl<'a> Run<'a> {
         self.qkv.resize(n * row_width, 0.0);
         layer.qkv.multiply(&self.activations, &mut self.qkv, &mut self.scratch);
 
-        let half = p.frequencies.len();
+        let half = p.rotated() / 2;
         let rotations = self.rotation.chunks_exact(half);
         for ((row, qkv), rotation) in self.rows.iter().zip(self.qkv.chunks_exact_mut(row_width)).zip(rotations) {
             if let Some(bias) = &layer.qkv_bias {

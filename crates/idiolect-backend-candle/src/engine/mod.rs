@@ -7,6 +7,7 @@
 mod checks;
 mod llama;
 mod params;
+mod rope;
 mod tensor;
 
 use crate::error::LoadError;

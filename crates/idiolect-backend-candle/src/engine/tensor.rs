@@ -128,6 +128,9 @@ impl Tensors {
     ) -> Result<Self, LoadError> {
         let pool = pool(threads)?;
         let params = Params::read(gguf, context)?;
+        if let Some(what) = params.beyond_llama() {
+            return Err(LoadError::unsupported(gguf.path(), what, "models of Llama's own shape"));
+        }
         let mut loader = Loader { gguf, device };
         let embeddings = loader.matrix("token_embd.weight", params.vocabulary, params.width)?;
         let output = loader
@@ -136,7 +139,7 @@ impl Tensors {
             .then(|| loader.matrix("output.weight", params.vocabulary, params.width))
             .transpose()?;
         let norm = loader.vector("output_norm.weight", params.width)?;
-        let layers = (0..params.layers).map(|i| loader.layer(&params, i)).collect::<Result<_, _>>()?;
+        let layers = (0..params.layers.len()).map(|i| loader.layer(&params, i)).collect::<Result<_, _>>()?;
         let device_handle = device.handle().clone();
         let model = Self { params, device: device_handle, embeddings, output, norm, layers, prefill: PREFILL, pool };
         // A device may lack a kernel for one of the file's formats, which shows only when it is used; and kernels for many
@@ -150,13 +153,10 @@ impl Tensors {
 
     /// Returns the sines and cosines of the given positions.
     fn rotation(&self, positions: impl ExactSizeIterator<Item = usize>) -> Outcome<Rotation> {
-        let shape = (positions.len(), self.params.frequencies.len());
+        let shape = (positions.len(), self.params.rotated() / 2);
         let (mut cos, mut sin) = (Vec::with_capacity(shape.0 * shape.1), Vec::with_capacity(shape.0 * shape.1));
         for position in positions {
-            #[expect(clippy::cast_precision_loss, reason = "positions are far below 2^24")]
-            let position = position as f32;
-            for frequency in &self.params.frequencies {
-                let (s, c) = (position * frequency).sin_cos();
+            for (s, c) in self.params.ropes[0].rotation(position) {
                 sin.push(s);
                 cos.push(c);
             }
@@ -320,7 +320,7 @@ impl<'a> Run<'a> {
         let p = &model.params;
         p.check_lengths(prompt, room)?;
         let shape = [p.kv_heads, prompt, p.head_width];
-        let prompt = (0..p.layers).map(|_| Cache::new(&shape, &model.device)).collect::<Outcome<_>>()?;
+        let prompt = (0..p.layers.len()).map(|_| Cache::new(&shape, &model.device)).collect::<Outcome<_>>()?;
         Ok(Self {
             model,
             prompt,
@@ -348,7 +348,7 @@ impl<'a> Run<'a> {
             let cache = &caches[layer];
             cache.store(first, &heads.k, &heads.v)?;
             // All query heads that share a key head are rows of one product.
-            let q = (&heads.q * p.attention_scale())?.reshape((p.kv_heads, group * rows, p.head_width))?;
+            let q = (&heads.q * f64::from(p.query_scale))?.reshape((p.kv_heads, group * rows, p.head_width))?;
             let scores =
                 q.matmul(&cache.keys(seen)?)?.reshape((p.kv_heads, group, rows, seen))?.broadcast_add(&mask)?;
             let weights = softmax_last_dim(&scores)?.reshape((p.kv_heads, group * rows, seen))?;
@@ -394,7 +394,8 @@ impl<'a> Run<'a> {
             let capacity = (2 * self.own_capacity).max(FIRST_ROOM).min(self.room);
             let shape = [self.active.len(), p.kv_heads, capacity, p.head_width];
             if self.own.is_empty() {
-                self.own = (0..p.layers).map(|_| Cache::new(&shape, &self.model.device)).collect::<Outcome<_>>()?;
+                self.own =
+                    (0..p.layers.len()).map(|_| Cache::new(&shape, &self.model.device)).collect::<Outcome<_>>()?;
             } else {
                 for cache in &mut self.own {
                     let larger = Cache::new(&shape, &self.model.device)?;
@@ -420,7 +421,7 @@ impl<'a> Run<'a> {
             cache.store(self.own_len, &by_row(&heads.k)?, &by_row(&heads.v)?)?;
 
             // The prompt for all continuations in one product, their own tokens for each alone.
-            let q = (&heads.q * p.attention_scale())?.reshape((p.kv_heads, group * n, p.head_width))?;
+            let q = (&heads.q * f64::from(p.query_scale))?.reshape((p.kv_heads, group * n, p.head_width))?;
             let to_prompt = q.matmul(&prompt.keys(shared)?)?.reshape((p.kv_heads, group, n, shared))?;
             let to_prompt = to_prompt.permute((2, 0, 1, 3))?.contiguous()?;
             let own_q = q.reshape((p.kv_heads, group, n, p.head_width))?.permute((2, 0, 1, 3))?.contiguous()?;
