@@ -78,9 +78,11 @@ mod kernels;
 mod loader;
 mod math;
 mod prompt;
+mod safetensors;
 mod sampling;
 mod template;
 mod tokenizer;
+mod weights;
 mod worker;
 
 #[cfg(test)]

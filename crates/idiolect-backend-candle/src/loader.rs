@@ -18,6 +18,7 @@ use rayon::prelude::*;
 use crate::device::OpenDevice;
 use crate::error::{LoadError, first_line};
 use crate::kernels::{BLOCK, Matrix, encode_block};
+use crate::safetensors::Stored;
 
 /// Bytes of a file that are decoded at once.
 const BAND_BYTES: usize = 4 << 20;
@@ -257,7 +258,10 @@ impl Gguf {
         let info = self.info(tensor)?;
         let (dtype, cols) = (info.ggml_dtype, info.shape.dims().last().copied().unwrap_or(0));
         let layout = Layout::new(dtype, cols).ok_or_else(|| self.misaligned(tensor, cols, dtype))?;
-        let rows = info.shape.dims().first().copied().unwrap_or(0);
+        let rows = match info.shape.dims() {
+            [rows, ..] if info.shape.rank() > 1 => *rows,
+            _ => 1,
+        };
         let size = self.reader.get_ref().metadata().map_err(|e| LoadError::io(&self.path, e))?.len();
         let end = (rows as u64)
             .checked_mul(layout.row_bytes as u64)
@@ -267,6 +271,25 @@ impl Gguf {
             return Err(LoadError::damaged(&self.path, format!("tensor {tensor:?} goes beyond the end of the file")));
         }
         Ok(())
+    }
+
+    /// Returns a tensor's form and place; all its bytes are in the file.
+    pub(crate) fn stored(&self, tensor: &str) -> Result<Stored, LoadError> {
+        self.check_extent(tensor)?;
+        let info = self.info(tensor)?;
+        let begin = self.content.tensor_data_offset.saturating_add(info.offset);
+        Ok(Stored { format: info.ggml_dtype, dimensions: info.shape.dims().to_vec(), begin })
+    }
+
+    /// Returns the names of all tensors.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = &str> {
+        self.content.tensor_infos.keys().map(String::as_str)
+    }
+
+    /// Reads bytes of the file.
+    pub(crate) fn read_at(&mut self, begin: u64, bytes: &mut [u8]) -> Result<(), LoadError> {
+        let read = self.reader.seek(SeekFrom::Start(begin)).and_then(|_| self.reader.read_exact(bytes));
+        read.map_err(|e| LoadError::io(&self.path, e))
     }
 
     fn misaligned(&self, tensor: &str, cols: usize, dtype: GgmlDType) -> LoadError {

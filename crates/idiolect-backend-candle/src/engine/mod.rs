@@ -13,6 +13,8 @@ mod tensor;
 use crate::error::LoadError;
 
 pub(crate) use llama::Llama;
+pub(crate) use params::{Activation, LayerParams, Pairs, Params, SUPPORTED, Size, inverse_root, root};
+pub(crate) use rope::{RopeSpec, Scaling};
 pub(crate) use tensor::Tensors;
 
 /// Why the engine stopped.
