@@ -1,0 +1,568 @@
+//! Scans over logits: maxima, sums of exponentials, moments, and the collection of what lies above a threshold.
+//!
+//! Each function is plain Rust in sixteen fixed lanes, compiled once for every tier and chosen at run time. Products and
+//! sums are never fused, so that all tiers give the same bits: what is drawn from a vocabulary does not depend on the
+//! processor it is drawn on.
+//!
+//! ```
+//! use idiolect_kernels::scan;
+//!
+//! let logits = [1.0, 3.0, 2.0];
+//! let mut maxima = Vec::new();
+//! let greatest = scan::block_maxima(&logits, &mut maxima);
+//! assert_eq!(greatest, 3.0);
+//! let log_sum = greatest + scan::sum_exp(&logits, greatest, 1.0, &mut Vec::new()).ln() as f32;
+//! assert!((log_sum - 3.407_606).abs() < 1e-5);
+//!
+//! let (mut ids, mut kept) = (Vec::new(), Vec::new());
+//! scan::collect_at_least(&logits, &maxima, 2.0, &mut ids, &mut kept);
+//! assert_eq!(ids, [1, 2]);
+//! assert_eq!(kept, [3.0, 2.0]);
+//! ```
+
+#![expect(unsafe_code, reason = "calls functions compiled for vector instructions that were detected")]
+#![expect(clippy::inline_always, reason = "what is not inlined into a tier is not compiled for it")]
+
+/// Values that share one maximum in [`block_maxima`].
+pub const BLOCK: usize = 64;
+
+/// Values that share one sum in [`sum_exp`].
+pub const CHUNK: usize = 1024;
+
+/// Lanes of every sum. Fixed, so that the order of additions is.
+const LANES: usize = 16;
+
+/// Plain code that gains from wide registers. `run` and all it calls are `inline(always)`.
+trait Scan {
+    type Output;
+    fn run(self) -> Self::Output;
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::Scan;
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub(super) fn avx512<S: Scan>(scan: S) -> S::Output {
+        scan.run()
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn avx2<S: Scan>(scan: S) -> S::Output {
+        scan.run()
+    }
+
+    pub(super) fn has_avx512() -> bool {
+        is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+    }
+}
+
+/// Runs code compiled for the widest registers that there are.
+fn widest<S: Scan>(scan: S) -> S::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if x86::has_avx512() {
+            // SAFETY: `has_avx512` found every feature that the function is compiled for.
+            return unsafe { x86::avx512(scan) };
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: avx2 was found, and nothing else is asked for.
+            return unsafe { x86::avx2(scan) };
+        }
+    }
+    scan.run()
+}
+
+/// Returns e^x for x at most 0 with a relative error below 3e-7; 0 below -87.
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    // e^x = 2^n · e^r with n the nearest integer to x / ln 2 and |r| <= ln 2 / 2; e^r by its Taylor series.
+    const MAGIC: f32 = 12_582_912.0;
+    let clamped = if x < -87.0 { -87.0 } else { x };
+    let shifted = clamped * std::f32::consts::LOG2_E + MAGIC;
+    let n = shifted - MAGIC;
+    let r = (clamped - n * 0.693_359_4) + n * 2.121_944_4e-4;
+    let series =
+        1.0 + r * (1.0 + r * (0.5 + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0))))));
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
+    if x < -87.0 { 0.0 } else { series * power }
+}
+
+/// Returns the greater one; `b` unless `a` is greater.
+#[inline(always)]
+fn max(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+#[inline(always)]
+fn greatest_of(lanes: &[f32; LANES]) -> f32 {
+    let mut greatest = *lanes;
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            greatest[i] = max(greatest[i], greatest[i + width]);
+        }
+    }
+    greatest[0]
+}
+
+#[inline(always)]
+fn sum_of(lanes: &[f32; LANES]) -> f32 {
+    let mut sum = *lanes;
+    for width in [8, 4, 2, 1] {
+        for i in 0..width {
+            sum[i] += sum[i + width];
+        }
+    }
+    sum[0]
+}
+
+struct BlockMaxima<'a> {
+    values: &'a [f32],
+    maxima: &'a mut Vec<f32>,
+}
+
+impl Scan for BlockMaxima<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run(self) -> f32 {
+        self.maxima.clear();
+        self.maxima.reserve(self.values.len().div_ceil(BLOCK));
+        let mut strange = [0u32; LANES];
+        let mut greatest = f32::NEG_INFINITY;
+        let (blocks, rest) = self.values.as_chunks::<BLOCK>();
+        for block in blocks {
+            let mut lanes = [f32::NEG_INFINITY; LANES];
+            for row in block.as_chunks::<LANES>().0 {
+                for i in 0..LANES {
+                    lanes[i] = max(row[i], lanes[i]);
+                    strange[i] |= u32::from(row[i].is_nan());
+                }
+            }
+            let block = greatest_of(&lanes);
+            greatest = max(block, greatest);
+            self.maxima.push(block);
+        }
+        if !rest.is_empty() {
+            let mut block = f32::NEG_INFINITY;
+            for value in rest {
+                block = max(*value, block);
+                strange[0] |= u32::from(value.is_nan());
+            }
+            greatest = max(block, greatest);
+            self.maxima.push(block);
+        }
+        if strange.iter().any(|s| *s != 0) { f32::NAN } else { greatest }
+    }
+}
+
+/// Writes the greatest value of each [`BLOCK`] to `maxima` and returns the greatest of all: NaN when any value is NaN,
+/// negative infinity when there is none.
+pub fn block_maxima(values: &[f32], maxima: &mut Vec<f32>) -> f32 {
+    widest(BlockMaxima { values, maxima })
+}
+
+struct SumExp<'a> {
+    values: &'a [f32],
+    greatest: f32,
+    scale: f32,
+    sums: &'a mut Vec<f64>,
+}
+
+impl Scan for SumExp<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run(self) -> f64 {
+        self.sums.clear();
+        self.sums.reserve(self.values.len().div_ceil(CHUNK));
+        let mut sum = 0.0;
+        for chunk in self.values.chunks(CHUNK) {
+            let mut lanes = [0f32; LANES];
+            let (rows, rest) = chunk.as_chunks::<LANES>();
+            for row in rows {
+                for i in 0..LANES {
+                    lanes[i] += exp((row[i] - self.greatest) * self.scale);
+                }
+            }
+            for (lane, value) in lanes.iter_mut().zip(rest) {
+                *lane += exp((value - self.greatest) * self.scale);
+            }
+            let chunk = f64::from(sum_of(&lanes));
+            sum += chunk;
+            self.sums.push(chunk);
+        }
+        sum
+    }
+}
+
+/// Returns the sum of `exp((x - greatest) · scale)`, and writes the sum of each [`CHUNK`] to `sums`. No value may be
+/// above `greatest`, which is finite; `scale` is above 0.
+pub fn sum_exp(values: &[f32], greatest: f32, scale: f32, sums: &mut Vec<f64>) -> f64 {
+    widest(SumExp { values, greatest, scale, sums })
+}
+
+struct ExpInto<'a> {
+    values: &'a [f32],
+    greatest: f32,
+    scale: f32,
+    weights: &'a mut Vec<f32>,
+}
+
+impl Scan for ExpInto<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(self) {
+        self.weights.clear();
+        self.weights.resize(self.values.len(), 0.0);
+        for (weight, value) in self.weights.iter_mut().zip(self.values) {
+            *weight = exp((value - self.greatest) * self.scale);
+        }
+    }
+}
+
+/// Writes `exp((x - greatest) · scale)` of each value to `weights`, under the conditions of [`sum_exp`].
+pub fn exp_into(values: &[f32], greatest: f32, scale: f32, weights: &mut Vec<f32>) {
+    widest(ExpInto { values, greatest, scale, weights });
+}
+
+/// Returns `exp((x - greatest) · scale)` of one value, with the bits of [`exp_into`].
+#[must_use]
+pub fn exp_one(value: f32, greatest: f32, scale: f32) -> f32 {
+    exp((value - greatest) * scale)
+}
+
+struct SumExpMoment<'a> {
+    values: &'a [f32],
+    greatest: f32,
+    scale: f32,
+}
+
+impl Scan for SumExpMoment<'_> {
+    type Output = (f64, f64);
+
+    #[inline(always)]
+    fn run(self) -> (f64, f64) {
+        let (mut sum, mut moment) = (0.0, 0.0);
+        for chunk in self.values.chunks(CHUNK) {
+            let mut sums = [0f32; LANES];
+            let mut moments = [0f32; LANES];
+            let (rows, rest) = chunk.as_chunks::<LANES>();
+            for row in rows {
+                for i in 0..LANES {
+                    // Clamped, because 0 times infinity is no number.
+                    let d = max((row[i] - self.greatest) * self.scale, -90.0);
+                    let e = exp(d);
+                    sums[i] += e;
+                    moments[i] += e * d;
+                }
+            }
+            for (i, value) in rest.iter().enumerate() {
+                let d = max((value - self.greatest) * self.scale, -90.0);
+                let e = exp(d);
+                sums[i] += e;
+                moments[i] += e * d;
+            }
+            sum += f64::from(sum_of(&sums));
+            moment += f64::from(sum_of(&moments));
+        }
+        (sum, moment)
+    }
+}
+
+/// Returns the sums of `exp(d)` and of `exp(d) · d` with `d = (x - greatest) · scale`, under the conditions of
+/// [`sum_exp`]. With sums S and M, the entropy of the softmax is `ln S - M / S`.
+#[must_use]
+pub fn sum_exp_moment(values: &[f32], greatest: f32, scale: f32) -> (f64, f64) {
+    widest(SumExpMoment { values, greatest, scale })
+}
+
+struct Deviation<'a> {
+    values: &'a [f32],
+    greatest: f32,
+}
+
+impl Scan for Deviation<'_> {
+    type Output = f64;
+
+    #[inline(always)]
+    fn run(self) -> f64 {
+        let (mut n, mut sum, mut squares) = (0u64, 0.0, 0.0);
+        for chunk in self.values.chunks(CHUNK) {
+            let mut ns = [0u32; LANES];
+            let mut sums = [0f32; LANES];
+            let mut all_squares = [0f32; LANES];
+            let (rows, rest) = chunk.as_chunks::<LANES>();
+            let mut padded = [f32::NEG_INFINITY; LANES];
+            padded[..rest.len()].copy_from_slice(rest);
+            for row in rows.iter().chain(std::iter::once(&padded)) {
+                for i in 0..LANES {
+                    let is_finite = row[i] > f32::NEG_INFINITY;
+                    let d = if is_finite { row[i] - self.greatest } else { 0.0 };
+                    ns[i] += u32::from(is_finite);
+                    sums[i] += d;
+                    all_squares[i] += d * d;
+                }
+            }
+            n += ns.iter().map(|n| u64::from(*n)).sum::<u64>();
+            sum += f64::from(sum_of(&sums));
+            squares += f64::from(sum_of(&all_squares));
+        }
+        if n == 0 {
+            return 0.0;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a vocabulary has fewer than 2^53 tokens")]
+        let n = n as f64;
+        let mean = sum / n;
+        (squares / n - mean * mean).max(0.0).sqrt()
+    }
+}
+
+/// Returns the population standard deviation of the values above negative infinity; 0 when there is none. No value may be
+/// above `greatest`, which is finite.
+#[must_use]
+pub fn standard_deviation(values: &[f32], greatest: f32) -> f64 {
+    widest(Deviation { values, greatest })
+}
+
+struct Collect<'a> {
+    values: &'a [f32],
+    maxima: &'a [f32],
+    threshold: f32,
+    ids: &'a mut Vec<u32>,
+    kept: &'a mut Vec<f32>,
+}
+
+impl Collect<'_> {
+    #[inline(always)]
+    fn push(&mut self, first: usize, row: &[f32]) {
+        #[expect(clippy::cast_possible_truncation, reason = "token ids are 32 bits wide")]
+        let first = first as u32;
+        for (id, value) in (first..).zip(row) {
+            if *value >= self.threshold {
+                self.ids.push(id);
+                self.kept.push(*value);
+            }
+        }
+    }
+}
+
+impl Scan for Collect<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run(mut self) {
+        self.ids.clear();
+        self.kept.clear();
+        let (values, maxima) = (self.values, self.maxima);
+        for ((block, greatest), first) in values.chunks(BLOCK).zip(maxima).zip((0..).step_by(BLOCK)) {
+            if *greatest < self.threshold {
+                continue;
+            }
+            let (rows, rest) = block.as_chunks::<LANES>();
+            for (row, offset) in rows.iter().zip((0..).step_by(LANES)) {
+                let mut any = 0u32;
+                for value in row {
+                    any |= u32::from(*value >= self.threshold);
+                }
+                if any != 0 {
+                    self.push(first + offset, row);
+                }
+            }
+            self.push(first + rows.len() * LANES, rest);
+        }
+    }
+}
+
+/// Collects the values of at least `threshold` and where they are, in order. `maxima` are those that [`block_maxima`]
+/// wrote for the same values.
+pub fn collect_at_least(values: &[f32], maxima: &[f32], threshold: f32, ids: &mut Vec<u32>, kept: &mut Vec<f32>) {
+    widest(Collect { values, maxima, threshold, ids, kept });
+}
+
+/// Returns where the first of the greatest values is, given what [`block_maxima`] wrote and returned; `None` when there
+/// is nothing above negative infinity.
+#[must_use]
+pub fn first_greatest(values: &[f32], maxima: &[f32], greatest: f32) -> Option<usize> {
+    if greatest == f32::NEG_INFINITY {
+        return None;
+    }
+    let first = maxima.iter().position(|block| *block == greatest)? * BLOCK;
+    let at = values.get(first..)?.iter().position(|value| *value == greatest)?;
+    Some(first + at)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn logits() -> impl Strategy<Value = Vec<f32>> {
+        let value = prop_oneof![9 => -60f32..30.0, 1 => Just(f32::NEG_INFINITY), 1 => Just(3.0f32)];
+        prop::collection::vec(value, 0..3000)
+    }
+
+    fn greatest(values: &[f32]) -> f32 {
+        values.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    }
+
+    fn near(a: f64, b: f64, tolerance: f64) -> bool {
+        (a - b).abs() <= tolerance * b.abs().max(1e-30)
+    }
+
+    /// Everything there is, on one tier.
+    fn everything(run: impl Fn(&mut dyn FnMut(Tier)), values: &[f32]) -> Vec<Vec<u32>> {
+        let top = greatest(values);
+        let mut results = Vec::new();
+        run(&mut |tier| {
+            let mut bits = Vec::new();
+            let (mut maxima, mut sums, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut ids, mut kept) = (Vec::new(), Vec::new());
+            bits.push(tier.run(BlockMaxima { values, maxima: &mut maxima }).to_bits());
+            bits.extend(maxima.iter().map(|m| m.to_bits()));
+            let sum = tier.run(SumExp { values, greatest: top, scale: 0.7, sums: &mut sums });
+            tier.run(ExpInto { values, greatest: top, scale: 0.7, weights: &mut weights });
+            let (a, b) = tier.run(SumExpMoment { values, greatest: top, scale: 0.7 });
+            let deviation = tier.run(Deviation { values, greatest: top });
+            for wide in [sum, a, b, deviation].into_iter().chain(sums.iter().copied()) {
+                bits.extend([(wide.to_bits() >> 32) as u32, wide.to_bits() as u32]);
+            }
+            bits.extend(weights.iter().map(|w| w.to_bits()));
+            tier.run(Collect { values, maxima: &maxima, threshold: top - 9.0, ids: &mut ids, kept: &mut kept });
+            bits.extend(ids);
+            bits.extend(kept.iter().map(|k| k.to_bits()));
+            results.push(bits);
+        });
+        results
+    }
+
+    #[derive(Clone, Copy)]
+    enum Tier {
+        Portable,
+        #[cfg(target_arch = "x86_64")]
+        Avx2,
+        #[cfg(target_arch = "x86_64")]
+        Avx512,
+    }
+
+    impl Tier {
+        fn run<S: Scan>(self, scan: S) -> S::Output {
+            match self {
+                Self::Portable => scan.run(),
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: `each_tier` asked for the feature.
+                Self::Avx2 => unsafe { x86::avx2(scan) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: `each_tier` asked for the features.
+                Self::Avx512 => unsafe { x86::avx512(scan) },
+            }
+        }
+    }
+
+    fn each_tier(with: &mut dyn FnMut(Tier)) {
+        with(Tier::Portable);
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") {
+                with(Tier::Avx2);
+            }
+            if x86::has_avx512() {
+                with(Tier::Avx512);
+            }
+        }
+    }
+
+    #[test]
+    fn exponentials_are_accurate() {
+        for i in -8600..=0 {
+            let x = i as f32 / 100.0;
+            let exact = f64::from(x).exp();
+            assert!(near(f64::from(exp(x)), exact, 4e-7), "exp({x})");
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(-100.0), 0.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp_one(1.0, 1.0, 3.0), 1.0);
+    }
+
+    #[test]
+    fn strange_values_are_seen_wherever_they_are() {
+        for n in [1, 15, 16, 64, 65, 130] {
+            for at in 0..n {
+                let mut values = vec![0.5; n];
+                values[at] = f32::NAN;
+                assert!(block_maxima(&values, &mut Vec::new()).is_nan(), "{at} of {n}");
+                values[at] = f32::INFINITY;
+                assert_eq!(block_maxima(&values, &mut Vec::new()), f32::INFINITY, "{at} of {n}");
+            }
+        }
+        assert_eq!(block_maxima(&[], &mut Vec::new()), f32::NEG_INFINITY);
+        assert_eq!(first_greatest(&[], &[], f32::NEG_INFINITY), None);
+    }
+
+    proptest! {
+        #[test]
+        fn every_tier_gives_the_same_bits(values in logits()) {
+            prop_assume!(greatest(&values) > f32::NEG_INFINITY);
+            let results = everything(each_tier, &values);
+            for other in &results[1..] {
+                prop_assert_eq!(&results[0], other);
+            }
+        }
+
+        #[test]
+        fn sums_are_those_of_a_plain_loop(values in logits(), scale in 0.1f32..4.0) {
+            let mut maxima = Vec::new();
+            let top = block_maxima(&values, &mut maxima);
+            prop_assert_eq!(top, greatest(&values));
+            prop_assume!(top > f32::NEG_INFINITY);
+            prop_assert_eq!(first_greatest(&values, &maxima, top), values.iter().position(|v| *v == top));
+
+            let exact = |v: f32| (f64::from(v - top) * f64::from(scale)).exp();
+            let sum: f64 = values.iter().map(|v| exact(*v)).sum();
+            let mut sums = Vec::new();
+            let got = sum_exp(&values, top, scale, &mut sums);
+            prop_assert!(near(got, sum, 2e-6), "{} {}", got, sum);
+            prop_assert_eq!(sums.len(), values.len().div_ceil(CHUNK));
+            let mut weights = Vec::new();
+            exp_into(&values, top, scale, &mut weights);
+            for (weight, value) in weights.iter().zip(&values) {
+                prop_assert_eq!(*weight, exp_one(*value, top, scale));
+            }
+            let (again, moment) = sum_exp_moment(&values, top, scale);
+            let exact_moment: f64 = values.iter().filter(|v| **v > f32::NEG_INFINITY)
+                .map(|v| exact(*v) * f64::from(v - top) * f64::from(scale)).sum();
+            prop_assert!(near(again, sum, 2e-6));
+            prop_assert!((moment - exact_moment).abs() <= 1e-5 * exact_moment.abs() + 1e-9, "{} {}", moment, exact_moment);
+        }
+
+        #[test]
+        fn deviations_are_those_of_a_plain_loop(values in logits()) {
+            let finite: Vec<f64> = values.iter().filter(|v| **v > f32::NEG_INFINITY).map(|v| f64::from(*v)).collect();
+            prop_assume!(!finite.is_empty());
+            let n = finite.len() as f64;
+            let mean = finite.iter().sum::<f64>() / n;
+            let exact = (finite.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / n).sqrt();
+            let got = standard_deviation(&values, greatest(&values));
+            prop_assert!((got - exact).abs() < 1e-3 + 1e-4 * exact, "{} {}", got, exact);
+        }
+
+        #[test]
+        fn what_is_collected_is_what_lies_above(values in logits(), threshold in -60f32..30.0) {
+            let mut maxima = Vec::new();
+            block_maxima(&values, &mut maxima);
+            let (mut ids, mut kept) = (Vec::new(), Vec::new());
+            for threshold in [threshold, 3.0, f32::NEG_INFINITY] {
+                collect_at_least(&values, &maxima, threshold, &mut ids, &mut kept);
+                let expected: Vec<(u32, f32)> =
+                    (0..).zip(values.iter().copied()).filter(|(_, v)| *v >= threshold).collect();
+                prop_assert_eq!(ids.iter().copied().zip(kept.iter().copied()).collect::<Vec<_>>(), expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,513 @@
+//! The tokens that are left, from a whole vocabulary down to one.
+
+use idiolect_kernels::scan;
+
+use crate::cut::{Cutter, Goal};
+
+/// Below this temperature only the likeliest token is left, as everywhere.
+pub(crate) const COLDEST: f32 = 1e-5;
+
+/// What is left of a vocabulary: all of it (as it came, or changed), or a list.
+///
+/// Nothing is sorted. A list is in the order of token ids; a temperature is a factor that waits until somebody asks for
+/// weights.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Candidates {
+    /// All logits after changes, while `is_owned`.
+    owned: Vec<f32>,
+    is_owned: bool,
+    /// The greatest logit of each block, while `is_fresh` and there is no list.
+    maxima: Vec<f32>,
+    /// The greatest logit, while `is_fresh`.
+    greatest: f32,
+    is_fresh: bool,
+    is_list: bool,
+    ids: Vec<u32>,
+    kept: Vec<f32>,
+    /// Logits are multiplied by this.
+    scale: f32,
+    weights: Vec<f32>,
+    /// The sum of all weights, where it is known; `sums` are then those of its parts.
+    total: Option<f64>,
+    sums: Vec<f64>,
+    keys: Vec<f32>,
+    cutter: Cutter,
+}
+
+/// A token and its share of all weight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Choice {
+    pub(crate) token: u32,
+    pub(crate) probability: f64,
+}
+
+impl Candidates {
+    /// Begins with a whole vocabulary and returns its greatest logit: NaN when any is NaN.
+    pub(crate) fn begin(&mut self, logits: &[f32]) -> f32 {
+        self.is_owned = false;
+        self.is_list = false;
+        self.is_fresh = true;
+        self.scale = 1.0;
+        self.total = None;
+        self.greatest = scan::block_maxima(logits, &mut self.maxima);
+        self.greatest
+    }
+
+    /// Takes every change back.
+    #[expect(clippy::float_cmp, reason = "no temperature is one exact value")]
+    pub(crate) fn begin_again(&mut self) {
+        if self.is_owned || self.is_list || self.scale != 1.0 {
+            self.is_owned = false;
+            self.is_list = false;
+            self.is_fresh = false;
+            self.scale = 1.0;
+            self.total = None;
+        }
+    }
+
+    /// Returns the sum of all weights; the greatest has the weight 1.
+    pub(crate) fn total(&mut self, logits: &[f32]) -> f64 {
+        self.refresh(logits);
+        if let Some(total) = self.total {
+            return total;
+        }
+        let mut sums = std::mem::take(&mut self.sums);
+        let total = scan::sum_exp(self.values(logits), self.greatest, self.scale, &mut sums);
+        self.sums = sums;
+        self.total = Some(total);
+        total
+    }
+
+    /// Changes logits, one token at a time. Temperature comes first where it came first.
+    pub(crate) fn edit(&mut self, logits: &[f32]) -> Edit<'_> {
+        self.is_fresh = false;
+        self.total = None;
+        let is_list = self.is_list;
+        if !is_list && !self.is_owned {
+            self.owned.clear();
+            self.owned.extend_from_slice(logits);
+            self.is_owned = true;
+        }
+        let values = if is_list { &mut self.kept } else { &mut self.owned };
+        #[expect(clippy::float_cmp, reason = "no temperature is one exact value")]
+        if self.scale != 1.0 {
+            values.iter_mut().for_each(|value| *value *= self.scale);
+            self.scale = 1.0;
+        }
+        Edit { values, ids: is_list.then_some(&self.ids) }
+    }
+
+    /// Makes `greatest` and `maxima` true again; says whether anything is left.
+    fn refresh(&mut self, logits: &[f32]) -> bool {
+        if self.is_fresh {
+            return self.greatest > f32::NEG_INFINITY;
+        }
+        let values = if self.is_list {
+            &self.kept
+        } else if self.is_owned {
+            &self.owned
+        } else {
+            logits
+        };
+        self.greatest = scan::block_maxima(values, &mut self.maxima);
+        self.is_fresh = true;
+        self.greatest > f32::NEG_INFINITY
+    }
+
+    /// Divides by a temperature.
+    pub(crate) fn cool(&mut self, logits: &[f32], temperature: f32) {
+        if temperature < COLDEST {
+            if let Some(choice) = self.likeliest(logits) {
+                self.keep_only(choice.token);
+            }
+        } else {
+            // Bounded, so that no pile of temperatures makes zero or infinity of it.
+            self.scale = (self.scale / temperature).clamp(1e-30, 1e30);
+            self.total = None;
+        }
+    }
+
+    /// Divides by a temperature between `coldest` and `hottest`, by the entropy.
+    pub(crate) fn cool_by_entropy(&mut self, logits: &[f32], coldest: f32, hottest: f32, exponent: f32) {
+        if !self.refresh(logits) {
+            return;
+        }
+        let values = self.values(logits);
+        let n = values.iter().filter(|logit| **logit > f32::NEG_INFINITY).count();
+        if n < 2 {
+            return;
+        }
+        let (sum, moment) = scan::sum_exp_moment(values, self.greatest, self.scale);
+        #[expect(clippy::cast_precision_loss, reason = "a vocabulary has fewer than 2^53 tokens")]
+        let most = (n as f64).ln();
+        let share = ((sum.ln() - moment / sum) / most).clamp(0.0, 1.0);
+        #[expect(clippy::cast_possible_truncation, reason = "a share between 0 and 1")]
+        let share = share.powf(f64::from(exponent)) as f32;
+        self.cool(logits, coldest + (hottest - coldest) * share);
+    }
+
+    /// Keeps the k likeliest.
+    pub(crate) fn keep_best(&mut self, logits: &[f32], k: usize) {
+        if k >= self.values(logits).len() || !self.refresh(logits) {
+            return;
+        }
+        if !self.is_list {
+            let threshold = if k <= self.maxima.len() {
+                // Each block has one token that reaches its maximum, so k tokens reach the k-th greatest maximum.
+                self.keys.clear();
+                self.keys.extend_from_slice(&self.maxima);
+                *self.keys.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a)).1
+            } else {
+                f32::MIN
+            };
+            self.list_from(logits, threshold);
+        }
+        #[expect(clippy::cast_precision_loss, reason = "k is at most the number of tokens")]
+        let goal = Goal { weight: k as f64, exceeds: false };
+        if let Some(cut) = self.cutter.cut(&self.kept, |_| 1.0, goal) {
+            let mut keeps = cut.keeps();
+            self.retain(|_, logit| keeps(logit));
+        }
+    }
+
+    /// Keeps the likeliest that together reach a share of all probability.
+    pub(crate) fn keep_mass(&mut self, logits: &[f32], share: f32) {
+        if !self.refresh(logits) {
+            return;
+        }
+        let total = self.total(logits);
+        if self.is_list {
+            scan::exp_into(&self.kept, self.greatest, self.scale, &mut self.weights);
+        } else {
+            self.list_mass(logits, f64::from(share), total);
+        }
+        let goal = Goal { weight: f64::from(share) * total, exceeds: false };
+        let Self { cutter, kept, weights, .. } = self;
+        if let Some(cut) = cutter.cut(kept, |i| f64::from(weights[i]), goal) {
+            let mut keeps = cut.keeps();
+            self.retain(|_, logit| keeps(logit));
+        }
+    }
+
+    /// Makes a list of at least the likeliest tokens that reach a share, and their weights.
+    fn list_mass(&mut self, logits: &[f32], share: f64, total: f64) {
+        #[expect(clippy::cast_precision_loss, reason = "a vocabulary has fewer than 2^53 tokens")]
+        let n = logits.len() as f64;
+        // All tokens below this weight weigh less than what may be missing, even together.
+        let least = ((1.0 - share).max(1e-9) * total / n).min(1.0);
+        #[expect(clippy::cast_possible_truncation, reason = "a small logarithm")]
+        let surely_enough = -least.ln() as f32;
+        for depth in [6.0f32.min(surely_enough), surely_enough] {
+            self.list_from(logits, self.greatest - depth / self.scale);
+            scan::exp_into(&self.kept, self.greatest, self.scale, &mut self.weights);
+            let listed: f64 = self.weights.iter().map(|weight| f64::from(*weight)).sum();
+            // The margin covers sums that round differently in another order.
+            if listed >= share * total * (1.0 + 1e-5) {
+                return;
+            }
+            self.is_list = false;
+        }
+        self.is_list = true;
+    }
+
+    /// Keeps what is at least a fraction as likely as the likeliest.
+    pub(crate) fn keep_fraction(&mut self, logits: &[f32], fraction: f32, exclusive: bool) {
+        if self.refresh(logits) {
+            let threshold = self.greatest + fraction.ln() / self.scale;
+            self.keep_from(logits, if exclusive { threshold.next_up().min(self.greatest) } else { threshold });
+        }
+    }
+
+    /// Keeps what is at most so many standard deviations below the greatest logit.
+    pub(crate) fn keep_sigmas(&mut self, logits: &[f32], n: f32) {
+        if self.refresh(logits) {
+            let sigma = scan::standard_deviation(self.values(logits), self.greatest);
+            #[expect(clippy::cast_possible_truncation, reason = "computed in more than the precision of logits")]
+            let threshold = (f64::from(self.greatest) - f64::from(n) * sigma) as f32;
+            self.keep_from(logits, threshold);
+        }
+    }
+
+    /// Keeps what is at most so many bits surprising, and the likeliest in any case.
+    pub(crate) fn keep_unsurprising(&mut self, logits: &[f32], bits: f32) {
+        if self.refresh(logits) {
+            let total = self.total(logits);
+            #[expect(clippy::cast_possible_truncation, reason = "computed in more than the precision of logits")]
+            let below = ((f64::from(bits) * std::f64::consts::LN_2 - total.ln()) / f64::from(self.scale)) as f32;
+            self.keep_from(logits, (self.greatest - below).min(self.greatest));
+        }
+    }
+
+    /// Keeps the tokens whose surprise is nearest to the expected one, until they exceed a share.
+    pub(crate) fn keep_typical(&mut self, logits: &[f32], share: f32) {
+        if !self.refresh(logits) {
+            return;
+        }
+        if !self.is_list {
+            self.list_from(logits, f32::MIN);
+        }
+        let Self { kept, weights, keys, cutter, greatest, scale, .. } = self;
+        let (sum, moment) = scan::sum_exp_moment(kept, *greatest, *scale);
+        scan::exp_into(kept, *greatest, *scale, weights);
+        // The entropy is ln S - M / S and a token's surprise ln S - d: what is between them is d - M / S.
+        #[expect(clippy::cast_possible_truncation, reason = "of the size of logits")]
+        let expected = (moment / sum) as f32;
+        keys.clear();
+        keys.extend(kept.iter().map(|logit| -((logit - *greatest) * *scale - expected).abs()));
+        let goal = Goal { weight: f64::from(share) * sum, exceeds: true };
+        if let Some(cut) = cutter.cut(keys, |i| f64::from(weights[i]), goal) {
+            let mut keeps = cut.keeps();
+            let keys = std::mem::take(keys);
+            self.retain(|i, _| keeps(keys[i]));
+            self.keys = keys;
+        }
+    }
+
+    /// Drops all tokens of at least a probability but the least likely of them, if there are two.
+    pub(crate) fn drop_top_choices(&mut self, logits: &[f32], threshold: f32) {
+        if !self.refresh(logits) {
+            return;
+        }
+        let bar = f64::from(threshold) * self.total(logits);
+        if !self.is_list {
+            self.list_from(logits, f32::MIN);
+        }
+        let mut weights = std::mem::take(&mut self.weights);
+        scan::exp_into(&self.kept, self.greatest, self.scale, &mut weights);
+        let mut n_likely = 0;
+        let mut spared = 0;
+        for (i, weight) in weights.iter().enumerate() {
+            if f64::from(*weight) >= bar {
+                // Of equal ones the last is the least likely.
+                if n_likely == 0 || self.kept[i] <= self.kept[spared] {
+                    spared = i;
+                }
+                n_likely += 1;
+            }
+        }
+        if n_likely >= 2 {
+            self.retain(|i, _| f64::from(weights[i]) < bar || i == spared);
+        }
+        self.weights = weights;
+    }
+
+    /// Keeps as many of the likeliest as mirostat 1 computes from how the likeliest hundred fall off.
+    pub(crate) fn keep_by_slope(&mut self, logits: &[f32], mu: f32) {
+        #[expect(clippy::cast_precision_loss, reason = "a vocabulary has fewer than 2^53 tokens")]
+        let n_vocabulary = logits.len() as f64;
+        if !self.refresh(logits) {
+            return;
+        }
+        let mut best = std::mem::take(&mut self.keys);
+        best.clear();
+        // As in `keep_best`: a hundred blocks have a hundred tokens that reach the hundredth maximum.
+        best.extend_from_slice(&self.maxima);
+        let threshold = if best.len() > SLOPE {
+            *best.select_nth_unstable_by(SLOPE - 1, |a, b| b.total_cmp(a)).1
+        } else {
+            f32::NEG_INFINITY
+        };
+        best.clear();
+        let values = self.values(logits).iter().copied();
+        best.extend(values.filter(|logit| *logit >= threshold && *logit > f32::NEG_INFINITY));
+        if best.len() > SLOPE {
+            best.select_nth_unstable_by(SLOPE, |a, b| b.total_cmp(a));
+            best.truncate(SLOPE);
+        }
+        best.sort_unstable_by(|a, b| b.total_cmp(a));
+        let (mut products, mut squares) = (0.0, 0.0);
+        for (i, pair) in (0u32..).zip(best.windows(2)) {
+            let t = ((f64::from(i) + 2.0) / (f64::from(i) + 1.0)).ln();
+            let b = f64::from(pair[0] - pair[1]) * f64::from(self.scale);
+            products += t * b;
+            squares += t * t;
+        }
+        self.keys = best;
+        if squares == 0.0 {
+            return;
+        }
+        let s = products / squares;
+        let epsilon = s - 1.0;
+        let k = (epsilon * f64::from(mu).exp2() / (1.0 - n_vocabulary.powf(-epsilon))).powf(1.0 / s);
+        // A flat head (s near 0) makes k infinite, or no number: nothing is cut then.
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be a small number")]
+        if k.is_finite() && k < n_vocabulary {
+            self.keep_best(logits, (k as usize).max(1));
+        }
+    }
+
+    /// Returns the likeliest token; of equal ones that with the lowest id.
+    pub(crate) fn likeliest(&mut self, logits: &[f32]) -> Option<Choice> {
+        self.refresh(logits);
+        let at = scan::first_greatest(self.values(logits), &self.maxima, self.greatest)?;
+        Some(Choice { token: self.id(at), probability: 1.0 })
+    }
+
+    /// Chooses a token by its probability; `fraction` is a number in [0, 1).
+    pub(crate) fn choose(&mut self, logits: &[f32], fraction: f64) -> Option<Choice> {
+        if !self.refresh(logits) {
+            return None;
+        }
+        let total = self.total(logits);
+        let mut weights = std::mem::take(&mut self.weights);
+        let values = self.values(logits);
+        let mut left = fraction * total;
+        // The chunk first, then the token in it.
+        let mut at = None;
+        for (chunk, (sum, part)) in self.sums.iter().zip(values.chunks(scan::CHUNK)).enumerate() {
+            if left < *sum {
+                scan::exp_into(part, self.greatest, self.scale, &mut weights);
+                at = pick(&weights, left).map(|at| chunk * scan::CHUNK + at);
+                break;
+            }
+            left -= sum;
+        }
+        let weight = |at: usize| scan::exp_one(values[at], self.greatest, self.scale);
+        // Rounding may leave a little behind the last one: then that it is.
+        let at = at.or_else(|| (0..values.len()).rev().find(|at| weight(*at) > 0.0));
+        let choice = at.map(|at| Choice { token: self.id(at), probability: f64::from(weight(at)) / total });
+        self.weights = weights;
+        choice
+    }
+
+    /// Returns the tokens that are left.
+    #[cfg(test)]
+    pub(crate) fn left(&self, logits: &[f32]) -> Vec<u32> {
+        let values = self.values(logits);
+        let left = (0..values.len()).filter(|at| values[*at] > f32::NEG_INFINITY);
+        left.map(|at| self.id(at)).collect()
+    }
+
+    fn id(&self, at: usize) -> u32 {
+        #[expect(clippy::cast_possible_truncation, reason = "token ids are 32 bits wide")]
+        if self.is_list { self.ids[at] } else { at as u32 }
+    }
+
+    fn dense<'a>(&'a self, logits: &'a [f32]) -> &'a [f32] {
+        if self.is_owned { &self.owned } else { logits }
+    }
+
+    fn values<'a>(&'a self, logits: &'a [f32]) -> &'a [f32] {
+        if self.is_list { &self.kept } else { self.dense(logits) }
+    }
+
+    /// Makes a list of the whole vocabulary's logits of at least a threshold.
+    fn list_from(&mut self, logits: &[f32], threshold: f32) {
+        let values = if self.is_owned { &self.owned } else { logits };
+        // What is impossible is never listed.
+        let threshold = threshold.max(f32::MIN);
+        scan::collect_at_least(values, &self.maxima, threshold, &mut self.ids, &mut self.kept);
+        self.is_list = true;
+        // The greatest is among them, but a list has maxima and a total of its own.
+        self.is_fresh = false;
+        self.total = None;
+    }
+
+    fn keep_from(&mut self, logits: &[f32], threshold: f32) {
+        if self.is_list {
+            self.retain(|_, logit| logit >= threshold);
+        } else {
+            self.list_from(logits, threshold);
+        }
+    }
+
+    fn keep_only(&mut self, token: u32) {
+        self.ids.clear();
+        self.ids.push(token);
+        self.kept.clear();
+        self.kept.push(0.0);
+        self.is_list = true;
+        self.is_fresh = false;
+        self.total = None;
+    }
+
+    fn retain(&mut self, mut keeps: impl FnMut(usize, f32) -> bool) {
+        let mut n = 0;
+        for i in 0..self.kept.len() {
+            if keeps(i, self.kept[i]) {
+                self.kept[n] = self.kept[i];
+                self.ids[n] = self.ids[i];
+                n += 1;
+            }
+        }
+        self.kept.truncate(n);
+        self.ids.truncate(n);
+        self.is_fresh = false;
+        self.total = None;
+    }
+}
+
+/// How many of the likeliest mirostat 1 looks at.
+const SLOPE: usize = 100;
+
+/// Returns which weight `left` falls on, or the last one above 0 when it falls behind them all.
+fn pick(weights: &[f32], left: f64) -> Option<usize> {
+    let mut left = left;
+    for (at, weight) in weights.iter().enumerate() {
+        left -= f64::from(*weight);
+        if left < 0.0 {
+            return Some(at);
+        }
+    }
+    weights.iter().rposition(|weight| *weight > 0.0)
+}
+
+/// Changes logits.
+pub(crate) struct Edit<'a> {
+    values: &'a mut [f32],
+    /// Whose logits `values` are, where they are not all.
+    ids: Option<&'a Vec<u32>>,
+}
+
+impl Edit<'_> {
+    /// Changes one token's logit, if it is still there.
+    pub(crate) fn change(&mut self, token: u32, change: impl FnOnce(f32) -> f32) {
+        let at = match self.ids {
+            None => token as usize,
+            Some(ids) => match ids.binary_search(&token) {
+                Ok(at) => at,
+                Err(_) => return,
+            },
+        };
+        if let Some(value) = self.values.get_mut(at) {
+            // Infinity would leave no number for the others.
+            *value = change(*value).min(f32::MAX);
+        }
+    }
+
+    /// Makes a token impossible.
+    pub(crate) fn ban(&mut self, token: u32) {
+        self.change(token, |_| f32::NEG_INFINITY);
+    }
+
+    /// Makes every token impossible that is not in a set, one bit a token.
+    #[cfg(feature = "constrained")]
+    pub(crate) fn ban_all_but(&mut self, allowed: &[u32]) {
+        let is_allowed =
+            |token: usize| allowed.get(token / 32).is_some_and(|bits| bits >> (token % 32) & 1 == 1);
+        match self.ids {
+            Some(ids) => {
+                for (value, id) in self.values.iter_mut().zip(ids) {
+                    if !is_allowed(*id as usize) {
+                        *value = f32::NEG_INFINITY;
+                    }
+                }
+            }
+            None => {
+                for (i, part) in self.values.chunks_mut(32).enumerate() {
+                    match allowed.get(i).copied().unwrap_or(0) {
+                        u32::MAX => {}
+                        0 => part.fill(f32::NEG_INFINITY),
+                        bits => {
+                            for (bit, value) in part.iter_mut().enumerate() {
+                                if bits >> bit & 1 == 0 {
+                                    *value = f32::NEG_INFINITY;
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
