@@ -1,7 +1,7 @@
 //! Measures quantised matrix products: billions of multiply-adds a second for each format, shape and batch.
 //!
 //! `cargo run --release -p idiolect-kernels --example products -- [--tier T] [--threads N] [--formats a,b] [--n 1,8]
-//! [--shapes ROWSxCOLS,...] [--ms 200]`
+//! [--shapes ROWSxCOLS,...] [--ms 200] [--copies 1]`
 
 #![allow(clippy::print_stdout, reason = "a report on the terminal")]
 
@@ -12,6 +12,7 @@ use idiolect_kernels::{Activations, Format, Matrix, Team, Tier};
 fn main() {
     let mut tier = Tier::detect();
     let mut threads = 1;
+    let mut most_copies = 64;
     let mut formats = vec![Format::Q4_0, Format::Q4_1, Format::Q8_0, Format::Q4K, Format::Q6K, Format::F32];
     let mut batches = vec![1, 4, 8, 16, 512];
     let mut shapes = vec![(576, 576), (1536, 576), (576, 1536), (49152, 576), (2048, 2048), (8192, 2048)];
@@ -21,6 +22,7 @@ fn main() {
         let value = arguments.next().expect("every option has a value");
         match name.as_str() {
             "--tier" => tier = value.parse().expect("a tier"),
+            "--copies" => most_copies = value.parse().expect("a number"),
             "--threads" => threads = value.parse().expect("a number"),
             "--ms" => time = Duration::from_millis(value.parse().expect("a number")),
             "--n" => batches = value.split(',').map(|n| n.parse().expect("a number")).collect(),
@@ -53,7 +55,7 @@ fn main() {
             print!("{:>6} {:>12}", format.to_string(), format!("{rows}x{cols}"));
             // Enough copies that the weights come from memory, as they do in a model.
             let bytes = weights(format, rows * cols / format.block_len());
-            let copies = (96_000_000 / bytes.len()).clamp(1, 64);
+            let copies = (96_000_000 / bytes.len()).clamp(1, most_copies);
             let matrices: Vec<Matrix> =
                 (0..copies).map(|_| Matrix::pack(format, rows, cols, &bytes, tier).expect("weights")).collect();
             for n in batches.iter().copied() {
