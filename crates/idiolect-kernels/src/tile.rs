@@ -4,10 +4,13 @@
 //! four columns: a group has the four bytes of row 0, then those of row 1, and so on, which is what byte dot products
 //! take. A block has eight groups; where values have four bits, group `i` and group `i + 4` share bytes, the former in
 //! the low halves. Fifth bits follow in one byte for each row and place in a group, bit `g` for group `g`; fifth and
-//! sixth bits follow in two such stretches, one for each half of the groups. After all blocks come the scales, each kind
-//! for sixteen rows side by side. A tile takes as many bytes as the rows take in a file, up to a filled last cache line.
+//! sixth bits follow in two such stretches, one for each half of the groups. After one, two or eight blocks, a unit, come
+//! their scales, each kind for sixteen rows side by side: so a product reads a tile from end to end. A tile takes as many
+//! bytes as its rows take in a file, but for what completes the last unit and, with Q6_K, half a cache line a unit.
 //!
 //! Floating point formats keep, column after column, the sixteen numbers of the rows.
+
+use std::ops::Range;
 
 use crate::format::{BLOCK, Format, SUPER, bfloat_at, half_at, scale_and_min, single_at};
 
@@ -46,22 +49,48 @@ pub(crate) const fn scale_bytes(format: Format) -> usize {
     }
 }
 
+/// Blocks whose scales follow them together, so that all begin at cache lines.
+pub(crate) const fn unit_blocks(format: Format) -> usize {
+    match format {
+        Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => 2,
+        Format::Q4K | Format::Q5K | Format::Q6K => SUPER,
+        Format::Q4_1 | Format::Q5_1 | Format::F32 | Format::F16 | Format::Bf16 => 1,
+    }
+}
+
+/// Bytes that a unit takes in a tile.
+pub(crate) const fn unit_bytes(format: Format) -> usize {
+    let blocks = unit_blocks(format);
+    let scales = match format {
+        Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => 2 * scale_bytes(format),
+        _ => scale_bytes(format),
+    };
+    (blocks * quant_bytes(format) + scales).next_multiple_of(LINE)
+}
+
 impl Layout {
     pub(crate) const fn blocks(self) -> usize {
         self.cols / BLOCK
     }
 
-    /// Returns where the scales begin.
-    pub(crate) const fn scales_at(self) -> usize {
-        self.blocks() * quant_bytes(self.format)
+    pub(crate) const fn tile_bytes(self) -> usize {
+        self.blocks().div_ceil(unit_blocks(self.format)) * unit_bytes(self.format)
     }
 
-    pub(crate) const fn tile_bytes(self) -> usize {
-        let units = match self.format {
-            Format::Q4K | Format::Q5K | Format::Q6K => self.blocks() / SUPER,
-            _ => self.blocks(),
-        };
-        (self.scales_at() + units * scale_bytes(self.format)).next_multiple_of(LINE)
+    /// Returns where the quants of a block are.
+    const fn quants_at(self, block: usize) -> Range<usize> {
+        let blocks = unit_blocks(self.format);
+        let start = block / blocks * unit_bytes(self.format) + block % blocks * quant_bytes(self.format);
+        start..start + quant_bytes(self.format)
+    }
+
+    /// Returns where the scales of a block are, or those of all blocks of a K-quant's unit.
+    const fn scales_at(self, block: usize) -> Range<usize> {
+        let blocks = unit_blocks(self.format);
+        let size = scale_bytes(self.format);
+        let start = block / blocks * unit_bytes(self.format) + blocks * quant_bytes(self.format);
+        let start = if blocks == SUPER { start } else { start + block % blocks * size };
+        start..start + size
     }
 
     /// Packs up to sixteen rows of a file; says whether all scales, or all floating point numbers, are finite.
@@ -79,17 +108,14 @@ impl Layout {
             }
             return finite;
         }
-        let (quants, scales) = tile.split_at_mut(self.scales_at());
         for (row, blocks) in rows.chunks_exact(format.row_bytes(cols)).enumerate() {
+            let parts = format.block_len() / BLOCK;
             for (index, block) in blocks.chunks_exact(format.block_bytes()).enumerate() {
-                let parts = format.block_len() / BLOCK;
-                let stretch = parts * quant_bytes(format);
-                let quants = quants[index * stretch..][..stretch].chunks_exact_mut(quant_bytes(format));
-                for (part, quants) in quants.enumerate() {
-                    put_quants(format, &quants_of_file(format, block, part), row, quants);
+                for part in 0..parts {
+                    let quants = quants_of_file(format, block, part);
+                    put_quants(format, &quants, row, &mut tile[self.quants_at(index * parts + part)]);
                 }
-                let scales = &mut scales[index * scale_bytes(format)..][..scale_bytes(format)];
-                finite &= put_scales(format, block, row, scales);
+                finite &= put_scales(format, block, row, &mut tile[self.scales_at(index * parts)]);
             }
         }
         finite
@@ -97,36 +123,24 @@ impl Layout {
 
     /// Unpacks the weights of one block.
     pub(crate) fn unpack(self, tile: &[u8], block: usize, into: &mut Block) {
-        let Self { format, .. } = self;
-        let size = quant_bytes(format);
-        get_quants(format, &tile[block * size..][..size], &mut into.quants);
+        get_quants(self.format, &tile[self.quants_at(block)], &mut into.quants);
         self.scales(tile, block, into);
     }
 
     /// Unpacks the scales of one block.
     fn scales(self, tile: &[u8], block: usize, into: &mut Block) {
         let Self { format, .. } = self;
-        let size = scale_bytes(format);
-        let bytes = &tile[self.scales_at()..];
+        let bytes = &tile[self.scales_at(block)];
         for row in 0..ROWS {
             let (scale, second) = match format {
-                Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => (half_at(bytes, block * size + 2 * row), 0.0),
-                Format::Q4_1 | Format::Q5_1 => (
-                    half_at(bytes, block * size + 2 * row),
-                    half_at(bytes, block * size + 2 * ROWS + 2 * row),
-                ),
+                Format::Q4_0 | Format::Q5_0 | Format::Q8_0 => (half_at(bytes, 2 * row), 0.0),
+                Format::Q4_1 | Format::Q5_1 => (half_at(bytes, 2 * row), half_at(bytes, 2 * ROWS + 2 * row)),
                 Format::Q4K | Format::Q5K => {
-                    let bytes = &bytes[block / SUPER * size..];
-                    let (scale, min) =
-                        scale_and_min(&std::array::from_fn(|i| bytes[i * ROWS + row]), block % SUPER);
+                    let (scale, min) = scale_and_min(&std::array::from_fn(|i| bytes[i * ROWS + row]), block % SUPER);
                     let halves = 12 * ROWS + 2 * row;
-                    (
-                        half_at(bytes, halves) * f32::from(scale),
-                        -(half_at(bytes, halves + 2 * ROWS) * f32::from(min)),
-                    )
+                    (half_at(bytes, halves) * f32::from(scale), -(half_at(bytes, halves + 2 * ROWS) * f32::from(min)))
                 }
                 Format::Q6K => {
-                    let bytes = &bytes[block / SUPER * size..];
                     let of = |part: usize| f32::from(bytes[part * ROWS + row].cast_signed());
                     let scale = half_at(bytes, 16 * ROWS + 2 * row);
                     let part = block % SUPER * 2;

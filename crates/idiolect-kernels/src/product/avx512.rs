@@ -8,23 +8,29 @@
 use std::arch::x86_64::{
     __m128i, __m256i, __m512, __m512i, _MM_HINT_T0, _mm_cvtsi32_si128, _mm_load_si128, _mm_prefetch, _mm256_load_si256,
     _mm256_loadu_si256, _mm512_and_si512, _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps,
-    _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
-    _mm512_load_ps, _mm512_load_si512, _mm512_mask_storeu_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi8,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_sll_epi16, _mm512_slli_epi32,
-    _mm512_srl_epi16, _mm512_srli_epi16, _mm512_store_ps, _mm512_store_si512, _mm512_sub_ps,
+    _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_ps,
+    _mm512_load_si512, _mm512_mask_storeu_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi8, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_sll_epi16, _mm512_slli_epi32, _mm512_srl_epi16,
+    _mm512_srli_epi16, _mm512_store_ps, _mm512_store_si512, _mm512_sub_ps,
 };
 use std::cell::RefCell;
 
 use super::Work;
 use crate::activations::{GROUP, Group};
 use crate::format::{BLOCK, Format, SUPER};
-use crate::tile::{Kind, LINE, ROWS, kind, offset, quant_bytes, scale_bytes};
+use crate::tile::{Kind, LINE, ROWS, kind, offset, quant_bytes, unit_blocks, unit_bytes};
 
 /// Groups from which on it pays to unpack a tile to memory.
 const UNPACK_FROM: usize = 3;
 
+/// Rows up to which two tiles are multiplied at once.
+const TWO_TILES_TO: usize = 4;
+
 /// How far ahead weights are fetched, in bytes.
 const AHEAD: usize = 2048;
+
+/// Lines that a block takes when it is unpacked to memory.
+const MEMORY_LINES: usize = 10;
 
 thread_local! {
     /// The tile that a thread has unpacked.
@@ -97,6 +103,43 @@ impl Rows {
             n: group.rows,
         }
     }
+
+    /// Returns the same rows without the first ones.
+    ///
+    /// # Safety
+    /// There are more rows than `from`.
+    unsafe fn from<F: Quantised>(self, from: usize) -> Self {
+        // SAFETY: the caller says so.
+        unsafe { self.skip::<F>(from) }
+    }
+
+    /// Returns the same rows one block further on.
+    ///
+    /// # Safety
+    /// There is a block where these are.
+    unsafe fn next_block<F: Quantised>(self) -> Self {
+        // SAFETY: the caller says so.
+        unsafe { self.skip::<F>(self.n) }
+    }
+
+    /// Skips so many rows of a block, which are followed by the rows of the next.
+    ///
+    /// # Safety
+    /// There are so many.
+    #[inline]
+    unsafe fn skip<F: Quantised>(self, rows: usize) -> Self {
+        let starts = if matches!(F::KIND, Kind::Halves) { 2 * rows } else { rows };
+        // SAFETY: the caller says so.
+        unsafe {
+            Self {
+                quants: self.quants.add(rows * BLOCK),
+                scales: self.scales.add(rows),
+                sums: self.sums.add(rows),
+                starts: self.starts.add(starts),
+                n: self.n,
+            }
+        }
+    }
 }
 
 /// Scales of one block for sixteen rows, and what else it has: minima, or the scales of the second half.
@@ -106,31 +149,42 @@ type Scales = (__m512, __m512);
 #[repr(C, align(64))]
 struct Unpacked([[[f32; ROWS]; 2]; SUPER]);
 
-/// How a quantised format is read. All methods take where the quants of a block, or all scales, begin.
+/// How a quantised format is read.
 trait Quantised {
-    const FORMAT: Format;
-    const KIND: Kind = kind(Self::FORMAT);
+    const KIND: Kind;
+    /// Blocks in a unit.
+    const UNIT: usize;
+    /// Bytes of a block's quants.
+    const SIZE: usize;
+    /// Bytes of a unit.
+    const UNIT_BYTES: usize;
     /// How far ahead weights are fetched, in bytes.
-    const AHEAD: Option<usize> = Some(AHEAD);
+    const AHEAD: Option<usize>;
+
+    /// What is kept of a unit's scales.
+    type Held;
+    /// The same before the first unit.
+    const NOTHING: Self::Held;
+    /// How an unpacked tile is read.
+    type InMemory: Quantised;
 
     /// Returns groups `i` and `i + 4` of a block.
     ///
     /// # Safety
-    /// `quants` holds a packed block, `i` is below 4, and the processor has this module's instructions.
+    /// A block's quants are at `quants`, `i` is below 4, and the processor has this module's instructions.
     unsafe fn pair(quants: *const u8, i: usize) -> (__m512i, __m512i);
 
-    /// Is called before every [`SUPER`]th block.
+    /// Begins a unit.
     ///
     /// # Safety
-    /// `scales` holds those of a tile with that block, and the processor has this module's instructions.
-    #[inline]
-    unsafe fn enter(_scales: *const u8, _block: usize, _unpacked: &mut Unpacked) {}
+    /// Its scales are at `scales`, and the processor has this module's instructions.
+    unsafe fn enter(scales: *const u8, held: &mut Self::Held);
 
     /// Returns the scales of a block.
     ///
     /// # Safety
-    /// As for [`enter`](Self::enter), which was called.
-    unsafe fn scales(scales: *const u8, block: usize, unpacked: &Unpacked) -> Scales;
+    /// The unit that was entered is still there and has that block, and the processor has this module's instructions.
+    unsafe fn scales(held: &Self::Held, block: usize) -> Scales;
 }
 
 /// Splits sixty-four bytes into their lower and upper halves.
@@ -204,7 +258,7 @@ unsafe fn pair5(quants: *const u8, i: usize) -> (__m512i, __m512i) {
 /// Scales alone.
 ///
 /// # Safety
-/// As for [`Quantised::scales`].
+/// The unit's scales are at `scales`.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 unsafe fn scale(scales: *const u8, block: usize) -> Scales {
@@ -215,7 +269,7 @@ unsafe fn scale(scales: *const u8, block: usize) -> Scales {
 /// Scales and minima.
 ///
 /// # Safety
-/// As for [`Quantised::scales`].
+/// The unit's scales are at `scales`.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
 unsafe fn scale_and_minimum(scales: *const u8, block: usize) -> Scales {
@@ -232,15 +286,13 @@ unsafe fn scale_and_minimum(scales: *const u8, block: usize) -> Scales {
 /// As for [`Quantised::enter`].
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-unsafe fn enter6(scales: *const u8, block: usize, unpacked: &mut Unpacked) {
+unsafe fn enter6(at: *const u8, unpacked: &mut Unpacked) {
     #[repr(C, align(64))]
     struct Lines([[u8; LINE]; 4]);
     let mut lines = Lines([[0; LINE]; 4]);
     // SAFETY: the caller says that the scales are there: twelve times sixteen bytes, then sixteen scales and minima.
     unsafe {
-        let at = scales.add(block / SUPER * scale_bytes(Format::Q4K));
-        let load = |i: usize| std::arch::x86_64::_mm512_loadu_si512(at.add(i * LINE).cast::<__m512i>());
-        let (first, second, third) = (load(0), load(1), load(2));
+        let (first, second, third) = (line(at), line(at.add(LINE)), line(at.add(2 * LINE)));
         let (scale, minimum) = (halves(at.add(12 * ROWS)), halves(at.add(14 * ROWS)));
         let six = _mm512_set1_epi8(63);
         let (low, high) = nibbles(third);
@@ -266,18 +318,25 @@ unsafe fn enter6(scales: *const u8, block: usize, unpacked: &mut Unpacked) {
 /// The processor has this module's instructions.
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-unsafe fn unpacked_scales(block: usize, unpacked: &Unpacked) -> Scales {
-    let [first, second] = &unpacked.0[block % SUPER];
+unsafe fn unpacked_scales(unpacked: &Unpacked, block: usize) -> Scales {
+    let [first, second] = &unpacked.0[block];
     // SAFETY: both are whole lines.
     unsafe { (_mm512_load_ps(first.as_ptr()), _mm512_load_ps(second.as_ptr())) }
 }
 
 macro_rules! quantised {
-    ($name:ident, $pair:ident, $scales:ident) => {
+    ($name:ident, $memory:ident, $pair:ident, $scales:ident) => {
         struct $name;
 
         impl Quantised for $name {
-            const FORMAT: Format = Format::$name;
+            const KIND: Kind = kind(Format::$name);
+            const UNIT: usize = unit_blocks(Format::$name);
+            const SIZE: usize = quant_bytes(Format::$name);
+            const UNIT_BYTES: usize = unit_bytes(Format::$name);
+            const AHEAD: Option<usize> = Some(AHEAD);
+            type Held = *const u8;
+            const NOTHING: *const u8 = std::ptr::null();
+            type InMemory = $memory;
 
             #[target_feature(enable = "avx512f,avx512bw")]
             #[inline]
@@ -288,19 +347,25 @@ macro_rules! quantised {
 
             #[target_feature(enable = "avx512f,avx512bw")]
             #[inline]
-            unsafe fn scales(scales: *const u8, block: usize, _unpacked: &Unpacked) -> Scales {
+            unsafe fn enter(scales: *const u8, held: &mut *const u8) {
+                *held = scales;
+            }
+
+            #[target_feature(enable = "avx512f,avx512bw")]
+            #[inline]
+            unsafe fn scales(held: &*const u8, block: usize) -> Scales {
                 // SAFETY: the caller says so.
-                unsafe { $scales(scales, block) }
+                unsafe { $scales(*held, block) }
             }
         }
     };
 }
 
-quantised!(Q4_0, pair4, scale);
-quantised!(Q4_1, pair4, scale_and_minimum);
-quantised!(Q5_0, pair5, scale);
-quantised!(Q5_1, pair5, scale_and_minimum);
-quantised!(Q8_0, pair8, scale);
+quantised!(Q4_0, MemoryOffset, pair4, scale);
+quantised!(Q4_1, MemoryMinimum, pair4, scale_and_minimum);
+quantised!(Q5_0, MemoryOffset, pair5, scale);
+quantised!(Q5_1, MemoryMinimum, pair5, scale_and_minimum);
+quantised!(Q8_0, MemoryOffset, pair8, scale);
 
 /// Eight bits.
 ///
@@ -314,11 +379,18 @@ unsafe fn pair8(quants: *const u8, i: usize) -> (__m512i, __m512i) {
 }
 
 macro_rules! k_quantised {
-    ($name:ident, $pair:ident, $enter:ident) => {
+    ($name:ident, $memory:ident, $pair:ident, $enter:ident) => {
         struct $name;
 
         impl Quantised for $name {
-            const FORMAT: Format = Format::$name;
+            const KIND: Kind = kind(Format::$name);
+            const UNIT: usize = SUPER;
+            const SIZE: usize = quant_bytes(Format::$name);
+            const UNIT_BYTES: usize = unit_bytes(Format::$name);
+            const AHEAD: Option<usize> = Some(AHEAD);
+            type Held = Unpacked;
+            const NOTHING: Unpacked = Unpacked([[[0.0; ROWS]; 2]; SUPER]);
+            type InMemory = $memory;
 
             #[target_feature(enable = "avx512f,avx512bw")]
             #[inline]
@@ -329,24 +401,24 @@ macro_rules! k_quantised {
 
             #[target_feature(enable = "avx512f,avx512bw")]
             #[inline]
-            unsafe fn enter(scales: *const u8, block: usize, unpacked: &mut Unpacked) {
+            unsafe fn enter(scales: *const u8, held: &mut Unpacked) {
                 // SAFETY: the caller says so.
-                unsafe { $enter(scales, block, unpacked) }
+                unsafe { $enter(scales, held) }
             }
 
             #[target_feature(enable = "avx512f,avx512bw")]
             #[inline]
-            unsafe fn scales(_scales: *const u8, block: usize, unpacked: &Unpacked) -> Scales {
+            unsafe fn scales(held: &Unpacked, block: usize) -> Scales {
                 // SAFETY: the caller says so.
-                unsafe { unpacked_scales(block, unpacked) }
+                unsafe { unpacked_scales(held, block) }
             }
         }
     };
 }
 
-k_quantised!(Q4K, pair4, enter6);
-k_quantised!(Q5K, pair5, enter6);
-k_quantised!(Q6K, pair6, enter8);
+k_quantised!(Q4K, MemoryMinimum, pair4, enter6);
+k_quantised!(Q5K, MemoryMinimum, pair5, enter6);
+k_quantised!(Q6K, MemoryHalves, pair6, enter8);
 
 /// Six bits: two more lines have the highest two, one for each half of the groups.
 ///
@@ -370,10 +442,9 @@ unsafe fn pair6(quants: *const u8, i: usize) -> (__m512i, __m512i) {
 /// As for [`Quantised::enter`].
 #[target_feature(enable = "avx512f,avx512bw")]
 #[inline]
-unsafe fn enter8(scales: *const u8, block: usize, unpacked: &mut Unpacked) {
+unsafe fn enter8(at: *const u8, unpacked: &mut Unpacked) {
     // SAFETY: the caller says that the scales are there: sixteen times sixteen bytes, then sixteen scales.
     unsafe {
-        let at = scales.add(block / SUPER * scale_bytes(Format::Q6K));
         let scale = halves(at.add(16 * ROWS));
         for (part, to) in unpacked.0.as_flattened_mut().iter_mut().enumerate() {
             let bytes = std::arch::x86_64::_mm_loadu_si128(at.add(part * ROWS).cast::<__m128i>());
@@ -382,30 +453,49 @@ unsafe fn enter8(scales: *const u8, block: usize, unpacked: &mut Unpacked) {
     }
 }
 
-/// A tile of a format that was unpacked to memory: bytes in whole lines, then scales in single precision.
-struct Memory<F>(F);
+macro_rules! memory {
+    ($name:ident, $kind:ident) => {
+        /// A tile of this kind that was unpacked to memory: for each block, bytes in whole lines, then scales in single
+        /// precision.
+        struct $name;
 
-impl<F: Quantised> Quantised for Memory<F> {
-    const FORMAT: Format = F::FORMAT;
-    const AHEAD: Option<usize> = None;
+        impl Quantised for $name {
+            const KIND: Kind = Kind::$kind;
+            const UNIT: usize = 1;
+            const SIZE: usize = 8 * LINE;
+            const UNIT_BYTES: usize = MEMORY_LINES * LINE;
+            const AHEAD: Option<usize> = None;
+            type Held = *const u8;
+            const NOTHING: *const u8 = std::ptr::null();
+            type InMemory = Self;
 
-    #[target_feature(enable = "avx512f,avx512bw")]
-    #[inline]
-    unsafe fn pair(quants: *const u8, i: usize) -> (__m512i, __m512i) {
-        // SAFETY: the caller says so.
-        unsafe { pair8(quants, i) }
-    }
+            #[target_feature(enable = "avx512f,avx512bw")]
+            #[inline]
+            unsafe fn pair(quants: *const u8, i: usize) -> (__m512i, __m512i) {
+                // SAFETY: the caller says so.
+                unsafe { pair8(quants, i) }
+            }
 
-    #[target_feature(enable = "avx512f,avx512bw")]
-    #[inline]
-    unsafe fn scales(scales: *const u8, block: usize, _unpacked: &Unpacked) -> Scales {
-        // SAFETY: the caller says so; there are two lines for each block.
-        unsafe {
-            let at = scales.add(block * 2 * LINE).cast::<f32>();
-            (_mm512_load_ps(at), _mm512_load_ps(at.add(ROWS)))
+            #[target_feature(enable = "avx512f,avx512bw")]
+            #[inline]
+            unsafe fn enter(scales: *const u8, held: &mut *const u8) {
+                *held = scales;
+            }
+
+            #[target_feature(enable = "avx512f,avx512bw")]
+            #[inline]
+            unsafe fn scales(held: &*const u8, _block: usize) -> Scales {
+                let at = held.cast::<f32>();
+                // SAFETY: the caller says so; there are two lines for each block.
+                unsafe { (_mm512_load_ps(at), _mm512_load_ps(at.add(ROWS))) }
+            }
         }
-    }
+    };
 }
+
+memory!(MemoryOffset, Offset);
+memory!(MemoryMinimum, Minimum);
+memory!(MemoryHalves, Halves);
 
 /// Multiplies the tiles with all groups.
 ///
@@ -414,29 +504,51 @@ impl<F: Quantised> Quantised for Memory<F> {
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 unsafe fn quantised<F: Quantised>(work: &Work<'_>) {
     let layout = work.section.layout;
-    let blocks = layout.blocks();
-    let size = quant_bytes(F::FORMAT);
+    let (format, blocks) = (layout.format, layout.blocks());
+    let mut tiles = work.tiles.clone();
     // SAFETY: `Work::tile` gives whole tiles, aligned to lines; the caller says that the groups are whole.
     unsafe {
         if work.groups.len() < UNPACK_FROM {
-            for tile in work.tiles.clone() {
-                let quants = work.tile(tile).as_ptr();
-                let scales = quants.add(layout.scales_at());
+            let few = work.groups.iter().all(|group| group.rows <= TWO_TILES_TO);
+            while !tiles.is_empty() {
+                let first = tiles.start;
+                let two = few && tiles.len() >= 2;
+                tiles.start += 1 + usize::from(two);
+                let weights = [first, tiles.start - 1].map(|tile| work.tile(tile).as_ptr());
                 for (index, group) in work.groups.iter().enumerate() {
-                    multiply::<F>(work, (quants, scales, size), tile, index, group, blocks);
+                    let rows = Rows::new(group, format);
+                    if two {
+                        two_tiles::<F>(work, weights, blocks, first, index, rows, 0, group.rows);
+                    } else {
+                        one_tile::<F>(work, weights[0], blocks, first, index, rows);
+                    }
                 }
             }
             return;
         }
         let mut memory = UNPACKED.with_borrow_mut(std::mem::take);
-        memory.resize(blocks * 10, Line([0; LINE]));
-        for tile in work.tiles.clone() {
-            let packed = work.tile(tile).as_ptr();
-            let quants = memory.as_mut_ptr().cast::<u8>();
-            let scales = quants.add(blocks * 8 * LINE);
-            unpack::<F>(packed, packed.add(layout.scales_at()), quants, scales, blocks);
+        let lines = blocks * MEMORY_LINES;
+        memory.resize(2 * lines, Line([0; LINE]));
+        while !tiles.is_empty() {
+            let first = tiles.start;
+            let two = tiles.len() >= 2;
+            tiles.start += 1 + usize::from(two);
+            let to = [memory.as_mut_ptr(), memory.as_mut_ptr().add(lines)].map(|to| to.cast::<u8>());
+            unpack::<F>(work.tile(first).as_ptr(), to[0], blocks);
+            if two {
+                unpack::<F>(work.tile(first + 1).as_ptr(), to[1], blocks);
+            }
+            let weights = to.map(<*mut u8>::cast_const);
             for (index, group) in work.groups.iter().enumerate() {
-                multiply::<Memory<F>>(work, (quants, scales, 8 * LINE), tile, index, group, blocks);
+                let rows = Rows::new(group, format);
+                if two {
+                    for from in (0..group.rows).step_by(TWO_TILES_TO) {
+                        let n = (group.rows - from).min(TWO_TILES_TO);
+                        two_tiles::<F::InMemory>(work, weights, blocks, first, index, rows, from, n);
+                    }
+                } else {
+                    one_tile::<F::InMemory>(work, weights[0], blocks, first, index, rows);
+                }
             }
         }
         UNPACKED.set(memory);
@@ -446,60 +558,53 @@ unsafe fn quantised<F: Quantised>(work: &Work<'_>) {
 /// Unpacks a tile to memory.
 ///
 /// # Safety
-/// There is a packed tile of so many blocks, and room for ten lines for each.
+/// There is a packed tile of so many blocks, and room for [`MEMORY_LINES`] for each.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn unpack<F: Quantised>(
-    quants: *const u8,
-    scales: *const u8,
-    to_quants: *mut u8,
-    to_scales: *mut u8,
-    blocks: usize,
-) {
-    let mut unpacked = Unpacked([[[0.0; ROWS]; 2]; SUPER]);
+unsafe fn unpack<F: Quantised>(tile: *const u8, to: *mut u8, blocks: usize) {
+    let mut held = F::NOTHING;
     for block in 0..blocks {
         // SAFETY: the caller says so.
         unsafe {
-            if block % SUPER == 0 {
-                F::enter(scales, block, &mut unpacked);
+            let unit = tile.add(block / F::UNIT * F::UNIT_BYTES);
+            if block % F::UNIT == 0 {
+                F::enter(unit.add(F::UNIT * F::SIZE), &mut held);
             }
-            let from = quants.add(block * quant_bytes(F::FORMAT));
-            let to = to_quants.add(block * 8 * LINE).cast::<__m512i>();
+            let from = unit.add(block % F::UNIT * F::SIZE);
+            let to = to.add(block * MEMORY_LINES * LINE).cast::<__m512i>();
             for i in 0..4 {
                 let (low, high) = F::pair(from, i);
                 _mm512_store_si512(to.add(i), low);
                 _mm512_store_si512(to.add(i + 4), high);
             }
-            let (first, second) = F::scales(scales, block, &unpacked);
-            let to = to_scales.add(block * 2 * LINE).cast::<f32>();
-            _mm512_store_ps(to, first);
-            _mm512_store_ps(to.add(ROWS), second);
+            let (first, second) = F::scales(&held, block % F::UNIT);
+            _mm512_store_ps(to.add(8).cast::<f32>(), first);
+            _mm512_store_ps(to.add(9).cast::<f32>(), second);
         }
     }
 }
 
-/// Multiplies one tile with one group and stores the products.
+/// Multiplies one tile with a group and stores the products.
 ///
 /// # Safety
 /// The tile and the group have so many blocks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-unsafe fn multiply<F: Quantised>(
+unsafe fn one_tile<F: Quantised>(
     work: &Work<'_>,
-    weights: (*const u8, *const u8, usize),
-    tile: usize,
-    index: usize,
-    group: &Group,
+    tile: *const u8,
     blocks: usize,
+    index: usize,
+    group: usize,
+    rows: Rows,
 ) {
-    let rows = Rows::new(group, F::FORMAT);
     macro_rules! dispatch {
         ($($n:literal)*) => {
-            match group.rows {
+            match rows.n {
                 $(
                     $n => {
                         // SAFETY: the caller says so.
-                        let sums = unsafe { dots::<F, $n>(weights, rows, blocks) };
-                        store(work, tile, index, &sums);
+                        let sums = unsafe { dots::<F, 1, $n>([tile], rows, blocks) };
+                        store(work, index, group, 0, &sums[0]);
                     }
                 )*
                 _ => {}
@@ -509,80 +614,144 @@ unsafe fn multiply<F: Quantised>(
     dispatch!(1 2 3 4 5 6 7 8);
 }
 
+/// Multiplies two tiles with rows `from` to `from + n - 1` of a group and stores the products.
+///
+/// # Safety
+/// The tiles and the group have so many blocks, and the group has those rows.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+#[inline]
+#[expect(clippy::too_many_arguments, reason = "becomes part of its callers")]
+unsafe fn two_tiles<F: Quantised>(
+    work: &Work<'_>,
+    tiles: [*const u8; 2],
+    blocks: usize,
+    index: usize,
+    group: usize,
+    rows: Rows,
+    from: usize,
+    n: usize,
+) {
+    // SAFETY: the group has the row.
+    let rows = unsafe { rows.from::<F>(from) };
+    macro_rules! dispatch {
+        ($($n:literal)*) => {
+            match n {
+                $(
+                    $n => {
+                        // SAFETY: the caller says so.
+                        let sums = unsafe { dots::<F, 2, $n>(tiles, rows, blocks) };
+                        store(work, index, group, from, &sums[0]);
+                        store(work, index + 1, group, from, &sums[1]);
+                    }
+                )*
+                _ => {}
+            }
+        };
+    }
+    dispatch!(1 2 3 4);
+}
+
 /// Stores the products of a tile with the rows of a group.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn store(work: &Work<'_>, tile: usize, group: usize, sums: &[__m512]) {
+fn store(work: &Work<'_>, tile: usize, group: usize, from: usize, sums: &[__m512]) {
     for (row, sums) in sums.iter().enumerate() {
-        let (to, n) = work.output(tile, group, row);
+        let (to, n) = work.output(tile, group, from + row);
         // SAFETY: `output` gives room for n numbers that only this task writes.
         unsafe { _mm512_mask_storeu_ps(to, ((1u32 << n) - 1) as u16, *sums) };
     }
 }
 
-/// Multiplies a tile with `N` rows.
+/// Multiplies `M` tiles with `N` rows.
 ///
 /// # Safety
-/// The tile and the rows have so many blocks, and there are `N` rows.
+/// The tiles and the rows have so many blocks, and there are `N` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline(never)]
-unsafe fn dots<F: Quantised, const N: usize>(
-    (quants, scales, size): (*const u8, *const u8, usize),
+unsafe fn dots<F: Quantised, const M: usize, const N: usize>(
+    tiles: [*const u8; M],
     rows: Rows,
     blocks: usize,
-) -> [__m512; N] {
-    let mut sums = [_mm512_setzero_ps(); N];
-    let mut unpacked = Unpacked([[[0.0; ROWS]; 2]; SUPER]);
-    for block in 0..blocks {
-        // SAFETY: block is below the number of blocks that the caller says are there, and each row index below `N`.
+) -> [[__m512; N]; M] {
+    let mut sums = [[_mm512_setzero_ps(); N]; M];
+    let mut held = [const { F::NOTHING }; M];
+    let mut rows_at = rows;
+    for unit in 0..blocks.div_ceil(F::UNIT) {
+        // SAFETY: unit and block are below what the caller says is there, and each row index below `N`.
         unsafe {
-            if block % SUPER == 0 {
-                F::enter(scales, block, &mut unpacked);
-            }
-            let from = quants.add(block * size);
-            if let Some(ahead) = F::AHEAD {
-                for i in 0..size / LINE {
-                    _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(ahead + i * LINE).cast::<i8>());
+            let units = tiles.map(|tile| tile.add(unit * F::UNIT_BYTES));
+            for (unit, held) in units.iter().zip(&mut held) {
+                let scales = unit.add(F::UNIT * F::SIZE);
+                F::enter(scales, held);
+                if let Some(ahead) = F::AHEAD {
+                    fetch(scales.wrapping_add(ahead), F::UNIT_BYTES - F::UNIT * F::SIZE);
                 }
             }
-            let activations = rows.quants.add(block * rows.n * BLOCK).cast::<i32>();
-            let at = block * rows.n;
-            let mut first = [_mm512_setzero_si512(); N];
-            let mut second = [_mm512_setzero_si512(); N];
-            for j in 0..N {
-                match F::KIND {
-                    Kind::Offset => first[j] = _mm512_set1_epi32(*rows.starts.add(at + j)),
-                    Kind::Minimum => {}
-                    Kind::Halves => {
-                        first[j] = _mm512_set1_epi32(*rows.starts.add((at + j) * 2));
-                        second[j] = _mm512_set1_epi32(*rows.starts.add((at + j) * 2 + 1));
+            for block in 0..F::UNIT.min(blocks - unit * F::UNIT) {
+                let quants = units.map(|unit| unit.add(block * F::SIZE));
+                if let Some(ahead) = F::AHEAD {
+                    for quants in quants {
+                        fetch(quants.wrapping_add(ahead), F::SIZE);
                     }
                 }
-            }
-            for i in 0..4 {
-                let (low, high) = F::pair(from, i);
+                let mut first = [[_mm512_setzero_si512(); N]; M];
+                let mut second = [[_mm512_setzero_si512(); N]; M];
                 for j in 0..N {
-                    let four = |group: usize| _mm512_set1_epi32(activations.add(j * (BLOCK / 4) + group).read_unaligned());
-                    first[j] = _mm512_dpbusd_epi32(first[j], low, four(i));
-                    let other = if matches!(F::KIND, Kind::Halves) { &mut second[j] } else { &mut first[j] };
-                    *other = _mm512_dpbusd_epi32(*other, high, four(i + 4));
+                    let start = |at: usize| _mm512_set1_epi32(*rows_at.starts.add(at));
+                    match F::KIND {
+                        Kind::Offset => first.iter_mut().for_each(|first| first[j] = start(j)),
+                        Kind::Minimum => {}
+                        Kind::Halves => {
+                            first.iter_mut().for_each(|first| first[j] = start(2 * j));
+                            second.iter_mut().for_each(|second| second[j] = start(2 * j + 1));
+                        }
+                    }
                 }
-            }
-            let (scale, other) = F::scales(scales, block, &unpacked);
-            for j in 0..N {
-                let of_row = _mm512_set1_ps(*rows.scales.add(at + j));
-                let mut scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(first[j]), scale);
-                if matches!(F::KIND, Kind::Halves) {
-                    scaled = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second[j]), other, scaled);
+                let activations = rows_at.quants.cast::<i32>();
+                for i in 0..4 {
+                    let pairs = quants.map(|quants| F::pair(quants, i));
+                    for j in 0..N {
+                        let four =
+                            |group: usize| _mm512_set1_epi32(activations.add(j * (BLOCK / 4) + group).read_unaligned());
+                        let (of_low, of_high) = (four(i), four(i + 4));
+                        for (t, (low, high)) in pairs.iter().enumerate() {
+                            first[t][j] = _mm512_dpbusd_epi32(first[t][j], *low, of_low);
+                            let other = match F::KIND {
+                                Kind::Halves => &mut second[t][j],
+                                Kind::Offset | Kind::Minimum => &mut first[t][j],
+                            };
+                            *other = _mm512_dpbusd_epi32(*other, *high, of_high);
+                        }
+                    }
                 }
-                sums[j] = _mm512_fmadd_ps(scaled, of_row, sums[j]);
-                if matches!(F::KIND, Kind::Minimum) {
-                    sums[j] = _mm512_fmadd_ps(other, _mm512_set1_ps(*rows.sums.add(at + j)), sums[j]);
+                for t in 0..M {
+                    let (scale, other) = F::scales(&held[t], block);
+                    for j in 0..N {
+                        let sum = &mut sums[t][j];
+                        let mut scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(first[t][j]), scale);
+                        if matches!(F::KIND, Kind::Halves) {
+                            scaled = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second[t][j]), other, scaled);
+                        }
+                        *sum = _mm512_fmadd_ps(scaled, _mm512_set1_ps(*rows_at.scales.add(j)), *sum);
+                        if matches!(F::KIND, Kind::Minimum) {
+                            *sum = _mm512_fmadd_ps(other, _mm512_set1_ps(*rows_at.sums.add(j)), *sum);
+                        }
+                    }
                 }
+                rows_at = rows_at.next_block::<F>();
             }
         }
     }
     sums
+}
+
+/// Asks for so many bytes.
+#[inline]
+fn fetch(at: *const u8, bytes: usize) {
+    for line in 0..bytes / LINE {
+        // SAFETY: fetching is allowed at any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line * LINE).cast::<i8>()) };
+    }
 }
 
 /// How a floating point format is read.
@@ -651,7 +820,7 @@ unsafe fn floats<F: Floats>(work: &Work<'_>) {
                             $n => {
                                 // SAFETY: the caller says that the group is whole, and the tile is.
                                 let sums = unsafe { float_dots::<F, $n>(weights, group.floats.as_ptr(), blocks) };
-                                store(work, tile, index, &sums);
+                                store(work, tile, index, 0, &sums);
                             }
                         )*
                         _ => {}

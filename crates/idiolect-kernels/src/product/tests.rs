@@ -183,7 +183,8 @@ fn products_are_those_of_the_decoded_weights() {
 fn extreme_bytes_are_exact() {
     let team = Team::new(1).unwrap();
     // With one value in all blocks, activations are encoded without an error.
-    for (format, byte, weight) in [(Format::Q8_0, 0x80, -128.0), (Format::Q8_0, 0x7f, 127.0), (Format::Q4_0, 0xff, 7.0)] {
+    for (format, byte, weight) in [(Format::Q8_0, 0x80, -128.0), (Format::Q8_0, 0x7f, 127.0), (Format::Q4_0, 0xff, 7.0)]
+    {
         for sign in [1.0, -1.0] {
             let mut bytes = vec![byte; 16 * format.block_bytes()];
             for block in bytes.chunks_exact_mut(format.block_bytes()) {
