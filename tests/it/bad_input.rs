@@ -8,7 +8,7 @@ use idiolect_models::NoProgress;
 use idiolect_protocol::dendrite::{QueryOptions, Via};
 use idiolect_protocol::{Message, Prompt, Role};
 
-use crate::support::{Node, config, env, prompt, send_raw, signed};
+use crate::support::{Node, config, env, prompt, send_raw, signed, signed_chat};
 
 async fn no_start(given: &[(&str, &str)], expected: &str) {
     let dir = tempfile::tempdir().expect("a folder");
@@ -52,26 +52,62 @@ async fn an_unusable_data_directory_is_named() {
     assert!(format!("{error:#}").contains("file/below"), "{error:#}");
 }
 
+/// Changes a request's body, its length with it, and sends it.
+async fn send_altered(node: &Node, request: Vec<u8>, from: &str, to: &str) -> (u16, String) {
+    let text = String::from_utf8(request).expect("text");
+    let (head, body) = text.split_once("\r\n\r\n").expect("a body");
+    assert!(body.contains(from), "{from} is not in {body}");
+    let body = body.replacen(from, to, 1);
+    let length = head.lines().find(|l| l.starts_with("content-length")).expect("a length");
+    let request = format!("{}\r\n\r\n{body}", head.replace(length, &format!("content-length: {}", body.len())));
+    send_raw(node.miner.address(), request.as_bytes()).await
+}
+
 #[tokio::test]
-async fn bodies_that_make_no_sense_are_refused_without_a_completion() {
+async fn bodies_altered_after_signing_are_refused_without_a_completion() {
     let node = Node::start(&[]).await;
-    let whole = signed(&node, Via::Http, "a question that is signed");
-    let text = String::from_utf8(whole).expect("text");
-    for (from, to) in [("\"user\"", "\"owner\""), ("a question", "\u{fffd} quest"), ("{", "[")] {
-        let (head, body) = text.split_once("\r\n\r\n").expect("a body");
-        let body = body.replacen(from, to, 1);
-        let length = head.lines().find(|l| l.starts_with("content-length")).expect("a length");
-        let request = format!("{}\r\n\r\n{body}", head.replace(length, &format!("content-length: {}", body.len())));
-        let (status, answer) = send_raw(node.miner.address(), request.as_bytes()).await;
-        assert!((400..500).contains(&status), "{from} -> {to}: {status} {answer}");
+    // A synapse's hash is of the messages alone, so another role reaches the check of roles.
+    for (from, to, expected) in [
+        ("\"user\"", "\"owner\"", "unknown role \\\"owner\\\""),
+        ("a question", "\u{fffd} quest", "hash"),
+        ("{", "[", ""),
+    ] {
+        let (status, answer) =
+            send_altered(&node, signed(&node, Via::Http, "a question that is signed"), from, to).await;
+        assert!((400..500).contains(&status) && answer.contains(expected), "{from} -> {to}: {status} {answer}");
     }
-    let mut broken = signed(&node, Via::Epistula, "a question that is signed");
-    if let Some(last) = broken.iter_mut().rev().nth(4) {
-        *last = 0xff;
+    for via in [Via::Epistula, Via::Btauth] {
+        let request = signed(&node, via, "a question that is signed");
+        let (status, answer) = send_altered(&node, request, "\"user\"", "\"owner\"").await;
+        assert!(status == 401 && !answer.contains("owner"), "{via}: {status} {answer}");
     }
-    let (status, answer) = send_raw(node.miner.address(), &broken).await;
-    assert!((400..500).contains(&status), "{status} {answer}");
     node.ask(Via::Http, "Still there?").await.expect("yes");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn signed_bodies_that_make_no_sense_are_refused_with_the_reason() {
+    let node = Node::start(&[]).await;
+    let said = |messages: &str| format!("{{\"messages\": {messages}}}").into_bytes();
+    let mut broken = said(r#"[{"role": "user", "content": "????"}]"#);
+    let at = broken.iter().position(|byte| *byte == b'?').expect("a question mark");
+    broken[at] = 0xff;
+    for (body, expected) in [
+        (said(r#"[{"role": "owner", "content": "x"}]"#), "unknown role"),
+        (said("[]"), "no message with any text"),
+        (said(r#"[{"role": "user", "content": "  "}]"#), "no message with any text"),
+        (said("7"), ""),
+        (b"[]".to_vec(), ""),
+        (b"{".to_vec(), ""),
+        (broken, ""),
+    ] {
+        let shown = String::from_utf8_lossy(&body).into_owned();
+        let (status, answer) = send_raw(node.miner.address(), &signed_chat(&node, &body)).await;
+        assert!((400..500).contains(&status) && status != 401, "{shown}: {status} {answer}");
+        assert!(answer.contains(expected) && !answer.contains("choices"), "{shown}: {answer}");
+    }
+    let whole = said(r#"[{"role": "user", "content": "Still there?"}]"#);
+    assert_eq!(send_raw(node.miner.address(), &signed_chat(&node, &whole)).await.0, 200);
     node.stop().await;
 }
 

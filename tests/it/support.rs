@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use idiolect_miner::app::Miner;
 use idiolect_miner::config::{Config, Sources, load};
 use idiolect_models::NoProgress;
+use idiolect_protocol::btauth::{self, SignedParts};
 use idiolect_protocol::dendrite::{Dendrite, DendriteError, DendriteReply, QueryOptions, Target, Via};
 use idiolect_protocol::{Keypair, Message, Prompt, Role};
 use serde_json::{Value, json};
@@ -125,6 +126,21 @@ pub(crate) fn signed(node: &Node, via: Via, question: &str) -> Vec<u8> {
     }
     text.push_str(&format!("content-length: {}\r\n\r\n", body.len()));
     [text.as_bytes(), &body].concat()
+}
+
+/// Writes a chat request with this body down, signed as it stands.
+pub(crate) fn signed_chat(node: &Node, body: &[u8]) -> Vec<u8> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_nanos();
+    let parts = SignedParts { method: "POST", target: "/v1/chat/completions", body };
+    let headers =
+        btauth::sign(&Keypair::generate(), Some(&node.miner.hotkey()), parts, i128::try_from(now).expect("this age"));
+    let mut head =
+        format!("POST /v1/chat/completions HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", node.miner.address());
+    for (name, value) in &headers {
+        head.push_str(&format!("{name}: {}\r\n", value.to_str().expect("text")));
+    }
+    head.push_str(&format!("content-type: application/json\r\ncontent-length: {}\r\n\r\n", body.len()));
+    [head.as_bytes(), body].concat()
 }
 
 /// A server that speaks enough of the OpenAI API, after a pause.

@@ -146,7 +146,7 @@ impl Miner {
             Network::None => None,
             Network::Chain(name) => bail!("network is {name}, but this build cannot reach a chain"),
         };
-        let policy = Arc::new(StandardPolicy::new(hotkey, settings::rules(config)?, metagraph));
+        let policy = Arc::new(StandardPolicy::new(hotkey, settings::rules(config), metagraph));
 
         let core = Core::load(config, env, progress).await?;
         let (nonces, persister) =

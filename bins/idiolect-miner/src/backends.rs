@@ -12,6 +12,7 @@ use idiolect_backend::{
 use idiolect_models::{Progress, Resolver, Spec};
 
 use crate::config::{BackendConfig, BackendKind, Config, EncoderKind, PoolStrategy};
+use crate::models;
 
 /// The concrete backends behind their pool, and the encoder.
 #[derive(Clone, Debug)]
@@ -52,19 +53,22 @@ impl Loader<'_> {
     }
 
     async fn member(&self, config: &Config, backend: &BackendConfig) -> anyhow::Result<Member> {
-        let engine = self.engine(backend).await.with_context(|| format!("backend {}", backend.name))?;
-        let limits = LimitConfig { max_concurrent: backend.max_concurrent, ..LimitConfig::default() };
-        let mut wrapped: Arc<dyn Backend> = Arc::new(Limit::new(engine, limits));
+        let engine =
+            self.engine(backend, config.candidates.count).await.with_context(|| format!("backend {}", backend.name))?;
+        let mut wrapped = engine;
         if let Some(dollars) = backend.spending_cap {
             let ledger = FileLedger::new(config.data_dir.join(format!("spending-{}.json", backend.name)));
             let prices = Prices::per_million_dollars(backend.prompt_price, backend.completion_price);
             let spending = SpendingConfig { per_day: micro_dollars(dollars), prices };
             wrapped = Arc::new(SpendingCap::new(wrapped, spending, Arc::new(ledger)));
         }
+        // Outside the cap: what waits for its turn reserves no money.
+        let limits = LimitConfig { max_concurrent: backend.max_concurrent, ..LimitConfig::default() };
+        let wrapped = Arc::new(Limit::new(wrapped, limits));
         Ok(Member::new(&backend.name, wrapped).weight(backend.weight).rpm(backend.rpm))
     }
 
-    async fn engine(&self, backend: &BackendConfig) -> anyhow::Result<Arc<dyn Backend>> {
+    async fn engine(&self, backend: &BackendConfig, candidates: usize) -> anyhow::Result<Arc<dyn Backend>> {
         match backend.kind {
             BackendKind::Echo => {
                 let model = model_name(backend);
@@ -78,7 +82,7 @@ impl Loader<'_> {
                 Ok(Arc::new(Timeout::new(Arc::new(Echo::with_config(config)), timeout)))
             }
             BackendKind::Candle => self.candle(backend).await,
-            BackendKind::OpenAi => self.openai(backend),
+            BackendKind::OpenAi => self.openai(backend, candidates),
         }
     }
 
@@ -88,6 +92,7 @@ impl Loader<'_> {
 
         let spec: Spec = model_name(backend).parse()?;
         let files = self.resolver.resolve(&spec, self.progress).await?;
+        models::read_ahead(&files).await;
         let weights = files.weights().with_context(|| format!("model {spec} has no file of weights"))?.to_path_buf();
         let mut config = CandleConfig::default();
         config.name.clone_from(&backend.name);
@@ -113,7 +118,7 @@ impl Loader<'_> {
     }
 
     #[cfg(feature = "openai")]
-    fn openai(&self, backend: &BackendConfig) -> anyhow::Result<Arc<dyn Backend>> {
+    fn openai(&self, backend: &BackendConfig, candidates: usize) -> anyhow::Result<Arc<dyn Backend>> {
         use idiolect_backend_openai::{Flavour, KeySource, OpenAiBackend, OpenAiConfig};
 
         let mut config = OpenAiConfig::new(model_name(backend));
@@ -137,12 +142,12 @@ impl Loader<'_> {
         server.timeouts.whole = backend.timeout;
         server.timeouts.first_byte = server.timeouts.first_byte.min(backend.timeout);
         server.retries.num_retries = backend.max_retries;
-        server.max_parallel_requests = backend.max_concurrent;
+        server.max_parallel_requests = backend.max_parallel_requests.unwrap_or(backend.max_concurrent.max(candidates));
         Ok(Arc::new(OpenAiBackend::new(config)?))
     }
 
     #[cfg(not(feature = "openai"))]
-    fn openai(&self, backend: &BackendConfig) -> anyhow::Result<Arc<dyn Backend>> {
+    fn openai(&self, backend: &BackendConfig, _: usize) -> anyhow::Result<Arc<dyn Backend>> {
         anyhow::bail!("this build has no openai, which backend {} needs; build with --features openai", backend.name)
     }
 
@@ -152,6 +157,7 @@ impl Loader<'_> {
             kind => kind.as_str(),
         };
         let files = self.resolver.resolve(&alias.parse::<Spec>()?, self.progress).await?;
+        models::read_ahead(&files).await;
         let began = std::time::Instant::now();
         let encoder = load_encoder(alias, &files.dir).await?;
         tracing::info!(encoder = alias, load_ms = elapsed_ms(began), "encoder is loaded");
@@ -162,7 +168,7 @@ impl Loader<'_> {
 #[cfg(feature = "candle")]
 async fn load_encoder(alias: &str, dir: &Path) -> anyhow::Result<Arc<dyn Embedder>> {
     let dir = dir.to_path_buf();
-    let loaded = blocking(move || idiolect_backend_candle::MiniLm::load(&dir)).await?;
+    let loaded = blocking(move || idiolect_backend_candle::SentenceEncoder::load(&dir)).await?;
     Ok(Arc::new(loaded.with_context(|| format!("encoder {alias}"))?))
 }
 

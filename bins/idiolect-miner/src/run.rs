@@ -10,7 +10,7 @@ use anyhow::bail;
 
 use crate::app::Miner;
 use crate::cli::Invocation;
-use crate::config::{Config, Network};
+use crate::config::{Allowed, Config, Network};
 use crate::progress::FetchProgress;
 use crate::selfquery::ask_self;
 use crate::{ready, signals};
@@ -92,7 +92,7 @@ fn network(config: &Config) -> String {
     let Network::File(path) = &config.network else {
         let callers = match config.policy.allow.as_slice() {
             [] => "only this miner itself may ask (let others in with --blacklist.allow HOTKEY, or any)".to_owned(),
-            list if list.iter().any(|key| key == "any") => "everybody who proves a key may ask".to_owned(),
+            list if list.contains(&Allowed::Any) => "everybody who proves a key may ask".to_owned(),
             list => format!("{} hotkeys may ask", list.len()),
         };
         return format!("none: loopback only, registered nowhere, nobody on a network can find this miner; {callers}");

@@ -8,10 +8,10 @@ use idiolect_axon::AxonConfig;
 use idiolect_axon::policy::{OnExpired, Rate, Rules};
 use idiolect_mutation::Library;
 use idiolect_pipeline::{PipelineConfig, RecordConfig, StorePrompts};
-use idiolect_protocol::{Hotkey, Limits};
+use idiolect_protocol::Limits;
 use idiolect_uniqueness::{GateProfile, Retention, SelectorConfig};
 
-use crate::config::{Config, Expired, PromptRecord};
+use crate::config::{Allowed, Config, Expired, PromptRecord};
 
 /// RAO in one TAO.
 const RAO: f64 = 1e9;
@@ -55,23 +55,22 @@ pub(crate) fn limits(config: &Config) -> Limits {
     }
 }
 
-pub(crate) fn rules(config: &Config) -> anyhow::Result<Rules> {
+pub(crate) fn rules(config: &Config) -> Rules {
     let policy = &config.policy;
-    let keys = |list: &[String]| {
-        let keys = list.iter().filter(|key| *key != "any");
-        keys.map(|key| key.parse::<Hotkey>().with_context(|| format!("{key:?} is no hotkey")))
-            .collect::<anyhow::Result<_>>()
-    };
+    let allowed = policy.allow.iter().filter_map(|allowed| match allowed {
+        Allowed::Any => None,
+        Allowed::Hotkey(key) => Some(*key),
+    });
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "checked not to be negative; too much saturates"
     )]
     let min_stake_rao = (policy.min_stake * RAO).round() as u64;
-    Ok(Rules {
-        allow: keys(&policy.allow)?,
-        allow_any: policy.allow.iter().any(|key| key == "any"),
-        deny: keys(&policy.deny)?,
+    Rules {
+        allow: allowed.collect(),
+        allow_any: policy.allow.contains(&Allowed::Any),
+        deny: policy.deny.iter().copied().collect(),
         allow_unregistered: policy.allow_non_registered,
         require_validator_permit: policy.require_permit,
         min_stake_rao,
@@ -83,7 +82,7 @@ pub(crate) fn rules(config: &Config) -> anyhow::Result<Rules> {
             Expired::RefuseAll => OnExpired::RefuseAll,
         },
         ..Rules::default()
-    })
+    }
 }
 
 pub(crate) fn library(config: &Config) -> anyhow::Result<Library> {

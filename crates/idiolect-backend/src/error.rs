@@ -36,7 +36,8 @@ pub enum Error {
     /// The prompt cannot be made to fit.
     #[error("prompt has {prompt_tokens} tokens, context length is {context_tokens}")]
     ContextTooLong {
-        /// Tokens of the prompt after everything that may be cut was cut.
+        /// Tokens of the prompt after everything that may be cut was cut; estimated where it is so long that not all of it
+        /// was tokenised.
         prompt_tokens: u32,
         /// The context's length.
         context_tokens: u32,

@@ -712,6 +712,7 @@ fn described<'a>(drafts: &'a [Draft], flags: &[Vec<Flag>]) -> Vec<quality::Draft
         text: &draft.candidate.text,
         mean_logprob: draft.candidate.mean_logprob,
         model: &draft.model,
+        prompt: draft.recipe,
         complete: draft.candidate.finish_reason == FinishReason::Stop,
         penalty: guard::penalty(flags),
     });

@@ -13,6 +13,9 @@ pub struct Draft<'a> {
     pub mean_logprob: Option<f32>,
     /// The model that wrote it: log-probabilities of different models are not compared.
     pub model: &'a str,
+    /// Which wording of the prompt it answers: log-probabilities under different ones are not compared either, else the
+    /// plain prompt, whose answers are the likeliest as a rule, would win nearly always.
+    pub prompt: usize,
     /// Whether it came to its own end, rather than being cut.
     pub complete: bool,
     /// Share of the reward that format rules take away, in [0, 1].
@@ -24,8 +27,8 @@ pub struct Draft<'a> {
 pub struct Quality {
     /// The estimate, in [0, 1]: (0.5 + 0.5 · likelihood) · length · (1 - repetition) · (1 - penalty), less 30 % when cut.
     pub score: f32,
-    /// Where its mean log-probability stands among its siblings of the same model, in (0, 1); 0.5 when there is nothing
-    /// to compare with.
+    /// Where its mean log-probability stands among its siblings of the same model and prompt, in (0, 1); 0.5 when there
+    /// is nothing to compare with. What counts as far is measured over all prompts of the model together.
     pub likelihood: f32,
     /// 1 for a sane length, less for a text far shorter than its siblings, 0 for an empty one.
     pub length: f32,
@@ -42,7 +45,7 @@ pub struct Quality {
 /// ```
 /// use idiolect_uniqueness::quality::{Draft, estimate};
 ///
-/// let draft = |text| Draft { text, mean_logprob: None, model: "m", complete: true, penalty: 0.0 };
+/// let draft = |text| Draft { text, mean_logprob: None, model: "m", prompt: 0, complete: true, penalty: 0.0 };
 /// let good = "Leaves turn light into sugar, and give off oxygen while they do.";
 /// let loops = "Leaves turn light into leaves turn light into leaves turn light into leaves turn light into";
 /// let estimates = estimate(&[draft(good), draft(loops)]);
@@ -68,17 +71,24 @@ fn estimate_one(draft: &Draft<'_>, likelihood: f32, median_words: usize) -> Qual
 
 /// Returns the logistic of 1.7 z, which is the normal distribution's curve to within 0.01.
 fn likelihood(draft: &Draft<'_>, drafts: &[Draft<'_>]) -> f32 {
+    let Some(own) = above_siblings(draft, drafts) else { return 0.5 };
     let same_model = drafts.iter().filter(|d| d.model == draft.model);
-    let values: Vec<f32> = same_model.filter_map(|d| d.mean_logprob).filter(|v| v.is_finite()).collect();
-    let (Some(own), true) = (draft.mean_logprob.filter(|v| v.is_finite()), values.len() > 1) else { return 0.5 };
-    let n = values.len() as f32;
-    let mean = values.iter().sum::<f32>() / n;
-    let sd = (values.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / n).sqrt();
+    let deviations: Vec<f32> = same_model.filter_map(|d| above_siblings(d, drafts)).collect();
+    let sd = (deviations.iter().map(|v| v.powi(2)).sum::<f32>() / deviations.len() as f32).sqrt();
     if sd < 1e-6 {
         return 0.5;
     }
-    let z = ((own - mean) / sd).clamp(-3.0, 3.0);
+    let z = (own / sd).clamp(-3.0, 3.0);
     1.0 / (1.0 + (-1.7 * z).exp())
+}
+
+/// Returns how far a draft's mean log-probability is above the mean of those of its model and prompt, where there are two.
+fn above_siblings(draft: &Draft<'_>, drafts: &[Draft<'_>]) -> Option<f32> {
+    let finite = |d: &Draft<'_>| d.mean_logprob.filter(|v| v.is_finite());
+    let own = finite(draft)?;
+    let alike = drafts.iter().filter(|d| d.model == draft.model && d.prompt == draft.prompt);
+    let values: Vec<f32> = alike.filter_map(finite).collect();
+    (values.len() > 1).then(|| own - values.iter().sum::<f32>() / values.len() as f32)
 }
 
 fn length_factor(n_words: usize, median: usize) -> f32 {
@@ -115,7 +125,7 @@ mod tests {
     use super::*;
 
     fn draft(text: &str) -> Draft<'_> {
-        Draft { text, mean_logprob: None, model: "m", complete: true, penalty: 0.0 }
+        Draft { text, mean_logprob: None, model: "m", prompt: 0, complete: true, penalty: 0.0 }
     }
 
     const LONG: &str = "Light is absorbed by chlorophyll, water is split, and sugar is built out of carbon dioxide.";
@@ -127,6 +137,17 @@ mod tests {
         assert!(scores[0].likelihood > 0.8 && scores[1].likelihood < 0.2);
         assert_eq!(scores[2].likelihood, 0.5);
         assert_eq!(scores[3].likelihood, 0.5);
+    }
+
+    #[test]
+    fn a_likelier_prompt_is_no_merit_of_its_answers() {
+        let with = |logprob, prompt| Draft { mean_logprob: Some(logprob), prompt, ..draft(LONG) };
+        let plain = [with(-0.5, 0), with(-0.6, 0)];
+        let varied = [with(-2.0, 1), with(-2.4, 1), with(-1.0, 2)];
+        let scores = estimate(&[plain.as_slice(), &varied].concat());
+        assert!(scores[2].likelihood > scores[0].likelihood && scores[0].likelihood > scores[1].likelihood);
+        assert!(scores[3].likelihood < scores[1].likelihood);
+        assert_eq!(scores[4].likelihood, 0.5);
     }
 
     #[test]
@@ -163,7 +184,7 @@ mod tests {
             let drafts: Vec<Draft<'_>> = texts
                 .iter()
                 .map(|(text, mean_logprob, complete, penalty)| Draft {
-                    text, mean_logprob: *mean_logprob, model: "m", complete: *complete, penalty: *penalty,
+                    text, mean_logprob: *mean_logprob, model: "m", prompt: text.len() % 2, complete: *complete, penalty: *penalty,
                 })
                 .collect();
             for q in estimate(&drafts) {

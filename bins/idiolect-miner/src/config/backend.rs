@@ -66,6 +66,7 @@ pub struct BackendConfig {
     pub key_env: Option<String>,
     pub key_file: Option<PathBuf>,
     pub max_retries: u32,
+    pub max_parallel_requests: Option<usize>,
     pub prompt_price: f64,
     pub completion_price: f64,
     pub spending_cap: Option<f64>,
@@ -96,6 +97,7 @@ impl BackendConfig {
             key_env: None,
             key_file: None,
             max_retries: 2,
+            max_parallel_requests: None,
             prompt_price: 0.0,
             completion_price: 0.0,
             spending_cap: None,
@@ -133,6 +135,8 @@ pub static BACKEND_KEYS: &[Key<BackendConfig>] = &[
     key!(BackendConfig: key_env, "openai: environment variable that holds the key. OpenAI itself is given `OPENAI_API_KEY` where neither this nor `key_file` is set; other servers are given no key."),
     key!(BackendConfig: key_file, "openai: file that holds the key."),
     key!(BackendConfig: max_retries, "openai: further tries after 429 and 5xx, with growing pauses.").unit("tries"),
+    key!(BackendConfig: max_parallel_requests, "openai: HTTP requests that are sent to it at once; further ones wait. Servers that draw one candidate a request are sent one for each candidate: 1 is right for a server that works one by one. `max_concurrent`, and at least the candidates of one prompt, where none is given.").unit("requests")
+        .expect("at least 1", |c| c.max_parallel_requests.is_none_or(|n| n >= 1)),
     key!(BackendConfig: prompt_price, "US dollars for a million tokens of prompt.").unit("USD per million tokens").expect("at least 0", |c| c.prompt_price >= 0.0),
     key!(BackendConfig: completion_price, "US dollars for a million tokens of reply.").unit("USD per million tokens").expect("at least 0", |c| c.completion_price >= 0.0),
     key!(BackendConfig: spending_cap, "Most US dollars a day (UTC); then it answers nothing until midnight.").unit("USD per day")

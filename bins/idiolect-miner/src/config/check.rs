@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use idiolect_models::Spec;
-use idiolect_protocol::Hotkey;
 use idiolect_uniqueness::GateProfile;
 
 use super::{
@@ -21,7 +20,6 @@ pub(crate) fn check(loaded: &mut Loaded, problems: &mut Vec<Problem>) {
         let message = format!("adapter is {}, but the engine of this build cannot load adapters", adapter.display());
         problem(loaded.origin("adapter"), message);
     }
-    policy(loaded, &mut problem);
     metrics(loaded, &mut problem);
     pipeline(loaded, &mut problem);
     uniqueness(loaded, &mut problem);
@@ -82,20 +80,6 @@ fn network(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
             );
         }
         _ => {}
-    }
-}
-
-fn policy(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
-    let policy = &loaded.config.policy;
-    for (key, list) in [("policy.allow", &policy.allow), ("policy.deny", &policy.deny)] {
-        for entry in list {
-            if entry == "any" && key == "policy.allow" {
-                continue;
-            }
-            if let Err(error) = entry.parse::<Hotkey>() {
-                problem(loaded.origin(key), format!("{key} holds {entry:?}, expected a hotkey's address: {error}"));
-            }
-        }
     }
 }
 
@@ -180,6 +164,7 @@ fn backend_rules(backend: &BackendConfig, mut problem: impl FnMut(&str, String))
                 ("flavour", backend.flavour != ServerFlavour::OpenAi),
                 ("key_env", backend.key_env.is_some()),
                 ("key_file", backend.key_file.is_some()),
+                ("max_parallel_requests", backend.max_parallel_requests.is_some()),
             ];
             for (key, _) in foreign.into_iter().filter(|(_, given)| *given) {
                 problem(key, format!("backend {name}: {key} is for backends of kind openai"));

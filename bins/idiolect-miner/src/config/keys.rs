@@ -86,7 +86,7 @@ pub static KEYS: &[Key<Config>] = &[
     key!(Config: transports.btauth, "Serve bittensor 11 (`btauth/1` on `/v1/chat/completions`).").boolean(),
 
     key!(Config: pool.strategy, "Which backend is asked first: `fallback` (the first of the list, the others when it fails), `round-robin` (by weight) or `least-busy`."),
-    key!(Config: pool.first_byte_timeout, "How long a backend may stay silent before the next one is asked; `none` is the whole deadline.").unit("seconds"),
+    key!(Config: pool.first_byte_timeout, "How long a backend may stay silent before it is given up and the next one is asked. With `none` none is given up; either way the next one is asked beside a silent one when half of the time left is over, and the first to speak is taken.").unit("seconds"),
 
     key!(Config: sampling.max_tokens, "Most tokens of a candidate.").unit("tokens").expect("1 to 8192", |c| (1..=8192).contains(&c.sampling.max_tokens)),
     key!(Config: sampling.temperature, "Softmax temperature; 0 is greedy. `none` leaves this and each of the following to the backend.")

@@ -20,11 +20,11 @@ pub use layers::{ConfigError, Loaded, Origin, Problem, Sources, load, unknown_va
 pub use preset::{PRESETS, Preset, PresetKind, preset};
 pub use reference::{reference, template};
 pub use sections::{
-    AxonSection, CandidatesSection, Config, EncoderKind, Expired, LogFormat, LogSection, MetricsSection, ModelsSection,
-    MutationSection, Network, PipelineSection, PolicySection, PoolSection, PoolStrategy, PromptRecord,
+    Allowed, AxonSection, CandidatesSection, Config, EncoderKind, Expired, LogFormat, LogSection, MetricsSection,
+    ModelsSection, MutationSection, Network, PipelineSection, PolicySection, PoolSection, PoolStrategy, PromptRecord,
     TransportsSection, UniquenessSection, WalletSection,
 };
-pub use value::Bytes;
+pub use value::{Bytes, parse_duration};
 
 #[cfg(test)]
 mod tests;

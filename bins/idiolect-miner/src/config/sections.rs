@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use idiolect_backend::Sampling;
+use idiolect_protocol::Hotkey;
 use serde_json::Value;
 
 use super::backend::BackendConfig;
@@ -51,6 +52,33 @@ impl Setting for Network {
 
     fn show(&self) -> Value {
         Value::from(self.to_string())
+    }
+}
+
+/// Who is always served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allowed {
+    /// Everybody who proves a key.
+    Any,
+    /// This key.
+    Hotkey(Hotkey),
+}
+
+impl Setting for Allowed {
+    const TYPE: &'static str = "hotkey or `any`";
+
+    fn read(raw: &Raw) -> Result<Self, String> {
+        match raw {
+            Raw::Word(text) | Raw::Text(text) if text == "any" => Ok(Self::Any),
+            _ => Hotkey::read(raw).map(Self::Hotkey),
+        }
+    }
+
+    fn show(&self) -> Value {
+        match self {
+            Self::Any => Value::from("any"),
+            Self::Hotkey(key) => key.show(),
+        }
     }
 }
 
@@ -211,8 +239,8 @@ impl fmt::Debug for WalletSection {
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "each field is a setting, documented in the table of settings")]
 pub struct PolicySection {
-    pub allow: Vec<String>,
-    pub deny: Vec<String>,
+    pub allow: Vec<Allowed>,
+    pub deny: Vec<Hotkey>,
     pub allow_non_registered: bool,
     pub require_permit: bool,
     pub min_stake: f64,

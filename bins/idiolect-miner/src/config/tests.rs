@@ -145,8 +145,10 @@ fn secrets_are_never_shown() {
 
 #[test]
 fn allowed_hotkeys_are_checked() {
-    let found = problems("[policy]\nallow = [\"any\", \"5notakey\"]\n", &[], &[]);
-    assert_eq!(found.len(), 1);
+    let found = problems("[policy]\nallow = [\"any\", \"5notakey\", 3]\ndeny = [\"any\"]\n", &[], &[]);
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found[0].ends_with("; holds the number 3, expected a hotkey's address"), "{found:?}");
+    assert!(found[1].starts_with("miner.toml:3: policy.deny holds \"any\", expected a hotkey's address"), "{found:?}");
     assert!(
         found[0].starts_with("miner.toml:2: policy.allow holds \"5notakey\", expected a hotkey's address"),
         "{found:?}"

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use idiolect_protocol::Hotkey;
 use serde_json::Value;
 use toml::Spanned;
 use toml::de::DeValue;
@@ -216,6 +217,14 @@ impl Setting for Duration {
     }
 }
 
+/// Reads a span of time as settings are written: `10s`, `250ms`, `5m`, or a number of seconds such as `0.5`.
+///
+/// # Errors
+/// What stands there instead, and what was expected.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    Duration::read(&Raw::word(text))
+}
+
 fn seconds(text: &str) -> Option<f64> {
     let unit_at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
     let (number, unit) = text.split_at(unit_at);
@@ -303,24 +312,47 @@ impl<T: Setting> Setting for Option<T> {
     }
 }
 
-/// A list; in a word from flag or environment its items stand between commas.
+impl Setting for Hotkey {
+    const TYPE: &'static str = "hotkey";
+
+    fn read(raw: &Raw) -> Result<Self, String> {
+        let expected = "expected a hotkey's address";
+        let text = raw.text().ok_or_else(|| format!("is {}, {expected}", raw.found()))?;
+        text.parse().map_err(|error| format!("is {text:?}, {expected}: {error}"))
+    }
+
+    fn show(&self) -> Value {
+        Value::from(self.to_string())
+    }
+}
+
+/// A list; in a word from flag or environment its items stand between commas. Every bad item is told.
 impl<T: Setting> Setting for Vec<T> {
     const TYPE: &'static str = "list";
 
     fn read(raw: &Raw) -> Result<Self, String> {
-        match raw {
-            Raw::List(items) => {
-                let lists = items.iter().map(|item| match item {
-                    Raw::Word(_) => Self::read(item),
-                    _ => T::read(item).map(|t| vec![t]),
-                });
-                Ok(lists.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+        let mut items = Self::new();
+        let mut problems = Vec::new();
+        let mut take = |raw: &Raw| match T::read(raw) {
+            Ok(item) => items.push(item),
+            Err(problem) => {
+                problems.push(problem.strip_prefix("is ").map_or(problem.clone(), |rest| format!("holds {rest}")));
             }
-            Raw::Word(words) => {
-                words.split(',').map(str::trim).filter(|w| !w.is_empty()).map(|w| T::read(&Raw::word(w))).collect()
+        };
+        let given = match raw {
+            Raw::List(list) => list.as_slice(),
+            Raw::Word(_) => std::slice::from_ref(raw),
+            _ => return Err(format!("is {}, expected a list", raw.found())),
+        };
+        for item in given {
+            match item {
+                Raw::Word(words) => {
+                    words.split(',').map(str::trim).filter(|w| !w.is_empty()).for_each(|w| take(&Raw::word(w)));
+                }
+                _ => take(item),
             }
-            _ => Err(format!("is {}, expected a list", raw.found())),
         }
+        if problems.is_empty() { Ok(items) } else { Err(problems.join("; ")) }
     }
 
     fn show(&self) -> Value {

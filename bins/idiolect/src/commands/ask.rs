@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command};
 use idiolect_miner::app::Core;
 use idiolect_miner::cli;
 use idiolect_miner::progress::FetchProgress;
@@ -22,9 +22,9 @@ pub(crate) fn command() -> Command {
         .arg(
             Arg::new("timeout")
                 .long("timeout")
-                .value_name("SECONDS")
-                .value_parser(value_parser!(u64).range(1..=3600))
-                .help("How long it may take [default: pipeline.cap less pipeline.margin, as for a validator]"),
+                .value_name("DURATION")
+                .value_parser(super::timeout)
+                .help("How long it may take, such as 5, 0.5 or 500ms [default: pipeline.cap less pipeline.margin, as for a validator]"),
         )
         .arg(
             Arg::new("reply-only")
@@ -43,10 +43,8 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let prompt = prompt_of(matches)?;
     let core = Core::load(config, &cli::process_env(), &FetchProgress::default()).await?;
     let mut ask = Ask::new(prompt);
-    ask.timeout = match matches.get_one::<u64>("timeout") {
-        Some(seconds) => Duration::from_secs(*seconds),
-        None => config.pipeline.cap.saturating_sub(config.pipeline.margin),
-    };
+    let usual = config.pipeline.cap.saturating_sub(config.pipeline.margin);
+    ask.timeout = matches.get_one::<Duration>("timeout").copied().unwrap_or(usual);
     let answered = core.pipeline.answer(ask).await;
     core.close().await;
     let answer = answered.context("no reply")?;

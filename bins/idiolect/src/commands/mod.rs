@@ -11,13 +11,18 @@ mod probe;
 mod wallet;
 
 use std::io::Read as _;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use idiolect_miner::config::{Config, Loaded, Origin, load as load_config};
+use idiolect_miner::config::{Config, Loaded, Origin, load as load_config, parse_duration};
 use idiolect_miner::{app, cli, telemetry};
 use idiolect_protocol::{Message, Prompt, Role};
 use sqlx::SqlitePool;
+
+/// What `--timeout` may be.
+const MIN_TIMEOUT: Duration = Duration::from_millis(1);
+const MAX_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Makes the tool's command.
 pub(crate) fn command() -> Command {
@@ -61,6 +66,15 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
 /// The flag of every command that prints data.
 fn json_arg() -> Arg {
     Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON")
+}
+
+/// Reads how long to wait: a number of seconds, or a duration with its unit.
+fn timeout(text: &str) -> Result<Duration, String> {
+    match parse_duration(text) {
+        Ok(time) if (MIN_TIMEOUT..=MAX_TIMEOUT).contains(&time) => Ok(time),
+        Ok(_) => Err(format!("is {text}, expected 1ms to 1h")),
+        Err(problem) => Err(problem),
+    }
 }
 
 /// The arguments that add to a prompt.

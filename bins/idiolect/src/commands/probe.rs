@@ -49,10 +49,10 @@ pub(crate) fn command() -> Command {
         .arg(
             Arg::new("timeout")
                 .long("timeout")
-                .value_name("SECONDS")
-                .default_value("12")
-                .value_parser(value_parser!(u64).range(1..=600))
-                .help("How long to wait; the miner is told"),
+                .value_name("DURATION")
+                .default_value("12s")
+                .value_parser(super::timeout)
+                .help("How long to wait, such as 5, 0.5 or 500ms; the miner is told"),
         )
         .arg(
             Arg::new("synapse")
@@ -93,7 +93,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let prompt = prompt_of(matches)?;
     let text = |name: &str| matches.get_one::<String>(name).cloned();
     let options = QueryOptions {
-        timeout: Duration::from_secs(matches.get_one::<u64>("timeout").copied().unwrap_or(12)),
+        timeout: matches.get_one::<Duration>("timeout").copied().unwrap_or(QueryOptions::default().timeout),
         synapse: text("synapse"),
         model: text("ask-model"),
         seed: matches.get_one::<u64>("seed").copied(),
