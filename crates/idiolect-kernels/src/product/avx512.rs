@@ -26,8 +26,18 @@ const UNPACK_FROM: usize = 3;
 /// Rows up to which two tiles are multiplied at once.
 const TWO_TILES_TO: usize = 4;
 
-/// How far ahead weights are fetched, in bytes.
-const AHEAD: usize = 2048;
+/// How far ahead weights are fetched, in bytes, for a number of rows at once. Where there is little to compute, the
+/// processor does better by itself.
+const fn ahead(rows: usize) -> Option<usize> {
+    match rows {
+        0..=2 => None,
+        3..=4 => Some(512),
+        _ => Some(2048),
+    }
+}
+
+/// The same for floating point numbers.
+const FLOATS_AHEAD: usize = 2048;
 
 /// Lines that a block takes when it is unpacked to memory.
 const MEMORY_LINES: usize = 10;
@@ -158,8 +168,8 @@ trait Quantised {
     const SIZE: usize;
     /// Bytes of a unit.
     const UNIT_BYTES: usize;
-    /// How far ahead weights are fetched, in bytes.
-    const AHEAD: Option<usize>;
+    /// Whether it comes from far away.
+    const FETCH: bool;
 
     /// What is kept of a unit's scales.
     type Held;
@@ -304,9 +314,10 @@ unsafe fn enter6(at: *const u8, unpacked: &mut Unpacked) {
         _mm512_store_si512(to.add(3), _mm512_or_si512(high, bits(second, -2, 0x30)));
         let from = lines.0.as_ptr().cast::<__m128i>();
         for (part, [scales, minima]) in unpacked.0.iter_mut().enumerate() {
-            let integers = |i: usize| _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_load_si128(from.add(i))));
-            _mm512_store_ps(scales.as_mut_ptr(), _mm512_mul_ps(scale, integers(part)));
-            let product = _mm512_mul_ps(minimum, integers(SUPER + part));
+            let of_scale = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_load_si128(from.add(part))));
+            _mm512_store_ps(scales.as_mut_ptr(), _mm512_mul_ps(scale, of_scale));
+            let of_minimum = _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_load_si128(from.add(SUPER + part))));
+            let product = _mm512_mul_ps(minimum, of_minimum);
             _mm512_store_ps(minima.as_mut_ptr(), _mm512_sub_ps(_mm512_set1_ps(-0.0), product));
         }
     }
@@ -333,7 +344,7 @@ macro_rules! quantised {
             const UNIT: usize = unit_blocks(Format::$name);
             const SIZE: usize = quant_bytes(Format::$name);
             const UNIT_BYTES: usize = unit_bytes(Format::$name);
-            const AHEAD: Option<usize> = Some(AHEAD);
+            const FETCH: bool = true;
             type Held = *const u8;
             const NOTHING: *const u8 = std::ptr::null();
             type InMemory = $memory;
@@ -387,7 +398,7 @@ macro_rules! k_quantised {
             const UNIT: usize = SUPER;
             const SIZE: usize = quant_bytes(Format::$name);
             const UNIT_BYTES: usize = unit_bytes(Format::$name);
-            const AHEAD: Option<usize> = Some(AHEAD);
+            const FETCH: bool = true;
             type Held = Unpacked;
             const NOTHING: Unpacked = Unpacked([[[0.0; ROWS]; 2]; SUPER]);
             type InMemory = $memory;
@@ -464,7 +475,7 @@ macro_rules! memory {
             const UNIT: usize = 1;
             const SIZE: usize = 8 * LINE;
             const UNIT_BYTES: usize = MEMORY_LINES * LINE;
-            const AHEAD: Option<usize> = None;
+            const FETCH: bool = false;
             type Held = *const u8;
             const NOTHING: *const u8 = std::ptr::null();
             type InMemory = Self;
@@ -509,19 +520,10 @@ unsafe fn quantised<F: Quantised>(work: &Work<'_>) {
     // SAFETY: `Work::tile` gives whole tiles, aligned to lines; the caller says that the groups are whole.
     unsafe {
         if work.groups.len() < UNPACK_FROM {
-            let few = work.groups.iter().all(|group| group.rows <= TWO_TILES_TO);
-            while !tiles.is_empty() {
-                let first = tiles.start;
-                let two = few && tiles.len() >= 2;
-                tiles.start += 1 + usize::from(two);
-                let weights = [first, tiles.start - 1].map(|tile| work.tile(tile).as_ptr());
+            for tile in tiles {
                 for (index, group) in work.groups.iter().enumerate() {
                     let rows = Rows::new(group, format);
-                    if two {
-                        two_tiles::<F>(work, weights, blocks, first, index, rows, 0, group.rows);
-                    } else {
-                        one_tile::<F>(work, weights[0], blocks, first, index, rows);
-                    }
+                    one_tile::<F>(work, work.tile(tile).as_ptr(), blocks, tile, index, rows);
                 }
             }
             return;
@@ -679,48 +681,63 @@ unsafe fn dots<F: Quantised, const M: usize, const N: usize>(
     for unit in 0..blocks.div_ceil(F::UNIT) {
         // SAFETY: unit and block are below what the caller says is there, and each row index below `N`.
         unsafe {
-            let units = tiles.map(|tile| tile.add(unit * F::UNIT_BYTES));
+            let mut units = tiles;
+            for at in &mut units {
+                *at = at.add(unit * F::UNIT_BYTES);
+            }
             for (unit, held) in units.iter().zip(&mut held) {
                 let scales = unit.add(F::UNIT * F::SIZE);
                 F::enter(scales, held);
-                if let Some(ahead) = F::AHEAD {
+                if F::FETCH
+                    && let Some(ahead) = const { ahead(N) }
+                {
                     fetch(scales.wrapping_add(ahead), F::UNIT_BYTES - F::UNIT * F::SIZE);
                 }
             }
             for block in 0..F::UNIT.min(blocks - unit * F::UNIT) {
-                let quants = units.map(|unit| unit.add(block * F::SIZE));
-                if let Some(ahead) = F::AHEAD {
+                let mut quants = units;
+                for at in &mut quants {
+                    *at = at.add(block * F::SIZE);
+                }
+                if F::FETCH
+                    && let Some(ahead) = const { ahead(N) }
+                {
                     for quants in quants {
                         fetch(quants.wrapping_add(ahead), F::SIZE);
                     }
                 }
                 let mut first = [[_mm512_setzero_si512(); N]; M];
                 let mut second = [[_mm512_setzero_si512(); N]; M];
-                for j in 0..N {
-                    let start = |at: usize| _mm512_set1_epi32(*rows_at.starts.add(at));
-                    match F::KIND {
-                        Kind::Offset => first.iter_mut().for_each(|first| first[j] = start(j)),
-                        Kind::Minimum => {}
-                        Kind::Halves => {
-                            first.iter_mut().for_each(|first| first[j] = start(2 * j));
-                            second.iter_mut().for_each(|second| second[j] = start(2 * j + 1));
+                // Loops rather than closures: those would not become part of this function's instructions for sure.
+                for t in 0..M {
+                    for j in 0..N {
+                        match F::KIND {
+                            Kind::Offset => first[t][j] = _mm512_set1_epi32(*rows_at.starts.add(j)),
+                            Kind::Minimum => {}
+                            Kind::Halves => {
+                                first[t][j] = _mm512_set1_epi32(*rows_at.starts.add(2 * j));
+                                second[t][j] = _mm512_set1_epi32(*rows_at.starts.add(2 * j + 1));
+                            }
                         }
                     }
                 }
                 let activations = rows_at.quants.cast::<i32>();
                 for i in 0..4 {
-                    let pairs = quants.map(|quants| F::pair(quants, i));
+                    let mut pairs = [(_mm512_setzero_si512(), _mm512_setzero_si512()); M];
+                    for t in 0..M {
+                        pairs[t] = F::pair(quants[t], i);
+                    }
                     for j in 0..N {
-                        let four =
-                            |group: usize| _mm512_set1_epi32(activations.add(j * (BLOCK / 4) + group).read_unaligned());
-                        let (of_low, of_high) = (four(i), four(i + 4));
-                        for (t, (low, high)) in pairs.iter().enumerate() {
-                            first[t][j] = _mm512_dpbusd_epi32(first[t][j], *low, of_low);
+                        let at = activations.add(j * (BLOCK / 4) + i);
+                        let of_low = _mm512_set1_epi32(at.read_unaligned());
+                        let of_high = _mm512_set1_epi32(at.add(4).read_unaligned());
+                        for t in 0..M {
+                            first[t][j] = _mm512_dpbusd_epi32(first[t][j], pairs[t].0, of_low);
                             let other = match F::KIND {
                                 Kind::Halves => &mut second[t][j],
                                 Kind::Offset | Kind::Minimum => &mut first[t][j],
                             };
-                            *other = _mm512_dpbusd_epi32(*other, *high, of_high);
+                            *other = _mm512_dpbusd_epi32(*other, pairs[t].1, of_high);
                         }
                     }
                 }
@@ -845,7 +862,7 @@ unsafe fn float_dots<F: Floats, const N: usize>(weights: *const u8, rows: *const
             // SAFETY: the caller says that there are so many blocks of `N` rows.
             unsafe {
                 let from = weights.add((block * BLOCK + k) * ROWS * F::SIZE);
-                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(AHEAD).cast::<i8>());
+                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(FLOATS_AHEAD).cast::<i8>());
                 let weights = F::load(from);
                 for (j, sum) in sums.iter_mut().enumerate() {
                     let value = *rows.add((block * N + j) * BLOCK + k);

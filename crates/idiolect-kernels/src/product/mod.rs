@@ -10,6 +10,8 @@ use crate::tier::Tier;
 use crate::tile::ROWS;
 
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod portable;
 
@@ -74,6 +76,12 @@ impl<'a> Work<'a> {
         match tier {
             #[cfg(target_arch = "x86_64")]
             Tier::Avx512Vnni => avx512::run(self),
+            #[cfg(all(test, target_arch = "x86_64"))]
+            Tier::AvxVnni if !tier.is_available() => avx2::vnni_of_avx512::run(self),
+            #[cfg(target_arch = "x86_64")]
+            Tier::AvxVnni => avx2::vnni::run(self),
+            #[cfg(target_arch = "x86_64")]
+            Tier::Avx2 => avx2::plain::run(self),
             _ => portable::run(self),
         }
     }
