@@ -193,14 +193,14 @@ impl Drop for Team {
 }
 
 /// The first element of a slice that several threads write to, each its own part.
-struct Base<T>(*mut T);
+pub(crate) struct Base<T>(pub(crate) *mut T);
 
 // SAFETY: a `&mut [T]` may be used by another thread when `T` is `Send`; who uses which part is the user's matter.
 unsafe impl<T: Send> Sync for Base<T> {}
 
 impl<T> Base<T> {
     /// Returns a pointer to element `i`, which is at most the slice's length.
-    const fn at(&self, i: usize) -> *mut T {
+    pub(crate) const fn at(&self, i: usize) -> *mut T {
         self.0.wrapping_add(i)
     }
 }
@@ -266,9 +266,10 @@ impl Shared {
                 let state = self.state.load(Ordering::SeqCst);
                 (state & OPEN != 0 && state & !(NEXT - 1) != last) || self.stop.load(Ordering::SeqCst)
             };
-            if !spin_until(news) {
+            while !spin_until(news) {
+                // Said anew before each sleep: a job may have been over before this thread was awake.
                 sleeps.store(true, Ordering::SeqCst);
-                while !news() {
+                if !news() {
                     std::thread::park();
                 }
                 sleeps.store(false, Ordering::SeqCst);

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "tasks write to different rows and columns of one matrix")]
 #![expect(clippy::inline_always, reason = "what is not inlined is not compiled for the wider instructions")]
 
-use std::cell::RefCell;
+use std::cell::Cell;
 
 use super::lanes::{Lanes, MAX_PANEL, Tile, Width, Work, dispatch, exp, panel};
 use super::rows::{LINE, Line, Rows, Source, Target};
@@ -106,7 +106,7 @@ pub(super) fn attend_for(
 
 thread_local! {
     /// Kept between calls, as large as the longest text needed.
-    static SCRATCH: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
 }
 
 /// One head of one text.
@@ -144,13 +144,14 @@ impl Work for Attend<'_> {
         let scores = values + line(self.len * padded_width);
         let results = scores + line(V::ROWS * padded_len);
         let parts = Parts { keys, values, scores, results, end: results + line(V::ROWS * padded_width) };
-        SCRATCH.with_borrow_mut(|scratch| {
-            if scratch.len() < parts.end / LINE {
-                scratch.resize(parts.end / LINE, Line::ZERO);
-            }
-            // SAFETY: the caller's promise; the buffer has room for all parts.
-            unsafe { self.attend::<V>(scratch.as_mut_ptr().cast(), &parts, padded_len, padded_width) };
-        });
+        // Taken out, not worked on inside a closure, which would be compiled without the wider instructions.
+        let mut scratch = SCRATCH.take();
+        if scratch.len() < parts.end / LINE {
+            scratch.resize(parts.end / LINE, Line::ZERO);
+        }
+        // SAFETY: the caller's promise; the buffer has room for all parts.
+        unsafe { self.attend::<V>(scratch.as_mut_ptr().cast(), &parts, padded_len, padded_width) };
+        SCRATCH.set(scratch);
     }
 }
 
