@@ -13,6 +13,8 @@ use crate::tile::ROWS;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 /// Tasks for each thread, so that a slow one leaves some to the others.
@@ -82,6 +84,8 @@ impl<'a> Work<'a> {
             Tier::AvxVnni => avx2::vnni::run(self),
             #[cfg(target_arch = "x86_64")]
             Tier::Avx2 => avx2::plain::run(self),
+            #[cfg(target_arch = "aarch64")]
+            Tier::NeonDot => neon::run(self),
             _ => portable::run(self),
         }
     }
