@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use idiolect_backend::{Backend, Embedder, Message, Request};
-use idiolect_backend_candle::{CandleBackend, CandleConfig, DeviceChoice, EncoderConfig, MiniLm};
+use idiolect_backend_candle::{CandleBackend, CandleConfig, DeviceChoice, EncoderConfig, SentenceEncoder};
 
 /// Wall clock and processor seconds from a moment on.
 struct Clock(Instant, f64);
@@ -94,7 +94,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let clock = Clock::start();
         let mut settings = EncoderConfig::default();
         settings.threads = threads;
-        let encoder = MiniLm::load_with(&dir, settings)?;
+        let encoder = SentenceEncoder::load_with(&dir, settings)?;
         let (wall, cpu) = clock.read();
         println!("encoder load   {wall:6.2} s wall {cpu:6.2} s cpu, {} MB resident", resident_mb());
         let short =

@@ -69,12 +69,15 @@ impl CandleConfig {
     }
 }
 
-/// How a [`MiniLm`](crate::MiniLm) runs.
+/// How a [`SentenceEncoder`](crate::SentenceEncoder) runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EncoderConfig {
-    /// The encoder's name. Default `all-MiniLM-L6-v2`. Embeddings of different names are never compared.
-    pub name: String,
+    /// The encoder's name; embeddings of different names are never compared. `None`, the default, stands for
+    /// `all-MiniLM-L6-v2` where the model is a BERT, and for `all-mpnet-base-v2` where it is an MPNet.
+    pub name: Option<String>,
+    /// Where the model computes. Default [`DeviceChoice::Cpu`].
+    pub device: DeviceChoice,
     /// Threads that compute; `None`, the default, takes one for each core that the process may use.
     pub threads: Option<NonZeroUsize>,
     /// Tokens of a text that count, special tokens included, where the model allows more. Default 512.
@@ -85,7 +88,7 @@ pub struct EncoderConfig {
 
 impl Default for EncoderConfig {
     fn default() -> Self {
-        Self { name: "all-MiniLM-L6-v2".to_owned(), threads: None, max_tokens: 512, queue: 64 }
+        Self { name: None, device: DeviceChoice::Cpu, threads: None, max_tokens: 512, queue: 64 }
     }
 }
 

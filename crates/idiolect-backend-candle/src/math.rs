@@ -22,15 +22,6 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { result }
 }
 
-/// Returns the error function with an absolute error below 5e-7 (Abramowitz and Stegun 7.1.26).
-#[inline(always)]
-pub(crate) fn erf(x: f32) -> f32 {
-    let a = x.abs();
-    let t = 1.0 / (1.0 + 0.327_591_1 * a);
-    let polynomial = t * (0.254_829_6 + t * (-0.284_496_74 + t * (1.421_413_7 + t * (-1.453_152_1 + t * 1.061_405_4))));
-    (1.0 - polynomial * exp(-a * a)).copysign(x)
-}
-
 /// Returns the dot product.
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -122,17 +113,6 @@ mod tests {
         assert_eq!(exp(-100.0), 0.0);
         assert_eq!(exp(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp(0.0), 1.0);
-    }
-
-    #[test]
-    fn erf_is_accurate() {
-        // Values of the error function from published tables.
-        for (x, expected) in
-            [(0.0, 0.0), (0.1, 0.112_462_916), (0.5, 0.520_499_9), (1.0, 0.842_700_8), (2.0, 0.995_322_3), (4.0, 1.0)]
-        {
-            assert!((erf(x) - expected).abs() < 5e-7, "erf({x}) = {}", erf(x));
-            assert!((erf(-x) + expected).abs() < 5e-7);
-        }
     }
 
     #[test]

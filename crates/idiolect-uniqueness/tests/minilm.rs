@@ -1,7 +1,7 @@
 //! From texts to rewards with the real encoder, against figures recorded from the validators' own modules.
 
 use idiolect_backend::Embedder;
-use idiolect_backend_candle::MiniLm;
+use idiolect_backend_candle::SentenceEncoder;
 use idiolect_uniqueness::{Candidate, GateProfile, Population, Selector};
 use serde::Deserialize;
 
@@ -30,7 +30,7 @@ fn near(ours: &[f32], recorded: &[f32], name: &str) {
 #[tokio::test]
 async fn texts_earn_what_the_validators_gave() {
     let dir = idiolect_models::testing::model("minilm").expect("the default encoder").dir;
-    let encoder = MiniLm::load(&dir).expect("it loads");
+    let encoder = SentenceEncoder::load(&dir).expect("it loads");
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/vectors/scoring/diversity.json");
     let recorded: Recorded = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let [v1, v2] = GateProfile::built_in();
