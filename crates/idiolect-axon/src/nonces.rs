@@ -1,11 +1,12 @@
 //! Used nonces on disk, so that a captured request does not work again after a restart.
 //!
-//! Nonces are written in batches, at most [`SAVE_EVERY`] late. A stop that is told leaves a mark. Where the mark is
+//! Nonces are written in batches, at most [`SAVE_EVERY`] late. The clock nonces of a batch are one row, written at the
+//! table's end and deleted as a whole: each lives for seconds only, so a row and an index entry for each would cost more
+//! than proving the signature beside it. A stop that is told leaves a mark. Where the mark is
 //! missing at the next start (a kill, a loss of power) the last batch may be lost, so clock nonces older than that start
 //! are refused; counters keep the last value that reached the disk.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ pub const SAVE_EVERY: Duration = Duration::from_millis(100);
 const PRUNE_EVERY: Duration = Duration::from_secs(30);
 
 const COMPONENT: &str = "nonces";
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// Why nonces cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,9 @@ pub enum NonceDbError {
     /// The database does not do what it is asked.
     #[error("the store of nonces failed")]
     Database(#[from] sqlx::Error),
+    /// A batch of nonces is no JSON of the right shape.
+    #[error("the store of nonces is damaged; move it away")]
+    Damaged(#[source] serde_json::Error),
     /// The tables are of a later version of this software.
     #[error(
         "the store of nonces has version {found}, this program knows {VERSION}: use a newer program or another data directory"
@@ -67,7 +71,7 @@ impl NoncePersister {
         let receiver = receiver.as_bytes().to_vec();
         let now_ns = clock.now_ns();
         delete_expired(&pool, now_ns).await?;
-        let records = load(&pool, &receiver).await?;
+        let records = load(&pool, &receiver, now_ns).await?;
         // From here on a stop is unclean until told otherwise.
         let was_clean = take_clean_mark(&pool, &receiver).await?;
         if !was_clean && !records.is_empty() {
@@ -106,7 +110,7 @@ impl NoncePersister {
                 Err(error) => {
                     meters::nonce_save_failed();
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::error!(%error, source = ?std::error::Error::source(&error), "nonces cannot be written, trying again");
+                        tracing::error!(error = %chain(&error), "nonces cannot be written, trying again");
                     }
                 }
             }
@@ -152,6 +156,12 @@ fn still_needed(records: Vec<NonceRecord>, now_ns: i128) -> Vec<NonceRecord> {
     needed
 }
 
+/// Returns an error and its causes as text.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 async fn create_tables(pool: &SqlitePool) -> Result<(), NonceDbError> {
     let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
     sqlx::query("CREATE TABLE IF NOT EXISTS idiolect_schema (component TEXT PRIMARY KEY, version INTEGER NOT NULL)")
@@ -165,98 +175,106 @@ async fn create_tables(pool: &SqlitePool) -> Result<(), NonceDbError> {
     if let Some(found) = found.filter(|found| *found > VERSION) {
         return Err(NonceDbError::Newer { found });
     }
-    for statement in [
-        "CREATE TABLE IF NOT EXISTS nonce_windowed (
-            receiver BLOB NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, expires_ns INTEGER NOT NULL,
-            PRIMARY KEY (receiver, key, value)
-        ) WITHOUT ROWID",
-        "CREATE INDEX IF NOT EXISTS nonce_windowed_expires ON nonce_windowed (expires_ns)",
-        "CREATE TABLE IF NOT EXISTS nonce_monotonic (
-            receiver BLOB NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (receiver, key)
-        ) WITHOUT ROWID",
-        "CREATE TABLE IF NOT EXISTS nonce_stop (receiver BLOB PRIMARY KEY, clean INTEGER NOT NULL) WITHOUT ROWID",
-    ] {
-        sqlx::query(statement).execute(&mut *transaction).await?;
+    let steps: &[&[&str]] = match found {
+        None => &[TABLES],
+        Some(1) => &[AWAY_1, TABLES, FROM_1],
+        Some(_) => &[],
+    };
+    for statement in steps.iter().flat_map(|statements| statements.iter()) {
+        sqlx::query(*statement).execute(&mut *transaction).await?;
     }
-    sqlx::query("INSERT INTO idiolect_schema (component, version) VALUES (?, ?) ON CONFLICT (component) DO NOTHING")
-        .bind(COMPONENT)
-        .bind(VERSION)
-        .execute(&mut *transaction)
-        .await?;
+    sqlx::query(
+        "INSERT INTO idiolect_schema (component, version) VALUES (?, ?)
+         ON CONFLICT (component) DO UPDATE SET version = excluded.version",
+    )
+    .bind(COMPONENT)
+    .bind(VERSION)
+    .execute(&mut *transaction)
+    .await?;
     transaction.commit().await?;
     Ok(())
 }
 
-async fn load(pool: &SqlitePool, receiver: &[u8]) -> Result<Vec<NonceRecord>, NonceDbError> {
-    let rows = sqlx::query(
-        "SELECT key, value, expires_ns FROM nonce_windowed WHERE receiver = ?1
-         UNION ALL SELECT key, value, NULL FROM nonce_monotonic WHERE receiver = ?1",
-    )
-    .bind(receiver)
-    .fetch_all(pool)
-    .await?;
-    let record = |row: sqlx::sqlite::SqliteRow| NonceRecord {
-        key: row.get(0),
-        value: row.get(1),
-        expires_ns: row.get::<Option<i64>, _>(2).map(i128::from),
-    };
-    Ok(rows.into_iter().map(record).collect())
+const TABLES: &[&str] = &[
+    // Of each session of the batch: its key, when it expires, its values.
+    "CREATE TABLE nonce_batches (
+        seq INTEGER PRIMARY KEY, receiver BLOB NOT NULL, expires_ns INTEGER NOT NULL, sessions TEXT NOT NULL
+    )",
+    "CREATE VIEW nonce_windowed AS
+        SELECT receiver, session.value ->> 0 AS key, nonce.value AS value, session.value ->> 1 AS expires_ns
+        FROM nonce_batches, json_each(sessions) AS session, json_each(session.value, '$[2]') AS nonce",
+    "CREATE TABLE IF NOT EXISTS nonce_monotonic (
+        receiver BLOB NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (receiver, key)
+    ) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS nonce_stop (receiver BLOB PRIMARY KEY, clean INTEGER NOT NULL) WITHOUT ROWID",
+];
+
+/// Version 1 had a row for each clock nonce.
+const AWAY_1: &[&str] = &["ALTER TABLE nonce_windowed RENAME TO nonce_windowed_1"];
+const FROM_1: &[&str] = &[
+    "INSERT INTO nonce_batches (receiver, expires_ns, sessions)
+        SELECT receiver, max(expires_ns), json_group_array(json_array(key, expires_ns, json_array(value)))
+        FROM nonce_windowed_1 GROUP BY receiver",
+    "DROP TABLE nonce_windowed_1",
+];
+
+/// One session of a batch: key, when it expires, values.
+type Saved<K, V> = (K, i64, Vec<V>);
+
+async fn load(pool: &SqlitePool, receiver: &[u8], now_ns: i128) -> Result<Vec<NonceRecord>, NonceDbError> {
+    let mut records = Vec::new();
+    let batches =
+        sqlx::query("SELECT sessions FROM nonce_batches WHERE receiver = ?").bind(receiver).fetch_all(pool).await?;
+    for batch in batches {
+        let sessions: Vec<Saved<String, String>> =
+            serde_json::from_str(&batch.get::<String, _>(0)).map_err(NonceDbError::Damaged)?;
+        // Some expired before the last of their batch.
+        for (key, expires_ns, values) in sessions.into_iter().filter(|saved| i128::from(saved.1) >= now_ns) {
+            let record = |value| NonceRecord { key: key.clone(), value, expires_ns: Some(i128::from(expires_ns)) };
+            records.extend(values.into_iter().map(record));
+        }
+    }
+    let counters =
+        sqlx::query("SELECT key, value FROM nonce_monotonic WHERE receiver = ?").bind(receiver).fetch_all(pool).await?;
+    let record = |row: sqlx::sqlite::SqliteRow| NonceRecord { key: row.get(0), value: row.get(1), expires_ns: None };
+    records.extend(counters.into_iter().map(record));
+    Ok(records)
 }
 
 /// Writes records with one statement a table, however many they are: their values travel as one JSON text.
 async fn write(pool: &SqlitePool, receiver: &[u8], records: &[NonceRecord]) -> Result<(), NonceDbError> {
-    let windowed = records.iter().filter_map(|record| Some((record, Some(nanoseconds(record.expires_ns?)))));
-    let monotonic = records.iter().filter(|record| record.expires_ns.is_none()).map(|record| (record, None));
-    let (windowed, monotonic) = (json_rows(windowed), json_rows(monotonic));
-    let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
-    if let Some(rows) = windowed {
-        sqlx::query(
-            "INSERT INTO nonce_windowed (receiver, key, value, expires_ns)
-             SELECT ?1, value ->> 0, value ->> 1, value ->> 2 FROM json_each(?2) WHERE true
-             ON CONFLICT (receiver, key, value) DO UPDATE SET expires_ns = excluded.expires_ns",
-        )
-        .bind(receiver)
-        .bind(rows)
-        .execute(&mut *transaction)
-        .await?;
+    let mut sessions: Vec<Saved<&str, &str>> = Vec::new();
+    let mut counters: Vec<(&str, &str)> = Vec::new();
+    for NonceRecord { key, value, expires_ns } in records {
+        match (expires_ns.map(nanoseconds), sessions.last_mut()) {
+            (None, _) => counters.push((key, value)),
+            // The values of one session come together.
+            (Some(expires), Some(last)) if last.0 == key && last.1 == expires => last.2.push(value),
+            (Some(expires), _) => sessions.push((key, expires, vec![value])),
+        }
     }
-    if let Some(rows) = monotonic {
+    let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+    if let Some(expires_ns) = sessions.iter().map(|saved| saved.1).max() {
+        sqlx::query("INSERT INTO nonce_batches (receiver, expires_ns, sessions) VALUES (?, ?, ?)")
+            .bind(receiver)
+            .bind(expires_ns)
+            .bind(serde_json::to_string(&sessions).map_err(NonceDbError::Damaged)?)
+            .execute(&mut *transaction)
+            .await?;
+    }
+    if !counters.is_empty() {
         sqlx::query(
             "INSERT INTO nonce_monotonic (receiver, key, value)
              SELECT ?1, value ->> 0, value ->> 1 FROM json_each(?2) WHERE true
              ON CONFLICT (receiver, key) DO UPDATE SET value = excluded.value",
         )
         .bind(receiver)
-        .bind(rows)
+        .bind(serde_json::to_string(&counters).map_err(NonceDbError::Damaged)?)
         .execute(&mut *transaction)
         .await?;
     }
     transaction.commit().await?;
     Ok(())
-}
-
-/// Makes `[[key, value, expires], …]`, or nothing of no rows.
-fn json_rows<'r>(records: impl Iterator<Item = (&'r NonceRecord, Option<i64>)>) -> Option<String> {
-    let mut text = String::new();
-    for (record, expires_ns) in records {
-        text.push_str(if text.is_empty() { "[[" } else { ",[" });
-        push_json_string(&mut text, &record.key);
-        text.push(',');
-        push_json_string(&mut text, &record.value);
-        if let Some(expires_ns) = expires_ns {
-            let _ = write!(text, ",{expires_ns}");
-        }
-        text.push(']');
-    }
-    if text.is_empty() {
-        return None;
-    }
-    text.push(']');
-    Some(text)
-}
-
-fn push_json_string(text: &mut String, value: &str) {
-    text.push_str(&serde_json::Value::from(value).to_string());
 }
 
 /// SQLite's integers reach to the year 2262.
@@ -265,7 +283,7 @@ fn nanoseconds(ns: i128) -> i64 {
 }
 
 async fn delete_expired(pool: &SqlitePool, now_ns: i128) -> Result<(), NonceDbError> {
-    sqlx::query("DELETE FROM nonce_windowed WHERE expires_ns < ?").bind(nanoseconds(now_ns)).execute(pool).await?;
+    sqlx::query("DELETE FROM nonce_batches WHERE expires_ns < ?").bind(nanoseconds(now_ns)).execute(pool).await?;
     Ok(())
 }
 

@@ -178,7 +178,46 @@ async fn tables_of_a_newer_program_are_left_alone() {
     let disk = Disk::new();
     drop(disk.start(NOW).await);
     let pool = disk.pool().await;
-    sqlx::query("UPDATE idiolect_schema SET version = 2 WHERE component = 'nonces'").execute(&pool).await.unwrap();
+    sqlx::query("UPDATE idiolect_schema SET version = 3 WHERE component = 'nonces'").execute(&pool).await.unwrap();
     let opened = NoncePersister::open(pool, &receiver(1), 1000, Arc::new(At(NOW))).await;
-    assert!(matches!(opened, Err(NonceDbError::Newer { found: 2 })));
+    assert!(matches!(opened, Err(NonceDbError::Newer { found: 3 })));
+}
+
+#[tokio::test]
+async fn nonces_of_version_1_are_taken_over() {
+    let disk = Disk::new();
+    let pool = disk.pool().await;
+    for statement in [
+        "CREATE TABLE idiolect_schema (component TEXT PRIMARY KEY, version INTEGER NOT NULL)",
+        "INSERT INTO idiolect_schema VALUES ('nonces', 1)",
+        "CREATE TABLE nonce_windowed (
+            receiver BLOB NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, expires_ns INTEGER NOT NULL,
+            PRIMARY KEY (receiver, key, value)
+        ) WITHOUT ROWID",
+        "CREATE INDEX nonce_windowed_expires ON nonce_windowed (expires_ns)",
+        "CREATE TABLE nonce_monotonic (
+            receiver BLOB NOT NULL, key TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (receiver, key)
+        ) WITHOUT ROWID",
+        "CREATE TABLE nonce_stop (receiver BLOB PRIMARY KEY, clean INTEGER NOT NULL) WITHOUT ROWID",
+    ] {
+        sqlx::query(statement).execute(&pool).await.unwrap();
+    }
+    for (key, ago) in [("a:1", 1), ("a:1", 2), ("b:\"1\"", 3)] {
+        sqlx::query("INSERT INTO nonce_windowed VALUES (?, ?, ?, ?)")
+            .bind(receiver(1).as_bytes().as_slice())
+            .bind(key)
+            .bind((NOW - ago).to_string())
+            .bind(i64::try_from(NOW + 10 * S).unwrap())
+            .execute(&pool)
+            .await
+            .unwrap();
+    }
+    set_clean_mark(&pool, receiver(1).as_bytes()).await.unwrap();
+    let (store, _persister) = disk.start(NOW).await;
+    for (key, ago) in [("a:1", 1), ("a:1", 2), ("b:\"1\"", 3)] {
+        assert_eq!(store.check_and_store(&windowed(key, NOW - ago), NOW), Err(AuthError::Replayed), "{key} {ago}");
+    }
+    store.check_and_store(&windowed("b:\"1\"", NOW - 100), NOW).unwrap();
+    let n: i64 = sqlx::query("SELECT count(*) FROM nonce_windowed").fetch_one(&pool).await.unwrap().get(0);
+    assert_eq!(n, 3);
 }

@@ -30,7 +30,8 @@ pub struct RecordConfig {
     pub store_replies: bool,
     /// How long, and how many.
     pub retention: Retention,
-    /// Replies that may wait to be written. When the disk is slower than the miner, the first reply that finds no room
+    /// Replies that may wait to be written. They are written together, at most 100 ms late where the disk keeps up; a
+    /// process that is killed loses those that still wait. When the disk is slower than the miner, the first reply that finds no room
     /// waits for it for at most 50 ms; from then on replies are sent without a record until there is room again.
     pub queue: usize,
 }

@@ -16,7 +16,7 @@ impl Handler for Pipeline {
     }
 
     async fn backward(&self, feedback: Feedback) -> Result<(), HandlerError> {
-        self.reward(feedback.caller.hotkey().to_string(), &feedback.completion, feedback.rewards)
+        self.reward(&feedback.caller.hotkey().to_string(), &feedback.completion, feedback.rewards)
     }
 
     async fn availability(&self, tasks: Vec<String>, models: Vec<String>) -> (AvailabilityMap, AvailabilityMap) {

@@ -14,9 +14,18 @@ pub(crate) fn prompt(messages: &[Message]) -> String {
     hex(&hasher.finalize())
 }
 
-/// Returns the hash of a completion, without the white space around it, which clients may strip.
-pub(crate) fn completion(text: &str) -> String {
-    hex(&Sha256::digest(text.trim()))
+/// The hash by which rewards find the reply that they are for.
+pub(crate) type CompletionHash = [u8; 16];
+
+/// Returns the hash of what a caller was sent, without the white space around it, which clients may strip.
+pub(crate) fn completion(caller: &str, text: &str) -> CompletionHash {
+    let mut hasher = Sha256::new();
+    hasher.update((caller.len() as u64).to_le_bytes());
+    hasher.update(caller);
+    hasher.update(text.trim());
+    let mut hash = CompletionHash::default();
+    hash.copy_from_slice(&hasher.finalize()[..16]);
+    hash
 }
 
 /// Returns the number that the `nth` request's recipes and candidates are drawn by.
@@ -29,7 +38,9 @@ pub(crate) fn seed(seed: u64, nth: u64, prompt_hash: &str) -> u64 {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = |byte: &u8| [byte >> 4, byte & 15].map(|digit| char::from(DIGITS[usize::from(digit)]));
+    bytes.iter().flat_map(digits).collect()
 }
 
 #[cfg(test)]
@@ -42,7 +53,15 @@ mod tests {
         assert_ne!(prompt(&split), prompt(&[Message::user("a"), Message::user("bc")]));
         assert_ne!(prompt(&split[..1]), prompt(&[Message::system("ab")]));
         assert_eq!(prompt(&split), prompt(&split.clone()));
-        assert_eq!(completion(" x\n"), completion("x"));
-        assert_eq!(completion("x").len(), 64);
+        assert_eq!(prompt(&split).len(), 64);
+        assert_eq!(hex(&[0x00, 0x5a, 0xff]), "005aff");
+    }
+
+    #[test]
+    fn completions_are_told_apart_by_caller_and_text() {
+        assert_eq!(completion("a", " x\n"), completion("a", "x"));
+        assert_ne!(completion("a", "x"), completion("b", "x"));
+        assert_ne!(completion("a", "bx"), completion("ab", "x"));
+        assert_ne!(completion("a", "x"), completion("a", "y"));
     }
 }

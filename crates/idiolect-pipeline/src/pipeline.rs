@@ -23,9 +23,9 @@ use crate::config::{RecordConfig, StorePrompts};
 use crate::error::to_handler_error;
 use crate::generate::{Draft, Generated, Planned, generate, share_time};
 use crate::provenance::{CandidateRecord, Timings, milliseconds};
-use crate::recorder::{Recorder, Rewards, now_ms};
+use crate::recorder::{Recorder, now_ms};
 use crate::reserve::Reserve;
-use crate::store::{ProvenanceStore, Record};
+use crate::store::{ProvenanceStore, Rewards};
 use crate::{Answer, Ask, PipelineConfig, PipelineError, Provenance, hash, metrics};
 
 /// With less than this left no reply is begun.
@@ -150,7 +150,7 @@ impl Pipeline {
             Some(pool) => Some(ProvenanceStore::open(pool).await?),
             None => None,
         };
-        let recorder = Recorder::new(store, history.clone(), &config.record);
+        let recorder = Recorder::new(store, history.clone(), config.record.clone());
         let seed = config.seed.unwrap_or_else(rand::random);
         Ok(Self {
             sampler: RecipeSampler::new(library, seed),
@@ -217,14 +217,14 @@ impl Pipeline {
         &self.backend
     }
 
-    pub(crate) fn reward(&self, caller: String, completion: &str, rewards: Vec<f32>) -> Result<(), HandlerError> {
+    pub(crate) fn reward(&self, caller: &str, completion: &str, rewards: Vec<f32>) -> Result<(), HandlerError> {
         const MOST: usize = 64;
         if rewards.len() > MOST || rewards.iter().any(|r| !r.is_finite()) {
             let message = format!("expected at most {MOST} rewards, all of them finite");
             return Err(HandlerError::new(Category::Malformed, message));
         }
-        let completion_hash = hash::completion(completion);
-        if self.recorder.rewards(Rewards { caller, completion_hash, rewards }) {
+        let completion_hash = hash::completion(caller, completion);
+        if self.recorder.rewards(Rewards { completion_hash, rewards }) {
             Ok(())
         } else {
             Err(HandlerError::new(Category::Overloaded, "overloaded"))
@@ -380,7 +380,7 @@ impl Pipeline {
         let provenance = self.provenance(id, time_ms, job, &plan, generated, scored, sent, prompt_hash, timings);
         let history = self.remember(&provenance, embeddings.as_deref());
         drop(choosing);
-        self.recorder.reply(Record::new(&provenance, &self.config.record), history, deadline).await;
+        self.recorder.reply(&provenance, history, deadline).await;
         Ok(Answer { reply, provenance })
     }
 

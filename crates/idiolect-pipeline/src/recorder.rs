@@ -4,33 +4,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use idiolect_uniqueness::{Erase, ReplyHistory, StoreError, StoredReply};
-use tokio::sync::{mpsc, oneshot};
+use idiolect_uniqueness::{Erase, ReplyHistory, Retention, StoreError, StoredReply};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::config::RecordConfig;
-use crate::store::{MemoryRecords, ProvenanceStore, Record};
+use crate::store::{MemoryRecords, ProvenanceStore, Record, Rewards};
 use crate::{PipelineError, Provenance, metrics};
-
-/// Rewards that came for a completion.
-#[derive(Debug)]
-pub(crate) struct Rewards {
-    pub(crate) caller: String,
-    pub(crate) completion_hash: String,
-    pub(crate) rewards: Vec<f32>,
-}
 
 /// A message to the writer.
 #[derive(Debug)]
 pub(crate) enum Message {
-    Reply(Box<Record>, Vec<StoredReply>),
+    Reply(Record, Vec<StoredReply>),
     Rewards(Rewards),
     Flush(oneshot::Sender<()>),
 }
 
 /// Longest time that a reply waits for room in the queue.
 const PATIENCE: Duration = Duration::from_millis(50);
-const BATCH: usize = 256;
+/// How long a record may wait for others, so that one transaction writes them all: each one costs a wake-up of SQLite's
+/// thread and writes every page that it touched.
+const GATHER: Duration = Duration::from_millis(100);
+/// Most messages that are worked on at once.
+const BATCH: usize = 2048;
 const PRUNE_EVERY: Duration = Duration::from_secs(600);
 
 /// Where records go: to a writer with a bounded queue, or into memory where there is no store.
@@ -38,14 +34,18 @@ const PRUNE_EVERY: Duration = Duration::from_secs(600);
 pub(crate) enum Recorder {
     Store {
         queue: mpsc::Sender<Message>,
+        /// Tells the writer to wait for no more.
+        urgent: Arc<Notify>,
         store: ProvenanceStore,
         history: Option<Arc<ReplyHistory>>,
+        config: RecordConfig,
         /// The queue was full at last sight: whoever comes then does not wait as well.
         is_behind: AtomicBool,
     },
     Memory {
         records: Mutex<MemoryRecords>,
         history: Option<Arc<ReplyHistory>>,
+        config: RecordConfig,
     },
 }
 
@@ -59,26 +59,35 @@ impl Recorder {
     pub(crate) fn new(
         store: Option<ProvenanceStore>,
         history: Option<Arc<ReplyHistory>>,
-        config: &RecordConfig,
+        config: RecordConfig,
     ) -> Self {
-        let Some(store) = store else { return Self::Memory { records: Mutex::default(), history } };
+        let Some(store) = store else { return Self::Memory { records: Mutex::default(), history, config } };
         let (queue, receiver) = mpsc::channel(config.queue.max(1));
-        let writer = Writer { store: store.clone(), history: history.clone(), config: config.clone() };
+        let urgent = Arc::new(Notify::new());
+        let writer = Writer {
+            store: store.clone(),
+            history: history.clone(),
+            retention: config.retention,
+            urgent: Arc::clone(&urgent),
+        };
         tokio::spawn(writer.run(receiver));
-        Self::Store { queue, store, history, is_behind: AtomicBool::new(false) }
+        Self::Store { queue, urgent, store, history, config, is_behind: AtomicBool::new(false) }
     }
 
     /// Hands a record over. Returns at once unless the queue is full; then the first to find it so waits a little, never
     /// beyond the deadline. Records that find no room are given up.
-    pub(crate) async fn reply(&self, record: Record, replies: Vec<StoredReply>, deadline: Instant) {
+    pub(crate) async fn reply(&self, provenance: &Provenance, replies: Vec<StoredReply>, deadline: Instant) {
         match self {
-            Self::Memory { records, .. } => lock(records).insert(record),
-            Self::Store { queue, is_behind, .. } => {
-                let message = Message::Reply(Box::new(record), replies);
+            Self::Memory { records, config, .. } => lock(records).insert(provenance, config),
+            Self::Store { queue, urgent, is_behind, config, .. } => {
+                let Some(record) = Record::new(provenance, config) else { return };
+                let message = Message::Reply(record, replies);
                 let patience = if is_behind.load(Ordering::Relaxed) { Duration::ZERO } else { PATIENCE };
                 let left = deadline.saturating_duration_since(Instant::now()) / 2;
-                if hand_over(queue, message, patience.min(left)).await {
-                    is_behind.store(false, Ordering::Relaxed);
+                if hand_over(queue, urgent, message, patience.min(left)).await {
+                    if is_behind.load(Ordering::Relaxed) {
+                        is_behind.store(false, Ordering::Relaxed);
+                    }
                     return;
                 }
                 metrics::records_lost("queue_full", 1);
@@ -93,8 +102,7 @@ impl Recorder {
     pub(crate) fn rewards(&self, rewards: Rewards) -> bool {
         match self {
             Self::Memory { records, .. } => {
-                let Rewards { caller, completion_hash, rewards } = rewards;
-                metrics::rewards(lock(records).reward(&caller, &completion_hash, &rewards));
+                metrics::rewards(lock(records).reward(rewards));
                 true
             }
             Self::Store { queue, .. } => queue.try_send(Message::Rewards(rewards)).is_ok(),
@@ -103,9 +111,11 @@ impl Recorder {
 
     /// Waits until everything that was handed over is written.
     pub(crate) async fn flush(&self) {
-        if let Self::Store { queue, .. } = self {
+        if let Self::Store { queue, urgent, .. } = self {
             let (sender, done) = oneshot::channel();
+            urgent.notify_one();
             if queue.send(Message::Flush(sender)).await.is_ok() {
+                urgent.notify_one();
                 // The writer lives as long as the queue; should it be gone, there is nothing to wait for.
                 let _ = done.await;
             }
@@ -138,7 +148,10 @@ impl Recorder {
 }
 
 /// Says whether there was room within the time.
-async fn hand_over(queue: &mpsc::Sender<Message>, message: Message, patience: Duration) -> bool {
+async fn hand_over(queue: &mpsc::Sender<Message>, urgent: &Notify, message: Message, patience: Duration) -> bool {
+    if queue.capacity() < queue.max_capacity() / 2 {
+        urgent.notify_one();
+    }
     match queue.try_send(message) {
         Ok(()) => true,
         Err(mpsc::error::TrySendError::Full(message)) if !patience.is_zero() => {
@@ -156,7 +169,8 @@ fn lock(records: &Mutex<MemoryRecords>) -> std::sync::MutexGuard<'_, MemoryRecor
 struct Writer {
     store: ProvenanceStore,
     history: Option<Arc<ReplyHistory>>,
-    config: RecordConfig,
+    retention: Retention,
+    urgent: Arc<Notify>,
 }
 
 impl Writer {
@@ -171,6 +185,7 @@ impl Writer {
                     if n == 0 {
                         return;
                     }
+                    self.gather(&mut receiver, &mut batch).await;
                     self.write(&mut batch).await;
                 }
                 _ = prune.tick() => self.prune().await,
@@ -178,60 +193,74 @@ impl Writer {
         }
     }
 
+    /// Waits a little for more, unless somebody waits for us or the queue fills up.
+    async fn gather(&self, receiver: &mut mpsc::Receiver<Message>, batch: &mut Vec<Message>) {
+        if batch.iter().any(|message| matches!(message, Message::Flush(_))) {
+            return;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(GATHER) => {}
+            () = self.urgent.notified() => {}
+        }
+        while batch.len() < BATCH
+            && let Ok(message) = receiver.try_recv()
+        {
+            batch.push(message);
+        }
+    }
+
+    /// Writes the replies of a batch, then the rewards, which may belong to one of them.
     async fn write(&self, batch: &mut Vec<Message>) {
-        let mut records = Vec::new();
-        let mut replies = Vec::new();
+        let (mut records, mut replies, mut rewards, mut waiting) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for message in batch.drain(..) {
             match message {
                 Message::Reply(record, of_history) => {
-                    records.push(*record);
+                    records.push(record);
                     replies.extend(of_history);
                 }
-                Message::Rewards(rewards) => {
-                    self.write_replies(&mut records, &mut replies).await;
-                    self.write_rewards(&rewards).await;
-                }
-                Message::Flush(done) => {
-                    self.write_replies(&mut records, &mut replies).await;
-                    // Whoever waited may have gone away.
-                    let _ = done.send(());
-                }
+                Message::Rewards(of_one) => rewards.push(of_one),
+                Message::Flush(done) => waiting.push(done),
             }
         }
-        self.write_replies(&mut records, &mut replies).await;
+        self.write_replies(&records, &replies).await;
+        self.write_rewards(&rewards).await;
+        for done in waiting {
+            // Whoever waited may have gone away.
+            let _ = done.send(());
+        }
     }
 
-    async fn write_replies(&self, records: &mut Vec<Record>, replies: &mut Vec<StoredReply>) {
-        let written: &[Record] = records;
-        if !written.is_empty() {
-            match patiently(|| self.store.insert(written)).await {
-                Ok(()) => metrics::recorded(written.len()),
+    async fn write_replies(&self, records: &[Record], replies: &[StoredReply]) {
+        if !records.is_empty() {
+            match patiently(|| self.store.insert(records)).await {
+                Ok(()) => metrics::recorded(records.len()),
                 Err(error) => {
-                    metrics::records_lost("store", written.len());
-                    tracing::error!(n = written.len(), error = &error as &dyn std::error::Error, "records not written");
+                    metrics::records_lost("store", records.len());
+                    tracing::error!(n = records.len(), error = &error as &dyn std::error::Error, "records not written");
                 }
             }
-            records.clear();
         }
-        let saved: &[StoredReply] = replies;
-        if let Some(history) = self.history.as_ref().filter(|_| !saved.is_empty()) {
-            if let Err(error) = patiently(|| history.save(saved)).await {
-                tracing::error!(n = saved.len(), error = &error as &dyn std::error::Error, "history not written");
-            }
-            replies.clear();
+        if let Some(history) = self.history.as_ref().filter(|_| !replies.is_empty())
+            && let Err(error) = patiently(|| history.save(replies)).await
+        {
+            tracing::error!(n = replies.len(), error = &error as &dyn std::error::Error, "history not written");
         }
     }
 
-    async fn write_rewards(&self, rewards: &Rewards) {
-        let Rewards { caller, completion_hash, rewards } = rewards;
-        match patiently(|| self.store.reward(caller, completion_hash, rewards, now_ms())).await {
-            Ok(matched) => metrics::rewards(matched),
-            Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "rewards not written"),
+    async fn write_rewards(&self, rewards: &[Rewards]) {
+        if rewards.is_empty() {
+            return;
+        }
+        match patiently(|| self.store.reward(rewards, now_ms())).await {
+            Ok(matched) => matched.into_iter().for_each(metrics::rewards),
+            Err(error) => {
+                tracing::error!(n = rewards.len(), error = &error as &dyn std::error::Error, "rewards not written");
+            }
         }
     }
 
     async fn prune(&self) {
-        let retention = &self.config.retention;
+        let retention = &self.retention;
         match self.store.prune(retention, now_ms()).await {
             Ok(n) => metrics::pruned(n),
             Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "old records not erased"),

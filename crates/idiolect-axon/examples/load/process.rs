@@ -28,7 +28,7 @@ impl Server {
         let ready = data.join("ready.json");
         let mut command = Command::new(program);
         command.args(["--backend", "echo", "--hotkey-uri", "//Alice", "--blacklist.allow", "any"]);
-        command.args(["--axon.port", "0", "--metrics.addr", "off", "--data-dir"]).arg(data);
+        command.args(["--axon.port", "0", "--metrics.addr", "127.0.0.1:0", "--data-dir"]).arg(data);
         command.arg("--ready-file").arg(&ready).stdin(Stdio::null()).stdout(Stdio::null());
         let mut server = Self { address: ([127, 0, 0, 1], 0).into(), child: command.spawn()? };
         let began = Instant::now();

@@ -140,6 +140,69 @@ async fn rewards_stand_beside_the_callers_own_reply() {
     }
 }
 
+#[tokio::test]
+async fn rewards_find_replies_from_before_a_restart_and_of_other_processes() {
+    let dir = tempfile::tempdir().unwrap();
+    let alice = caller("//Alice");
+    let one = with_store(dir.path(), RecordConfig::default()).await;
+    let reply = one.forward(call(alice.clone(), "Why?")).await.unwrap();
+    let first = one.explain("last").await.unwrap().id;
+    let two = with_store(dir.path(), RecordConfig::default()).await;
+    let completion = &reply.completions[0];
+    two.backward(feedback(alice.clone(), completion, vec![0.5])).await.unwrap();
+    assert_eq!(two.explain(&first).await.unwrap().rewards, [0.5]);
+
+    // The same text again, by the other process: the latest reply counts, until it is erased.
+    let again = Pipeline::start(
+        config(1),
+        Parts { store: Some(pool(dir.path()).await), ..Parts::new(Arc::new(Scripted::new(vec![says(completion)]))) },
+    );
+    let again = again.await.unwrap();
+    assert_eq!(again.forward(call(alice.clone(), "Why?")).await.unwrap().completions, reply.completions);
+    let second = again.explain("last").await.unwrap().id;
+    two.backward(feedback(alice.clone(), completion, vec![0.75])).await.unwrap();
+    assert_eq!(two.explain(&second).await.unwrap().rewards, [0.75]);
+    assert_eq!(two.explain(&first).await.unwrap().rewards, [0.5]);
+    assert_eq!(one.erase(&Erase::Id(second)).await.unwrap(), 1);
+    two.backward(feedback(alice, completion, vec![0.25])).await.unwrap();
+    assert_eq!(two.explain(&first).await.unwrap().rewards, [0.25]);
+}
+
+#[tokio::test]
+async fn records_of_version_1_are_taken_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = Pipeline::start(config(1), parts(Scripted::new(vec![says(SKY)]))).await.unwrap();
+    let mut kept = Vec::new();
+    for _ in 0..3 {
+        kept.push(old.answer(ask()).await.unwrap().provenance);
+    }
+    let pool = pool(dir.path()).await;
+    store::migrate(&pool, "provenance", &crate::store::MIGRATIONS[..1]).await.unwrap();
+    for p in &kept {
+        sqlx::query("INSERT INTO provenance VALUES (?, ?, '', 'local', '', '', '', '', '', 1, 1.0, NULL, ?)")
+            .bind(&p.id)
+            .bind(p.time_ms)
+            .bind(serde_json::to_string(p).unwrap())
+            .execute(&pool)
+            .await
+            .unwrap();
+        sqlx::query("INSERT INTO sent_completions VALUES (?, '', 'abc')").bind(&p.id).execute(&pool).await.unwrap();
+    }
+    sqlx::query("INSERT INTO rewards VALUES (?, 'abc', 1, '[0.5]')").bind(&kept[1].id).execute(&pool).await.unwrap();
+
+    let pipeline = with_store(dir.path(), RecordConfig::default()).await;
+    kept[1].rewards = vec![0.5];
+    for p in &kept {
+        assert_eq!(pipeline.explain(&p.id).await.unwrap(), *p);
+    }
+    let next = pipeline.answer(ask()).await.unwrap().provenance;
+    assert_eq!(pipeline.explain("last").await.unwrap(), next);
+    let records = ProvenanceStore::open(pool).await.unwrap();
+    assert_eq!(records.count().await.unwrap(), 4);
+    assert_eq!(pipeline.erase(&Erase::Before(kept[2].time_ms + 1)).await.unwrap(), 3);
+    assert_eq!(records.list(9).await.unwrap().len(), 1);
+}
+
 /// Returns every file of the store, as bytes.
 fn bytes(dir: &Path) -> Vec<u8> {
     let files = std::fs::read_dir(dir).unwrap();
