@@ -5,6 +5,9 @@ use std::time::Duration;
 
 use crate::Hotkey;
 
+/// Counters stay far below, clock readings lie above: 30 years of nanoseconds (no machine runs that long), or 1999.
+pub(crate) const FIRST_CLOCK_NONCE: i128 = 30 * 365 * 24 * 3600 * 1_000_000_000;
+
 /// The generation of client that a request comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Transport {

@@ -27,8 +27,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock, Mutex};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::uri::Authority;
@@ -383,9 +383,21 @@ async fn in_time<T>(
 /// take nonces only as they grow, and some take two close ones for one.
 fn next_nonce() -> i64 {
     static LAST: AtomicI64 = AtomicI64::new(0);
-    let now = i64::try_from(SystemClock.now_ns()).unwrap_or(i64::MAX);
+    grow(&LAST, i64::try_from(SystemClock.now_ns()).unwrap_or(i64::MAX))
+}
+
+/// Returns a counter for gRPC, made as bittensor 5 makes it: nanoseconds of a clock that has nothing to do with the time of
+/// day. Each process opens sessions of its own, so it may begin anywhere.
+fn next_counter() -> i64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    static LAST: AtomicI64 = AtomicI64::new(0);
+    grow(&LAST, i64::try_from(START.elapsed().as_nanos()).unwrap_or(i64::MAX))
+}
+
+/// Moves a nonce on to `now`, or by a microsecond where that is not ahead.
+fn grow(last: &AtomicI64, now: i64) -> i64 {
     let next = |last: i64| now.max(last.saturating_add(1000));
-    match LAST.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last))) {
+    match last.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last))) {
         Ok(last) | Err(last) => next(last),
     }
 }

@@ -57,7 +57,7 @@ pub enum AuthError {
     #[error("Wrong receiver")]
     WrongReceiver,
     /// The clock reading is too old.
-    #[error("Nonce is too old: acceptable delta is {acceptable:?} but request was {age:?} old")]
+    #[error("Nonce is too old: acceptable delta is {acceptable:?} but request was {:?} old", whole_ms(*.age))]
     TooOld {
         /// How old it may be.
         acceptable: Duration,
@@ -70,7 +70,10 @@ pub enum AuthError {
     /// The same nonce was seen before, or a counter did not grow.
     #[error("Nonce is too small")]
     Replayed,
-    /// The store of nonces is full; nobody's nonce is forgotten to make room.
+    /// A gRPC nonce is the time of day: see [`Limits::grpc_clock_nonces`](crate::Limits::grpc_clock_nonces).
+    #[error("Nonce is a clock reading")]
+    ClockNonce,
+    /// The store of nonces is full of ones that still count.
     #[error("Too many sessions")]
     NonceStoreFull,
     /// The signature does not fit key and text.
@@ -94,5 +97,22 @@ impl AuthError {
             Self::Malformed { .. } => Category::Malformed,
             _ => Category::Unauthenticated,
         }
+    }
+}
+
+/// Rounds up, so that what is over a limit still looks so.
+fn whole_ms(duration: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ages_are_told_in_milliseconds() {
+        let age = Duration::from_nanos(30_000_825_799);
+        let error = AuthError::TooOld { acceptable: Duration::from_secs(30), age };
+        assert_eq!(error.to_string(), "Nonce is too old: acceptable delta is 30s but request was 30.001s old");
     }
 }

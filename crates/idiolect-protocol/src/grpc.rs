@@ -4,7 +4,8 @@
 //! message**, so what a message says of its sender counts for nothing, and a stolen head can be used once with any body.
 //!
 //! The nonces are the client's monotonic clock: they say nothing about the time of day and only ever grow, so the last
-//! one of each session has to be remembered across restarts ([`Nonce::Monotonic`]).
+//! one of each session has to be remembered across restarts ([`Nonce::Monotonic`]). A nonce that *is* the time of day is
+//! refused: servers of later versions can be made to sign texts of that shape for anybody ([`Limits::grpc_clock_nonces`]).
 //!
 //! ```
 //! use std::sync::Arc;
@@ -30,6 +31,7 @@ use http::{HeaderMap, HeaderValue};
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Response, Status};
 
+use crate::caller::FIRST_CLOCK_NONCE;
 use crate::pb::{
     self, BackwardTextPromptingResponse, ForwardTextPromptingResponse, MultiForwardTextPromptingResponse, ReturnCode,
 };
@@ -52,6 +54,8 @@ pub const SUCCESS: &str = "Success";
 /// Oldest version that is served. bittensor 5.0 to 5.2 drew the line here, 5.3 at 510; one server for both takes the
 /// lower. The number is not signed, so no safety hangs on it.
 const MIN_VERSION: i64 = 370;
+/// Clocks that count nanoseconds in 64 bits end in 2262. Above, a nonce is a large counter.
+const LAST_CLOCK_NONCE: i128 = i64::MAX as i128;
 /// Longest nonce that is read, in characters.
 const MAX_NONCE_LEN: usize = 256;
 
@@ -73,6 +77,9 @@ pub fn claim(metadata: &HeaderMap, receiver: &Hotkey, limits: &Limits) -> Result
     let parts: Vec<&str> = signature.splitn(5, '.').collect();
     let &[nonce, sender, signature, session] = &parts[..] else { return Err(AuthError::UnknownSignatureFormat) };
     let (nonce_text, value) = parse_nonce(nonce).ok_or(AuthError::UnknownSignatureFormat)?;
+    if !limits.grpc_clock_nonces && (FIRST_CLOCK_NONCE..=LAST_CLOCK_NONCE).contains(&value) {
+        return Err(AuthError::ClockNonce);
+    }
     if !headers::is_session_id(session) {
         return Err(AuthError::UnknownSignatureFormat);
     }
@@ -93,7 +100,9 @@ pub fn claim(metadata: &HeaderMap, receiver: &Hotkey, limits: &Limits) -> Result
 
 /// Makes the metadata that bittensor 5.3 sends: `sender` asks `receiver`.
 ///
-/// `nonce` must grow with every request of one `session` (a UUID).
+/// `nonce` must grow with every request of one `session`, and not be the time of day: bittensor 5 takes the nanoseconds since
+/// the machine was started. `session` should be a UUID of version 1 or 7, which say when they were made: a server
+/// that has to forget old sessions ([`NonceStore`](crate::NonceStore)) may take others for old ones.
 ///
 /// # Panics
 /// Never: all parts are ASCII where `session` is; another `session` is left out.

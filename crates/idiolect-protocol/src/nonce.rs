@@ -1,10 +1,18 @@
 //! The bounded store of nonces that were used.
 
-use std::collections::{BTreeMap, HashMap};
+mod key;
+mod session;
+mod table;
+
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use sha2::{Digest, Sha256};
+
+use self::key::SessionKey;
+use self::session::{Kind, tagged};
+use self::table::{Place, Room, Table};
 use crate::{AuthError, Nonce};
 
 /// Used values that a session remembers one by one; anything at or below the lowest of them counts as used.
@@ -13,15 +21,26 @@ const MAX_VALUES_PER_SESSION: usize = 256;
 const KEY_SHARE: usize = 4;
 /// Strangers may take up one part in this many of the store.
 const STRANGER_SHARE: usize = 2;
+/// Where the store is full, a key that holds one part in this many of it is the first to lose old sessions.
+const GREEDY_SHARE: usize = 64;
 /// How near below the last value a new one may not lie to any used one, in nanoseconds.
-const NEIGHBOURHOOD: i128 = 16;
+const NEIGHBOURHOOD: u128 = 16;
 const NS_PER_S: i128 = 1_000_000_000;
-/// The key of the record that holds [`Inner::refuse_before`] over a restart.
+/// How long after its last value a counter remembers more than that one. Values are remembered one by one for calls that
+/// overtake each other; no client waits this long for an answer, so no call arrives this late.
+const REST: i128 = 300 * NS_PER_S;
+/// How far ahead of our clock a new counter may say that it began: clocks are wrong by time zones, not by more.
+const AHEAD: i128 = 24 * 3600 * NS_PER_S;
+/// How often room may be looked for in a full store, which means a look at all of it.
+const SHED_EVERY: i128 = NS_PER_S;
+/// The key of the record that holds [`Table::refuse_before`] over a restart.
 const REFUSE_BEFORE_KEY: &str = "*";
+/// The key of the record that holds the limit under which every unknown counter is refused.
+const SESSION_LIMIT_KEY: &str = "*sessions";
 /// A limit that lies further ahead than this was set by a clock that was wrong, and does not count.
 const MAX_CLOCK_STEP: i128 = 600 * NS_PER_S;
 
-/// Remembers used nonces, within bounds. A full store refuses newcomers; it never forgets a live entry.
+/// Remembers used nonces, within bounds. What it forgets it refuses from then on.
 ///
 /// # What counts as used
 /// Nonces belong to a session, the nonce's `key`. A session keeps its last 256 values one by one and a floor below
@@ -32,25 +51,40 @@ const MAX_CLOCK_STEP: i128 = 600 * NS_PER_S;
 ///
 /// # Bounds
 /// Windowed sessions are forgotten once every value in them is too old for the window; from then on everything that
-/// old is refused, even if the clock is set back (by less than ten minutes). Counters never grow old, so their sessions stay. A session that
+/// old is refused, even if the clock is set back (by less than ten minutes). Counters never grow old. One that has not been used for
+/// five minutes is kept as one number, and everything up to it is refused for good. A session that
 /// already exists is always served: when there is no room it forgets its lowest value and raises its floor instead.
+///
 /// New sessions are refused with [`AuthError::NonceStoreFull`] when the store is full, when one key (the text before
-/// the first `:`) holds a quarter of it, and, for callers that the miner does not know, when it is half full.
+/// the first `:`) holds a quarter of it, and, for callers that the miner does not know, when it is half full. A caller
+/// that it knows is not shut out for good by counters that nobody uses any more: the older half of those that
+/// rest is forgotten (of the caller's own, where it has its quarter; else of the key that holds most; where none holds
+/// much, of everybody's), and every unknown session that began no later than the last of them is refused with
+/// [`AuthError::Replayed`] from then on. When a session began stands in its name, which the caller signs: Bittensor's
+/// are UUIDs of version 1. Names without a time count as older than any. So a client that opens a session now is
+/// served, a recorded request of a forgotten session is not, and a client that comes back after its session was
+/// forgotten has to open another.
+///
+/// # Memory
+/// A resting counter takes 41 bytes in a hash table, 47 to 94 with the table's empty places. A session in use takes
+/// about 200 bytes with its first value and 16 for every further one (up to twice that while its list grows).
 ///
 /// # Restarts
 /// [`take_unsaved`](Self::take_unsaved) gives what must be written to disk, [`restore`](Self::restore) reads it.
 pub struct NonceStore {
     max_entries: usize,
-    inner: Mutex<Inner>,
+    table: Mutex<Table>,
 }
 
 /// A used nonce in the form that is kept on disk.
 ///
 /// `key` and `value` together are unique. Of a counter only the highest value matters; older records of the same key may
-/// be overwritten or removed. Records whose `expires_ns` has passed may be removed.
+/// be overwritten or removed. Records whose `expires_ns` has passed may be removed, and those of
+/// [`NonceStore::take_forgotten`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct NonceRecord {
-    /// The session.
+    /// The session, as 48 hexadecimal digits, or the name of a limit, which ends in or begins with `*`. [`NonceStore::restore`] also
+    /// reads the session's own name.
     pub key: String,
     /// The value, in a form that [`NonceStore::restore`] reads.
     pub value: String,
@@ -68,50 +102,11 @@ pub(crate) struct Keeping {
     pub(crate) is_known: bool,
 }
 
-#[derive(Default)]
-struct Inner {
-    windowed: HashMap<Arc<str>, Session>,
-    counters: HashMap<Arc<str>, Session>,
-    /// Entries by key (the text before the first `:`).
-    owners: HashMap<Box<str>, usize>,
-    n_entries: usize,
-    /// Windowed sessions by the second in which to look at them next. Each session stands in one bucket.
-    buckets: BTreeMap<i128, Vec<Arc<str>>>,
-    /// Windowed values before this are refused: what was known of them is forgotten, or was lost in a crash.
-    refuse_before: Option<i128>,
-    is_refuse_before_unsaved: bool,
-    horizon: i128,
-    unsaved: Vec<(Kind, Arc<str>)>,
-    returned: Vec<NonceRecord>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Windowed,
-    Counter,
-}
-
-/// A value's order (clock reading or counter), then what else makes it unique (mostly nothing).
-type Value = (i128, Box<str>);
-
-#[derive(Default)]
-struct Session {
-    /// Values up to here count as used.
-    floor: Option<i128>,
-    /// Used values above the floor, and whether they wait for being saved.
-    used: BTreeMap<Value, bool>,
-    keep_until: i128,
-    /// Whether the session stands in `Inner::unsaved`.
-    is_listed: bool,
-    /// A value was dropped below the floor before it was saved.
-    is_floor_unsaved: bool,
-}
-
 impl NonceStore {
     /// Makes an empty store for `max_entries` values and sessions.
     #[must_use]
     pub fn new(max_entries: usize) -> Self {
-        Self { max_entries, inner: Mutex::default() }
+        Self { max_entries, table: Mutex::default() }
     }
 
     /// Makes a store of what an earlier one gave to [`take_unsaved`](Self::take_unsaved), in any order.
@@ -125,18 +120,19 @@ impl NonceStore {
         records: impl IntoIterator<Item = NonceRecord>,
         refuse_windowed_before_ns: Option<i128>,
     ) -> Self {
-        let mut inner = Inner { refuse_before: refuse_windowed_before_ns, ..Inner::default() };
+        let mut table = Table::default();
         for record in records {
-            inner.restore(record);
+            table.restore(&record);
         }
-        inner.is_refuse_before_unsaved = inner.refuse_before.is_some();
-        Self { max_entries, inner: Mutex::new(inner) }
+        table.refuse_before(refuse_windowed_before_ns);
+        Self { max_entries, table: Mutex::new(table) }
     }
 
     /// Stores a nonce that was never used before, and remembers it for at least its own window.
     ///
     /// # Errors
-    /// [`AuthError::Replayed`], [`AuthError::NonceStoreFull`].
+    /// [`AuthError::Replayed`], [`AuthError::NonceStoreFull`], and [`AuthError::TooFarAhead`] for a counter whose
+    /// session says that it began more than a day ahead of `now_ns`.
     pub fn check_and_store(&self, nonce: &Nonce, now_ns: i128) -> Result<(), AuthError> {
         self.check_and_keep(nonce, now_ns, Keeping { horizon: Duration::ZERO, is_known: true })
     }
@@ -146,30 +142,34 @@ impl NonceStore {
             true => self.max_entries,
             false => self.max_entries / STRANGER_SHARE,
         };
-        let mut inner = self.lock();
-        inner.expire(now_ns);
+        let room = Room { max_entries, is_known: keeping.is_known };
         match nonce {
             Nonce::Windowed { key, value, at_ns, max_age, .. } => {
-                let horizon = as_ns(keeping.horizon.max(*max_age)).max(inner.horizon);
-                inner.horizon = horizon;
-                let latest = now_ns.saturating_add(MAX_CLOCK_STEP);
-                if inner.refuse_before.is_some_and(|before| *at_ns < before && before <= latest) {
+                let is_plain = value.parse() == Ok(*at_ns);
+                let (kind, value) = match is_plain {
+                    true => (Kind::Clock, *at_ns),
+                    false => (Kind::Tagged, tagged(*at_ns, tag(value))),
+                };
+                let place = Place { key: SessionKey::new(key), kind };
+                let mut table = self.lock();
+                table.expire(now_ns);
+                table.horizon = table.horizon.max(as_ns(keeping.horizon.max(*max_age)));
+                if table.is_before_start(*at_ns, now_ns) {
                     return Err(AuthError::Replayed);
                 }
-                let is_plain = value.parse() == Ok(*at_ns);
-                let id = if is_plain { "" } else { value.as_str() };
-                inner.insert(Kind::Windowed, key, (*at_ns, id.into()), at_ns.saturating_add(horizon), max_entries)?;
-                inner.prune(key, now_ns.saturating_sub(horizon));
-                Ok(())
+                table.insert_windowed(place, value, now_ns, room)
             }
             Nonce::Monotonic { key, value } => {
-                inner.insert(Kind::Counter, key, (*value, Box::default()), i128::MAX, max_entries)
+                let key = SessionKey::new(key);
+                let mut table = self.lock();
+                table.expire(now_ns);
+                table.insert_counter(key, *value, now_ns, room)
             }
         }
     }
 
     /// Takes what was stored since the last call and must be written to disk: one record a clock reading, the highest
-    /// value of a counter.
+    /// value of a counter. The records of one session come one after the other.
     #[must_use]
     pub fn take_unsaved(&self) -> Vec<NonceRecord> {
         self.lock().take_unsaved()
@@ -178,6 +178,17 @@ impl NonceStore {
     /// Takes records back that could not be written; the next [`take_unsaved`](Self::take_unsaved) gives them again.
     pub fn return_unsaved(&self, records: Vec<NonceRecord>) {
         self.lock().returned.extend(records);
+    }
+
+    /// Takes the keys of counters that were forgotten, whose records may be removed from disk.
+    ///
+    /// Call it only after everything that [`take_unsaved`](Self::take_unsaved) gave has been written: among it are the
+    /// limits that refuse these sessions. Records that are never removed do no harm; their sessions come back with the next
+    /// [`restore`](Self::restore) and take up room.
+    #[must_use]
+    pub fn take_forgotten(&self) -> Vec<String> {
+        let removable = std::mem::take(&mut self.lock().removable);
+        removable.into_iter().map(SessionKey::to_text).collect()
     }
 
     /// Returns how many values and sessions are held.
@@ -198,9 +209,9 @@ impl NonceStore {
         self.max_entries
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Nothing in here panics half-way through a change.
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        // Nothing in there panics half-way through a change.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -213,229 +224,9 @@ impl fmt::Debug for NonceStore {
     }
 }
 
-impl Inner {
-    fn insert(
-        &mut self,
-        kind: Kind,
-        key: &str,
-        value: Value,
-        keep_until: i128,
-        max_entries: usize,
-    ) -> Result<(), AuthError> {
-        let sessions = match kind {
-            Kind::Windowed => &mut self.windowed,
-            Kind::Counter => &mut self.counters,
-        };
-        let n_owned = self.owners.get(owner(key)).copied().unwrap_or(0);
-        let has_room = self.n_entries < max_entries && n_owned < (max_entries / KEY_SHARE).max(1);
-        if let Some(session) = sessions.get_mut(key) {
-            let n_before = session.n_entries();
-            session.insert(value, has_room)?;
-            session.keep_until = session.keep_until.max(keep_until);
-            let n_after = session.n_entries();
-            let was_listed = std::mem::replace(&mut session.is_listed, true);
-            if let Some((key, _)) = sessions.get_key_value(key).filter(|_| !was_listed) {
-                self.unsaved.push((kind, Arc::clone(key)));
-            }
-            self.count(key, n_before, n_after);
-            return Ok(());
-        }
-        if !has_room {
-            return Err(AuthError::NonceStoreFull);
-        }
-        let key: Arc<str> = key.into();
-        let session =
-            Session { used: BTreeMap::from([(value, true)]), keep_until, is_listed: true, ..Session::default() };
-        sessions.insert(Arc::clone(&key), session);
-        self.count(&key, 0, 1);
-        if kind == Kind::Windowed {
-            self.watch(Arc::clone(&key), keep_until);
-        }
-        self.unsaved.push((kind, key));
-        Ok(())
-    }
-
-    /// Keeps the totals right after a session of `key` went from `n_before` to `n_after` entries.
-    fn count(&mut self, key: &str, n_before: usize, n_after: usize) {
-        if n_before == n_after {
-            return;
-        }
-        self.n_entries = self.n_entries + n_after - n_before;
-        match self.owners.get_mut(owner(key)) {
-            Some(n) => {
-                *n = *n + n_after - n_before;
-                if *n == 0 {
-                    self.owners.remove(owner(key));
-                }
-            }
-            None => {
-                self.owners.insert(owner(key).into(), n_after);
-            }
-        }
-    }
-
-    /// Drops a session's values before `before`, which no window reaches any more.
-    fn prune(&mut self, key: &str, before: i128) {
-        let Some(session) = self.windowed.get_mut(key) else { return };
-        let n_before = session.n_entries();
-        while session.used.len() > 1 && session.used.first_key_value().is_some_and(|((at, _), _)| *at < before) {
-            session.drop_lowest();
-        }
-        let n_after = session.n_entries();
-        self.count(key, n_before, n_after);
-    }
-
-    fn watch(&mut self, key: Arc<str>, until: i128) {
-        self.buckets.entry(until.div_euclid(NS_PER_S).saturating_add(1)).or_default().push(key);
-    }
-
-    /// Forgets windowed sessions that are too old as a whole.
-    fn expire(&mut self, now: i128) {
-        while let Some(bucket) = self.buckets.first_entry() {
-            if bucket.key().saturating_mul(NS_PER_S) > now {
-                break;
-            }
-            for key in bucket.remove() {
-                let Some(session) = self.windowed.get(&key) else { continue };
-                let last = session.last().unwrap_or(i128::MIN);
-                let keep_until = session.keep_until.max(last.saturating_add(self.horizon));
-                if keep_until >= now {
-                    self.watch(key, keep_until);
-                    continue;
-                }
-                let n_before = session.n_entries();
-                self.windowed.remove(&key);
-                self.count(&key, n_before, 0);
-                self.refuse_before = self.refuse_before.max(Some(last.saturating_add(1)));
-                self.is_refuse_before_unsaved = true;
-            }
-        }
-    }
-
-    fn take_unsaved(&mut self) -> Vec<NonceRecord> {
-        let mut records = std::mem::take(&mut self.returned);
-        if std::mem::take(&mut self.is_refuse_before_unsaved)
-            && let Some(before) = self.refuse_before
-        {
-            // Like a counter it only grows, and one record of it is enough.
-            records.push(NonceRecord { key: REFUSE_BEFORE_KEY.into(), value: before.to_string(), expires_ns: None });
-        }
-        for (kind, key) in std::mem::take(&mut self.unsaved) {
-            let session = match kind {
-                Kind::Windowed => self.windowed.get_mut(&key),
-                Kind::Counter => self.counters.get_mut(&key),
-            };
-            // A session that is gone needs no record any more.
-            let Some(session) = session else { continue };
-            session.is_listed = false;
-            match kind {
-                Kind::Windowed => session.take_unsaved(&key, &mut records),
-                Kind::Counter => {
-                    let value = session.last().unwrap_or(i128::MIN).to_string();
-                    records.push(NonceRecord { key: key.as_ref().into(), value, expires_ns: None });
-                }
-            }
-        }
-        records
-    }
-
-    fn restore(&mut self, record: NonceRecord) {
-        if record.key == REFUSE_BEFORE_KEY {
-            self.refuse_before = self.refuse_before.max(record.value.parse().ok());
-            return;
-        }
-        let key: Arc<str> = record.key.into();
-        let Some(expires_ns) = record.expires_ns else {
-            let Ok(value) = record.value.parse::<i128>() else { return };
-            let session = self.counters.entry(Arc::clone(&key)).or_default();
-            let is_new = session.floor.is_none();
-            session.floor = session.floor.max(Some(value));
-            self.count(&key, usize::from(!is_new), 1);
-            return;
-        };
-        let (floor, value) = match record.value.strip_prefix("<=") {
-            Some(floor) => (floor.parse().ok(), None),
-            None => {
-                let (at, id) = record.value.split_once(' ').unwrap_or((&record.value, ""));
-                (None, at.parse().ok().map(|at: i128| (at, id.into())))
-            }
-        };
-        if floor.is_none() && value.is_none() {
-            return;
-        }
-        let is_new = !self.windowed.contains_key(&key);
-        let session = self.windowed.entry(Arc::clone(&key)).or_default();
-        let n_before = if is_new { 0 } else { session.n_entries() };
-        session.floor = session.floor.max(floor);
-        session.used.extend(value.map(|value| (value, false)));
-        session.keep_until = session.keep_until.max(expires_ns);
-        let n_after = session.n_entries();
-        self.count(&key, n_before, n_after);
-        if is_new {
-            self.watch(key, expires_ns);
-        }
-    }
-}
-
-impl Session {
-    /// A session counts even when it holds a floor only.
-    fn n_entries(&self) -> usize {
-        self.used.len().max(1)
-    }
-
-    fn last(&self) -> Option<i128> {
-        self.used.last_key_value().map(|((order, _), _)| *order).max(self.floor)
-    }
-
-    fn insert(&mut self, value: Value, has_room: bool) -> Result<(), AuthError> {
-        if self.floor.is_some_and(|floor| value.0 <= floor) || self.used.contains_key(&value) || self.is_beside(&value)
-        {
-            return Err(AuthError::Replayed);
-        }
-        self.used.insert(value, true);
-        if self.used.len() > MAX_VALUES_PER_SESSION || (!has_room && self.used.len() > 1) {
-            self.drop_lowest();
-        }
-        Ok(())
-    }
-
-    /// Says whether a value is lower than the last one and next to a used one.
-    fn is_beside(&self, value: &Value) -> bool {
-        let (order, id) = value;
-        if !id.is_empty() || self.last().is_none_or(|last| *order >= last) {
-            return false;
-        }
-        let low = (order.saturating_sub(NEIGHBOURHOOD), Box::default());
-        let high = (order.saturating_add(NEIGHBOURHOOD), Box::default());
-        self.used.range(low..=high).any(|((_, id), _)| id.is_empty())
-    }
-
-    fn drop_lowest(&mut self) {
-        if let Some(((order, _), is_unsaved)) = self.used.pop_first() {
-            self.floor = self.floor.max(Some(order));
-            self.is_floor_unsaved |= is_unsaved;
-        }
-    }
-
-    fn take_unsaved(&mut self, key: &str, records: &mut Vec<NonceRecord>) {
-        let expires_ns = Some(self.keep_until);
-        if std::mem::take(&mut self.is_floor_unsaved)
-            && let Some(floor) = self.floor
-        {
-            records.push(NonceRecord { key: key.into(), value: format!("<={floor}"), expires_ns });
-        }
-        for ((order, id), is_unsaved) in &mut self.used {
-            if std::mem::take(is_unsaved) {
-                let value = if id.is_empty() { order.to_string() } else { format!("{order} {id}") };
-                records.push(NonceRecord { key: key.into(), value, expires_ns });
-            }
-        }
-    }
-}
-
-/// The part of a session's key that names the signer.
-fn owner(key: &str) -> &str {
-    key.split_once(':').map_or(key, |(owner, _)| owner)
+/// Makes a number of what sets two nonces of one clock reading apart. Should two texts ever give the same, the second is refused.
+fn tag(text: &str) -> u64 {
+    Sha256::digest(text.as_bytes()).iter().take(8).fold(0, |tag, byte| tag << 8 | u64::from(*byte))
 }
 
 fn as_ns(duration: Duration) -> i128 {

@@ -51,6 +51,13 @@ pub struct Limits {
     pub legacy_http: bool,
     /// Serve bittensor 5.x over gRPC. Default on.
     pub grpc: bool,
+    /// Take gRPC nonces that are readings of the clock on the wall (1999 to 2262 in nanoseconds). Default off.
+    ///
+    /// bittensor 5 counts from when the machine was started. The servers of later versions sign, for anybody who asks, their
+    /// own time followed by two addresses of the asker's choice and their session: the very text that a gRPC request of
+    /// theirs to any miner would be signed with (seen with 6.9.4, 7.4.0 and 10.5.0, which sign before they check anything
+    /// and return the signature with the refusal). Whoever takes such nonces takes everybody for a validator that serves an axon too.
+    pub grpc_clock_nonces: bool,
     /// Serve bittensor 6 to 10 over HTTP. Default on.
     pub http: bool,
     /// Serve Epistula. Default on.
@@ -73,6 +80,7 @@ impl Default for Limits {
             btauth_max_ahead: Duration::from_secs(2),
             legacy_http: false,
             grpc: true,
+            grpc_clock_nonces: false,
             http: true,
             epistula: true,
             btauth: true,

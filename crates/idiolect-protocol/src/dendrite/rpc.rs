@@ -16,7 +16,7 @@ use tonic_health::pb::health_client::HealthClient;
 
 use super::send::shorten;
 use super::session::Session;
-use super::{Dendrite, DendriteError, DendriteReply, QueryOptions, Target, next_nonce};
+use super::{Dendrite, DendriteError, DendriteReply, QueryOptions, Target, next_counter};
 use crate::grpc::{self, Outcome};
 use crate::pb::text_prompting_client::TextPromptingClient;
 use crate::pb::{
@@ -67,7 +67,7 @@ impl Dendrite {
     }
 
     fn metadata(&self, session: &Session, target: &Target) -> http::HeaderMap {
-        grpc::sign(&self.keypair, target.hotkey(), next_nonce().into(), &session.to_string())
+        grpc::sign(&self.keypair, target.hotkey(), next_counter().into(), &session.to_string())
     }
 
     /// Makes the error of a call that ended with a status, and forgets a connection that is gone.

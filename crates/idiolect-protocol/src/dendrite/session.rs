@@ -3,6 +3,9 @@
 //! Reference servers remember one nonce a session and take only higher ones, so two requests of one session that
 //! overtake each other on the way cost one of them its answer. A session of its own for each request would avoid that,
 //! and fill the servers' tables; a session for each request *at a time* avoids both.
+//!
+//! The identifiers say when they were made, as Bittensor's do, but not on which machine: a server that has to forget old
+//! sessions can tell new ones from replays ([`NonceStore`](crate::NonceStore)).
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +21,7 @@ pub(super) struct Sessions {
 impl Sessions {
     /// Takes an identifier that nobody uses until it is dropped.
     pub(super) fn take(&self) -> Session {
-        let id = self.lock().pop().unwrap_or_else(Uuid::new_v4);
+        let id = self.lock().pop().unwrap_or_else(Uuid::now_v7);
         Session { id, home: self.clone() }
     }
 

@@ -340,11 +340,15 @@ fn ways_are_named() {
 
 #[test]
 fn nonces_grow_in_all_threads() {
-    let threads: Vec<_> =
-        (0..4).map(|_| std::thread::spawn(|| (0..1000).map(|_| next_nonce()).collect::<Vec<_>>())).collect();
-    let mut all: Vec<i64> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
-    all.sort_unstable();
-    assert!(all.windows(2).all(|pair| pair[1] - pair[0] >= 1000));
+    for next in [next_nonce, next_counter] {
+        let threads: Vec<_> =
+            (0..4).map(|_| std::thread::spawn(move || (0..1000).map(|_| next()).collect::<Vec<_>>())).collect();
+        let mut all: Vec<i64> = threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        all.sort_unstable();
+        assert!(all.windows(2).all(|pair| pair[1] - pair[0] >= 1000));
+    }
+    let hour = 3_600_000_000_000;
+    assert!((0..hour).contains(&next_counter()), "gRPC servers refuse the time of day");
 }
 
 #[test]

@@ -255,6 +255,28 @@ fn signature_headers_of_another_shape_are_refused() {
 }
 
 #[test]
+fn what_another_axon_was_made_to_sign_is_no_request() {
+    // Reference axons sign `<time>.<dendrite>.<axon>.<uuid>` with both addresses as the asker wrote them.
+    let (validator, miner) = (Keypair::from_uri("//Bob").unwrap(), Keypair::from_uri("//Alice").unwrap().hotkey());
+    let with = |nonce: i128, limits: &Limits| {
+        claim(&sign(&validator, &miner, nonce, "62b764fc-e650-11f1-a3fe-02fc00000001"), &miner, limits)
+    };
+    let (strict, open) = (Limits::default(), Limits { grpc_clock_nonces: true, ..Limits::default() });
+    for clock in [1_795_335_808_422_349_442, FIRST_CLOCK_NONCE, LAST_CLOCK_NONCE] {
+        let error = with(clock, &strict).unwrap_err();
+        assert_eq!(error, AuthError::ClockNonce);
+        assert_eq!(
+            (refusal(&error).code(), refusal(&error).message()),
+            (Code::Unauthenticated, "Nonce is a clock reading")
+        );
+        assert!(with(clock, &open).is_ok());
+    }
+    for counter in [-7, 1, 3_435_268_445_144, FIRST_CLOCK_NONCE - 1, LAST_CLOCK_NONCE + 1, 10_i128.pow(30)] {
+        assert!(with(counter, &strict).is_ok(), "{counter}");
+    }
+}
+
+#[test]
 fn nonces_of_any_size_are_read() {
     let check = |text: &str, expected: Option<(&str, i128)>| {
         assert_eq!(parse_nonce(text), expected.map(|(text, value)| (text.to_owned(), value)), "{text}");

@@ -95,11 +95,9 @@ impl SynapseBody {
     /// [`SynapseBodyError`].
     pub fn parse(synapse: &Arc<SynapseSpec>, claimed: &BodyHash, body: Bytes) -> Result<Self, SynapseBodyError> {
         let text = std::str::from_utf8(&body).map_err(|_| SynapseBodyError::NotUtf8)?;
-        let raw = json_object::fields(text)
-            .map_err(|err| SynapseBodyError::NotJson { line: err.line(), column: err.column() })?;
-        if raw.len() > MAX_FIELDS {
-            return Err(SynapseBodyError::TooManyFields);
-        }
+        let raw = json_object::fields_up_to(MAX_FIELDS, text)
+            .map_err(|err| SynapseBodyError::NotJson { line: err.line(), column: err.column() })?
+            .ok_or(SynapseBodyError::TooManyFields)?;
         let mut fields: Vec<(String, Bytes)> = Vec::with_capacity(raw.len());
         for (name, value) in raw {
             let value = body.slice_ref(value.get().as_bytes());

@@ -3,6 +3,7 @@ use std::time::Duration;
 use http::HeaderMap;
 
 use super::SynapseSpec;
+use crate::caller::FIRST_CLOCK_NONCE;
 use crate::headers::{is_session_id, optional, parse_seconds, required};
 use crate::{AuthError, Claim, Hotkey, Limits, Nonce, Scheme, Transport, keys};
 
@@ -10,8 +11,6 @@ use crate::{AuthError, Claim, Hotkey, Limits, Nonce, Scheme, Transport, keys};
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(12);
 /// From this version on (7.2.0) nonces are clock readings.
 const FIRST_CLOCK_VERSION: i64 = 7_002_000;
-/// Counters stay far below, clock readings lie above: 30 years of nanoseconds (no machine runs that long), or 1999.
-const FIRST_CLOCK_NONCE: i128 = 30 * 365 * 24 * 3600 * 1_000_000_000;
 /// How the generation with counters is called in messages.
 const LEGACY: &str = "bittensor 6.0 to 7.1";
 /// How the generation with clock readings is called in messages.
