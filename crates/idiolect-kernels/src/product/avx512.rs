@@ -1,7 +1,7 @@
 //! Products with AVX-512 and its byte dot product: sixteen weight rows side by side in a register.
 //!
 //! A group of up to eight activation rows goes through a tile at once, so that weights are unpacked once for eight. Where
-//! there are several groups, a tile is first unpacked to memory, and the groups share that.
+//! unpacking is much work and there are many groups, a tile is first unpacked to memory, and the groups share that.
 
 #![expect(unsafe_code, reason = "SIMD kernels: vector loads through pointers and instructions that need detection")]
 
@@ -20,11 +20,8 @@ use crate::activations::{GROUP, Group};
 use crate::format::{BLOCK, Format, SUPER};
 use crate::tile::{Kind, LINE, ROWS, kind, offset, quant_bytes, unit_blocks, unit_bytes};
 
-/// Groups from which on it pays to unpack a tile to memory.
-const UNPACK_FROM: usize = 3;
-
-/// Rows up to which two tiles are multiplied at once.
-const TWO_TILES_TO: usize = 4;
+/// Groups from which on it pays to unpack a tile to memory, where that is much work.
+const UNPACK_FROM: usize = 8;
 
 /// How far ahead weights are fetched, in bytes, for a number of rows at once. Where there is little to compute, the
 /// processor does better by itself.
@@ -114,37 +111,19 @@ impl Rows {
         }
     }
 
-    /// Returns the same rows without the first ones.
-    ///
-    /// # Safety
-    /// There are more rows than `from`.
-    unsafe fn from<F: Quantised>(self, from: usize) -> Self {
-        // SAFETY: the caller says so.
-        unsafe { self.skip::<F>(from) }
-    }
-
     /// Returns the same rows one block further on.
     ///
     /// # Safety
     /// There is a block where these are.
-    unsafe fn next_block<F: Quantised>(self) -> Self {
-        // SAFETY: the caller says so.
-        unsafe { self.skip::<F>(self.n) }
-    }
-
-    /// Skips so many rows of a block, which are followed by the rows of the next.
-    ///
-    /// # Safety
-    /// There are so many.
     #[inline]
-    unsafe fn skip<F: Quantised>(self, rows: usize) -> Self {
-        let starts = if matches!(F::KIND, Kind::Halves) { 2 * rows } else { rows };
+    unsafe fn next_block<F: Quantised>(self) -> Self {
+        let starts = if matches!(F::KIND, Kind::Halves) { 2 * self.n } else { self.n };
         // SAFETY: the caller says so.
         unsafe {
             Self {
-                quants: self.quants.add(rows * BLOCK),
-                scales: self.scales.add(rows),
-                sums: self.sums.add(rows),
+                quants: self.quants.add(self.n * BLOCK),
+                scales: self.scales.add(self.n),
+                sums: self.sums.add(self.n),
                 starts: self.starts.add(starts),
                 n: self.n,
             }
@@ -170,6 +149,8 @@ trait Quantised {
     const UNIT_BYTES: usize;
     /// Whether it comes from far away.
     const FETCH: bool;
+    /// Groups from which on it pays to unpack a tile to memory.
+    const UNPACK_FROM: usize;
 
     /// What is kept of a unit's scales.
     type Held;
@@ -336,7 +317,7 @@ unsafe fn unpacked_scales(unpacked: &Unpacked, block: usize) -> Scales {
 }
 
 macro_rules! quantised {
-    ($name:ident, $memory:ident, $pair:ident, $scales:ident) => {
+    ($name:ident, $unpack_from:expr, $memory:ident, $pair:ident, $scales:ident) => {
         struct $name;
 
         impl Quantised for $name {
@@ -345,6 +326,7 @@ macro_rules! quantised {
             const SIZE: usize = quant_bytes(Format::$name);
             const UNIT_BYTES: usize = unit_bytes(Format::$name);
             const FETCH: bool = true;
+            const UNPACK_FROM: usize = $unpack_from;
             type Held = *const u8;
             const NOTHING: *const u8 = std::ptr::null();
             type InMemory = $memory;
@@ -372,11 +354,11 @@ macro_rules! quantised {
     };
 }
 
-quantised!(Q4_0, MemoryOffset, pair4, scale);
-quantised!(Q4_1, MemoryMinimum, pair4, scale_and_minimum);
-quantised!(Q5_0, MemoryOffset, pair5, scale);
-quantised!(Q5_1, MemoryMinimum, pair5, scale_and_minimum);
-quantised!(Q8_0, MemoryOffset, pair8, scale);
+quantised!(Q4_0, usize::MAX, MemoryOffset, pair4, scale);
+quantised!(Q4_1, usize::MAX, MemoryMinimum, pair4, scale_and_minimum);
+quantised!(Q5_0, UNPACK_FROM, MemoryOffset, pair5, scale);
+quantised!(Q5_1, UNPACK_FROM, MemoryMinimum, pair5, scale_and_minimum);
+quantised!(Q8_0, usize::MAX, MemoryOffset, pair8, scale);
 
 /// Eight bits.
 ///
@@ -399,6 +381,7 @@ macro_rules! k_quantised {
             const SIZE: usize = quant_bytes(Format::$name);
             const UNIT_BYTES: usize = unit_bytes(Format::$name);
             const FETCH: bool = true;
+            const UNPACK_FROM: usize = UNPACK_FROM;
             type Held = Unpacked;
             const NOTHING: Unpacked = Unpacked([[[0.0; ROWS]; 2]; SUPER]);
             type InMemory = $memory;
@@ -476,6 +459,7 @@ macro_rules! memory {
             const SIZE: usize = 8 * LINE;
             const UNIT_BYTES: usize = MEMORY_LINES * LINE;
             const FETCH: bool = false;
+            const UNPACK_FROM: usize = usize::MAX;
             type Held = *const u8;
             const NOTHING: *const u8 = std::ptr::null();
             type InMemory = Self;
@@ -516,41 +500,28 @@ memory!(MemoryHalves, Halves);
 unsafe fn quantised<F: Quantised>(work: &Work<'_>) {
     let layout = work.section.layout;
     let (format, blocks) = (layout.format, layout.blocks());
-    let mut tiles = work.tiles.clone();
     // SAFETY: `Work::tile` gives whole tiles, aligned to lines; the caller says that the groups are whole.
     unsafe {
-        if work.groups.len() < UNPACK_FROM {
-            for tile in tiles {
+        if work.groups.len() < F::UNPACK_FROM {
+            for tile in work.tiles.clone() {
+                let at = work.tile(tile).as_ptr();
                 for (index, group) in work.groups.iter().enumerate() {
-                    let rows = Rows::new(group, format);
-                    one_tile::<F>(work, work.tile(tile).as_ptr(), blocks, tile, index, rows);
+                    multiply_group::<F>(work, at, blocks, tile, index, Rows::new(group, format));
                 }
             }
             return;
         }
         let mut memory = UNPACKED.with_borrow_mut(std::mem::take);
-        let lines = blocks * MEMORY_LINES;
-        memory.resize(2 * lines, Line([0; LINE]));
-        while !tiles.is_empty() {
-            let first = tiles.start;
-            let two = tiles.len() >= 2;
-            tiles.start += 1 + usize::from(two);
-            let to = [memory.as_mut_ptr(), memory.as_mut_ptr().add(lines)].map(|to| to.cast::<u8>());
-            unpack::<F>(work.tile(first).as_ptr(), to[0], blocks);
-            if two {
-                unpack::<F>(work.tile(first + 1).as_ptr(), to[1], blocks);
-            }
-            let weights = to.map(<*mut u8>::cast_const);
+        memory.resize(blocks * MEMORY_LINES, Line([0; LINE]));
+        for tile in work.tiles.clone() {
+            let to = memory.as_mut_ptr().cast::<u8>();
+            unpack::<F>(work.tile(tile).as_ptr(), to, blocks);
+            // Each group asks for its share of the next tile.
+            let size = layout.tile_bytes();
+            let share = size.div_ceil(work.groups.len()).next_multiple_of(LINE);
             for (index, group) in work.groups.iter().enumerate() {
-                let rows = Rows::new(group, format);
-                if two {
-                    for from in (0..group.rows).step_by(TWO_TILES_TO) {
-                        let n = (group.rows - from).min(TWO_TILES_TO);
-                        two_tiles::<F::InMemory>(work, weights, blocks, first, index, rows, from, n);
-                    }
-                } else {
-                    one_tile::<F::InMemory>(work, weights[0], blocks, first, index, rows);
-                }
+                fetch(work.tile(tile).as_ptr().wrapping_add(size + index * share), share);
+                multiply_group::<F::InMemory>(work, to, blocks, tile, index, Rows::new(group, format));
             }
         }
         UNPACKED.set(memory);
@@ -591,7 +562,7 @@ unsafe fn unpack<F: Quantised>(tile: *const u8, to: *mut u8, blocks: usize) {
 /// The tile and the group have so many blocks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline]
-unsafe fn one_tile<F: Quantised>(
+unsafe fn multiply_group<F: Quantised>(
     work: &Work<'_>,
     tile: *const u8,
     blocks: usize,
@@ -605,8 +576,8 @@ unsafe fn one_tile<F: Quantised>(
                 $(
                     $n => {
                         // SAFETY: the caller says so.
-                        let sums = unsafe { dots::<F, 1, $n>([tile], rows, blocks) };
-                        store(work, index, group, 0, &sums[0]);
+                        let sums = unsafe { dots::<F, $n>(tile, rows, blocks) };
+                        store(work, index, group, &sums);
                     }
                 )*
                 _ => {}
@@ -616,146 +587,84 @@ unsafe fn one_tile<F: Quantised>(
     dispatch!(1 2 3 4 5 6 7 8);
 }
 
-/// Multiplies two tiles with rows `from` to `from + n - 1` of a group and stores the products.
-///
-/// # Safety
-/// The tiles and the group have so many blocks, and the group has those rows.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-#[inline]
-#[expect(clippy::too_many_arguments, reason = "becomes part of its callers")]
-unsafe fn two_tiles<F: Quantised>(
-    work: &Work<'_>,
-    tiles: [*const u8; 2],
-    blocks: usize,
-    index: usize,
-    group: usize,
-    rows: Rows,
-    from: usize,
-    n: usize,
-) {
-    // SAFETY: the group has the row.
-    let rows = unsafe { rows.from::<F>(from) };
-    macro_rules! dispatch {
-        ($($n:literal)*) => {
-            match n {
-                $(
-                    $n => {
-                        // SAFETY: the caller says so.
-                        let sums = unsafe { dots::<F, 2, $n>(tiles, rows, blocks) };
-                        store(work, index, group, from, &sums[0]);
-                        store(work, index + 1, group, from, &sums[1]);
-                    }
-                )*
-                _ => {}
-            }
-        };
-    }
-    dispatch!(1 2 3 4);
-}
-
 /// Stores the products of a tile with the rows of a group.
 #[target_feature(enable = "avx512f")]
 #[inline]
-fn store(work: &Work<'_>, tile: usize, group: usize, from: usize, sums: &[__m512]) {
+fn store(work: &Work<'_>, tile: usize, group: usize, sums: &[__m512]) {
     for (row, sums) in sums.iter().enumerate() {
-        let (to, n) = work.output(tile, group, from + row);
+        let (to, n) = work.output(tile, group, row);
         // SAFETY: `output` gives room for n numbers that only this task writes.
         unsafe { _mm512_mask_storeu_ps(to, ((1u32 << n) - 1) as u16, *sums) };
     }
 }
 
-/// Multiplies `M` tiles with `N` rows.
+/// Multiplies a tile with `N` rows.
 ///
 /// # Safety
-/// The tiles and the rows have so many blocks, and there are `N` rows.
+/// The tile and the rows have so many blocks, and there are `N` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline(never)]
-unsafe fn dots<F: Quantised, const M: usize, const N: usize>(
-    tiles: [*const u8; M],
-    rows: Rows,
-    blocks: usize,
-) -> [[__m512; N]; M] {
-    let mut sums = [[_mm512_setzero_ps(); N]; M];
-    let mut held = [const { F::NOTHING }; M];
-    let mut rows_at = rows;
+unsafe fn dots<F: Quantised, const N: usize>(tile: *const u8, mut rows: Rows, blocks: usize) -> [__m512; N] {
+    let mut sums = [_mm512_setzero_ps(); N];
+    let mut held = F::NOTHING;
     for unit in 0..blocks.div_ceil(F::UNIT) {
         // SAFETY: unit and block are below what the caller says is there, and each row index below `N`.
         unsafe {
-            let mut units = tiles;
-            for at in &mut units {
-                *at = at.add(unit * F::UNIT_BYTES);
-            }
-            for (unit, held) in units.iter().zip(&mut held) {
-                let scales = unit.add(F::UNIT * F::SIZE);
-                F::enter(scales, held);
-                if F::FETCH
-                    && let Some(ahead) = const { ahead(N) }
-                {
-                    fetch(scales.wrapping_add(ahead), F::UNIT_BYTES - F::UNIT * F::SIZE);
-                }
+            let unit_at = tile.add(unit * F::UNIT_BYTES);
+            let scales = unit_at.add(F::UNIT * F::SIZE);
+            F::enter(scales, &mut held);
+            if F::FETCH
+                && let Some(ahead) = const { ahead(N) }
+            {
+                fetch(scales.wrapping_add(ahead), F::UNIT_BYTES - F::UNIT * F::SIZE);
             }
             for block in 0..F::UNIT.min(blocks - unit * F::UNIT) {
-                let mut quants = units;
-                for at in &mut quants {
-                    *at = at.add(block * F::SIZE);
-                }
+                let quants = unit_at.add(block * F::SIZE);
                 if F::FETCH
                     && let Some(ahead) = const { ahead(N) }
                 {
-                    for quants in quants {
-                        fetch(quants.wrapping_add(ahead), F::SIZE);
-                    }
+                    fetch(quants.wrapping_add(ahead), F::SIZE);
                 }
-                let mut first = [[_mm512_setzero_si512(); N]; M];
-                let mut second = [[_mm512_setzero_si512(); N]; M];
                 // Loops rather than closures: those would not become part of this function's instructions for sure.
-                for t in 0..M {
-                    for j in 0..N {
-                        match F::KIND {
-                            Kind::Offset => first[t][j] = _mm512_set1_epi32(*rows_at.starts.add(j)),
-                            Kind::Minimum => {}
-                            Kind::Halves => {
-                                first[t][j] = _mm512_set1_epi32(*rows_at.starts.add(2 * j));
-                                second[t][j] = _mm512_set1_epi32(*rows_at.starts.add(2 * j + 1));
-                            }
+                let mut first = [_mm512_setzero_si512(); N];
+                let mut second = [_mm512_setzero_si512(); N];
+                for j in 0..N {
+                    match F::KIND {
+                        Kind::Offset => first[j] = _mm512_set1_epi32(*rows.starts.add(j)),
+                        Kind::Minimum => {}
+                        Kind::Halves => {
+                            first[j] = _mm512_set1_epi32(*rows.starts.add(2 * j));
+                            second[j] = _mm512_set1_epi32(*rows.starts.add(2 * j + 1));
                         }
                     }
                 }
-                let activations = rows_at.quants.cast::<i32>();
+                let activations = rows.quants.cast::<i32>();
                 for i in 0..4 {
-                    let mut pairs = [(_mm512_setzero_si512(), _mm512_setzero_si512()); M];
-                    for t in 0..M {
-                        pairs[t] = F::pair(quants[t], i);
-                    }
+                    let (low, high) = F::pair(quants, i);
                     for j in 0..N {
                         let at = activations.add(j * (BLOCK / 4) + i);
                         let of_low = _mm512_set1_epi32(at.read_unaligned());
                         let of_high = _mm512_set1_epi32(at.add(4).read_unaligned());
-                        for t in 0..M {
-                            first[t][j] = _mm512_dpbusd_epi32(first[t][j], pairs[t].0, of_low);
-                            let other = match F::KIND {
-                                Kind::Halves => &mut second[t][j],
-                                Kind::Offset | Kind::Minimum => &mut first[t][j],
-                            };
-                            *other = _mm512_dpbusd_epi32(*other, pairs[t].1, of_high);
-                        }
+                        first[j] = _mm512_dpbusd_epi32(first[j], low, of_low);
+                        let other = match F::KIND {
+                            Kind::Halves => &mut second[j],
+                            Kind::Offset | Kind::Minimum => &mut first[j],
+                        };
+                        *other = _mm512_dpbusd_epi32(*other, high, of_high);
                     }
                 }
-                for t in 0..M {
-                    let (scale, other) = F::scales(&held[t], block);
-                    for j in 0..N {
-                        let sum = &mut sums[t][j];
-                        let mut scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(first[t][j]), scale);
-                        if matches!(F::KIND, Kind::Halves) {
-                            scaled = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second[t][j]), other, scaled);
-                        }
-                        *sum = _mm512_fmadd_ps(scaled, _mm512_set1_ps(*rows_at.scales.add(j)), *sum);
-                        if matches!(F::KIND, Kind::Minimum) {
-                            *sum = _mm512_fmadd_ps(other, _mm512_set1_ps(*rows_at.sums.add(j)), *sum);
-                        }
+                let (scale, other) = F::scales(&held, block);
+                for (j, sum) in sums.iter_mut().enumerate() {
+                    let mut scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(first[j]), scale);
+                    if matches!(F::KIND, Kind::Halves) {
+                        scaled = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second[j]), other, scaled);
+                    }
+                    *sum = _mm512_fmadd_ps(scaled, _mm512_set1_ps(*rows.scales.add(j)), *sum);
+                    if matches!(F::KIND, Kind::Minimum) {
+                        *sum = _mm512_fmadd_ps(other, _mm512_set1_ps(*rows.sums.add(j)), *sum);
                     }
                 }
-                rows_at = rows_at.next_block::<F>();
+                rows = rows.next_block::<F>();
             }
         }
     }
@@ -837,7 +746,7 @@ unsafe fn floats<F: Floats>(work: &Work<'_>) {
                             $n => {
                                 // SAFETY: the caller says that the group is whole, and the tile is.
                                 let sums = unsafe { float_dots::<F, $n>(weights, group.floats.as_ptr(), blocks) };
-                                store(work, tile, index, 0, &sums);
+                                store(work, tile, index, &sums);
                             }
                         )*
                         _ => {}
