@@ -16,8 +16,10 @@ pub(crate) struct Candidates {
     /// All logits after changes, while `is_owned`.
     owned: Vec<f32>,
     is_owned: bool,
-    /// The greatest logit of each block, while `is_fresh` and there is no list.
+    /// The greatest logit of each block, while `is_fresh`; but for blocks of tokens that are in `touched`.
     maxima: Vec<f32>,
+    /// Where logits were changed.
+    touched: Vec<u32>,
     /// The greatest logit, while `is_fresh`.
     greatest: f32,
     is_fresh: bool,
@@ -42,13 +44,14 @@ pub(crate) struct Choice {
 }
 
 impl Candidates {
-    /// Begins with a whole vocabulary and returns its greatest logit: NaN when any is NaN.
+    /// Begins with a whole vocabulary and returns its greatest logit.
     pub(crate) fn begin(&mut self, logits: &[f32]) -> f32 {
         self.is_owned = false;
         self.is_list = false;
         self.is_fresh = true;
         self.scale = 1.0;
         self.total = None;
+        self.touched.clear();
         self.greatest = scan::block_maxima(logits, &mut self.maxima);
         self.greatest
     }
@@ -80,7 +83,6 @@ impl Candidates {
 
     /// Changes logits, one token at a time. Temperature comes first where it came first.
     pub(crate) fn edit(&mut self, logits: &[f32]) -> Edit<'_> {
-        self.is_fresh = false;
         self.total = None;
         let is_list = self.is_list;
         if !is_list && !self.is_owned {
@@ -91,17 +93,15 @@ impl Candidates {
         let values = if is_list { &mut self.kept } else { &mut self.owned };
         #[expect(clippy::float_cmp, reason = "no temperature is one exact value")]
         if self.scale != 1.0 {
-            values.iter_mut().for_each(|value| *value *= self.scale);
+            values.iter_mut().for_each(|value| *value = bounded(*value, *value * self.scale));
             self.scale = 1.0;
+            self.is_fresh = false;
         }
-        Edit { values, ids: is_list.then_some(&self.ids) }
+        Edit { values, ids: is_list.then_some(&self.ids), touched: &mut self.touched, is_fresh: &mut self.is_fresh }
     }
 
     /// Makes `greatest` and `maxima` true again; says whether anything is left.
     fn refresh(&mut self, logits: &[f32]) -> bool {
-        if self.is_fresh {
-            return self.greatest > f32::NEG_INFINITY;
-        }
         let values = if self.is_list {
             &self.kept
         } else if self.is_owned {
@@ -109,7 +109,22 @@ impl Candidates {
         } else {
             logits
         };
-        self.greatest = scan::block_maxima(values, &mut self.maxima);
+        if !self.is_fresh || self.touched.len() * scan::BLOCK > values.len() {
+            self.greatest = scan::block_maxima(values, &mut self.maxima);
+        } else if !self.touched.is_empty() {
+            let mut last = usize::MAX;
+            for at in &self.touched {
+                let block = *at as usize / scan::BLOCK;
+                if block != last {
+                    let end = values.len().min((block + 1) * scan::BLOCK);
+                    let values = &values[block * scan::BLOCK..end];
+                    self.maxima[block] = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    last = block;
+                }
+            }
+            self.greatest = self.maxima.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        }
+        self.touched.clear();
         self.is_fresh = true;
         self.greatest > f32::NEG_INFINITY
     }
@@ -200,7 +215,7 @@ impl Candidates {
         for depth in [6.0f32.min(surely_enough), surely_enough] {
             self.list_from(logits, self.greatest - depth / self.scale);
             scan::exp_into(&self.kept, self.greatest, self.scale, &mut self.weights);
-            let listed: f64 = self.weights.iter().map(|weight| f64::from(*weight)).sum();
+            let listed = scan::sum(&self.weights);
             // The margin covers sums that round differently in another order.
             if listed >= share * total * (1.0 + 1e-5) {
                 return;
@@ -378,6 +393,16 @@ impl Candidates {
         left.map(|at| self.id(at)).collect()
     }
 
+    /// Returns the tokens that are left, with their probabilities.
+    #[cfg(test)]
+    pub(crate) fn probabilities(&mut self, logits: &[f32]) -> Vec<(u32, f64)> {
+        let total = self.total(logits);
+        let values = self.values(logits);
+        let weight = |at: usize| f64::from(scan::exp_one(values[at], self.greatest, self.scale));
+        let left = (0..values.len()).filter(|at| values[*at] > f32::NEG_INFINITY);
+        left.map(|at| (self.id(at), weight(at) / total)).collect()
+    }
+
     fn id(&self, at: usize) -> u32 {
         #[expect(clippy::cast_possible_truncation, reason = "token ids are 32 bits wide")]
         if self.is_list { self.ids[at] } else { at as u32 }
@@ -424,11 +449,11 @@ impl Candidates {
     fn retain(&mut self, mut keeps: impl FnMut(usize, f32) -> bool) {
         let mut n = 0;
         for i in 0..self.kept.len() {
-            if keeps(i, self.kept[i]) {
-                self.kept[n] = self.kept[i];
-                self.ids[n] = self.ids[i];
-                n += 1;
-            }
+            // Without branches, which nobody could predict.
+            let keeps = keeps(i, self.kept[i]);
+            self.kept[n] = self.kept[i];
+            self.ids[n] = self.ids[i];
+            n += usize::from(keeps);
         }
         self.kept.truncate(n);
         self.ids.truncate(n);
@@ -452,37 +477,48 @@ fn pick(weights: &[f32], left: f64) -> Option<usize> {
     weights.iter().rposition(|weight| *weight > 0.0)
 }
 
+/// Keeps what was possible possible: overflow makes no infinities, which would leave no number for the others.
+fn bounded(before: f32, after: f32) -> f32 {
+    if before > f32::NEG_INFINITY { after.clamp(f32::MIN, f32::MAX) } else { before }
+}
+
 /// Changes logits.
 pub(crate) struct Edit<'a> {
     values: &'a mut [f32],
     /// Whose logits `values` are, where they are not all.
     ids: Option<&'a Vec<u32>>,
+    touched: &'a mut Vec<u32>,
+    #[cfg_attr(not(feature = "constrained"), expect(dead_code, reason = "only whole masks make everything stale"))]
+    is_fresh: &'a mut bool,
 }
 
 impl Edit<'_> {
     /// Changes one token's logit, if it is still there.
     pub(crate) fn change(&mut self, token: u32, change: impl FnOnce(f32) -> f32) {
-        let at = match self.ids {
-            None => token as usize,
-            Some(ids) => match ids.binary_search(&token) {
-                Ok(at) => at,
-                Err(_) => return,
-            },
-        };
-        if let Some(value) = self.values.get_mut(at) {
-            // Infinity would leave no number for the others.
-            *value = change(*value).min(f32::MAX);
-        }
+        self.set(token, |logit| bounded(logit, change(logit)));
     }
 
     /// Makes a token impossible.
     pub(crate) fn ban(&mut self, token: u32) {
-        self.change(token, |_| f32::NEG_INFINITY);
+        self.set(token, |_| f32::NEG_INFINITY);
+    }
+
+    fn set(&mut self, token: u32, change: impl FnOnce(f32) -> f32) {
+        let at = match self.ids {
+            None => token as usize,
+            Some(ids) => ids.binary_search(&token).unwrap_or(usize::MAX),
+        };
+        if let Some(value) = self.values.get_mut(at) {
+            *value = change(*value);
+            #[expect(clippy::cast_possible_truncation, reason = "token ids are 32 bits wide")]
+            self.touched.push(at as u32);
+        }
     }
 
     /// Makes every token impossible that is not in a set, one bit a token.
     #[cfg(feature = "constrained")]
     pub(crate) fn ban_all_but(&mut self, allowed: &[u32]) {
+        *self.is_fresh = false;
         let is_allowed =
             |token: usize| allowed.get(token / 32).is_some_and(|bits| bits >> (token % 32) & 1 == 1);
         match self.ids {

@@ -24,15 +24,17 @@ impl Goal {
 
 /// So few entries are sorted instead.
 const FEW: usize = 96;
-/// Bits of a key that one pass looks at.
+/// Even steps of the first pass.
+const STEPS: usize = 1024;
+/// Bits of a key that each further pass looks at: where they begin and how many.
 const BITS: [(u32, u32); 3] = [(21, 11), (10, 11), (0, 10)];
 
 /// Finds cuts; keeps its space.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Cutter {
     active: Vec<u32>,
-    weights: Vec<f64>,
-    counts: Vec<u32>,
+    before: Vec<u32>,
+    buckets: Vec<Bucket>,
 }
 
 /// Returns bits that order as `total_cmp` does.
@@ -43,59 +45,34 @@ const fn rank(key: f32) -> u32 {
 
 impl Cutter {
     /// Returns the shortest prefix that meets the goal, in the order of falling keys and, among equal ones, of rising
-    /// index. `None` when all of them together don't meet it, or just do.
+    /// index. `None` when all of them together don't meet it, or just do. No key may be NaN.
     pub(crate) fn cut(&mut self, keys: &[f32], weight: impl Fn(usize) -> f64, goal: Goal) -> Option<Cut> {
-        let n = keys.len();
-        let Self { active, weights, counts } = self;
-        active.clear();
-        let mut reached = 0.0;
-        let mut n_above = 0;
-        let everything = u32::try_from(n).ok()?;
-        if n <= FEW {
-            active.extend(0..everything);
+        let n = u32::try_from(keys.len()).ok()?;
+        let mut search = Search { active: &mut self.active, buckets: &mut self.buckets, goal, reached: 0.0, n_above: 0 };
+        search.active.clear();
+        if keys.len() <= FEW {
+            search.active.extend(0..n);
         } else {
-            for (pass, (shift, bits)) in BITS.into_iter().enumerate() {
-                let buckets = 1usize << bits;
-                weights.clear();
-                weights.resize(buckets, 0.0);
-                counts.clear();
-                counts.resize(buckets, 0);
-                let bucket = |i: u32| (rank(keys[i as usize]) >> shift) as usize & (buckets - 1);
-                let mut count = |i: u32| {
-                    let bucket = bucket(i);
-                    weights[bucket] += weight(i as usize);
-                    counts[bucket] += 1;
-                };
-                if pass == 0 {
-                    (0..everything).for_each(&mut count);
-                } else {
-                    active.iter().copied().for_each(&mut count);
-                }
-                // Rounding may leave the goal unmet by what met it in the pass before: then the last bucket it is.
-                let mut last = None;
-                for bucket in (0..buckets).rev().filter(|bucket| counts[*bucket] > 0) {
-                    last = Some((bucket, reached, n_above));
-                    if goal.is_met_by(reached + weights[bucket]) {
-                        break;
-                    }
-                    reached += weights[bucket];
-                    n_above += counts[bucket] as usize;
-                    if pass == 0 && n_above == n {
-                        return None;
-                    }
-                }
-                let found;
-                (found, reached, n_above) = last?;
-                if pass == 0 {
-                    active.extend((0..everything).filter(|i| bucket(*i) == found));
-                } else {
-                    active.retain(|i| bucket(*i) == found);
-                }
-                if active.len() <= FEW {
+            // Even steps between the greatest and the least key spread most lists well.
+            let greatest = keys.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let least = keys.iter().copied().fold(f32::INFINITY, f32::min);
+            let steps = (STEPS - 1) as f32 / (greatest - least);
+            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "what is no number counts as 0")]
+            let step = |i: u32| STEPS - 1 - (((greatest - keys[i as usize]) * steps) as usize).min(STEPS - 1);
+            if !search.narrow(0..n, STEPS, step, &weight) {
+                return None;
+            }
+            // Those that don't are told apart by their bits.
+            for (shift, bits) in BITS {
+                if search.active.len() <= FEW {
                     break;
                 }
+                std::mem::swap(search.active, &mut self.before);
+                let digit = |i: u32| (rank(keys[i as usize]) >> shift) as usize & ((1 << bits) - 1);
+                search.narrow(self.before.iter().copied(), 1 << bits, digit, &weight);
             }
         }
+        let Search { active, mut reached, n_above, .. } = search;
         if active.len() <= FEW {
             active.sort_unstable_by(|a, b| keys[*b as usize].total_cmp(&keys[*a as usize]).then(a.cmp(b)));
         }
@@ -109,7 +86,7 @@ impl Cutter {
             }
         }
         let at = at.unwrap_or(active.len().checked_sub(1)?);
-        if n_above + at + 1 >= n {
+        if n_above + at + 1 >= keys.len() {
             return None;
         }
         let key = keys[active[at] as usize];
@@ -118,18 +95,75 @@ impl Cutter {
     }
 }
 
+/// A search for the entry that meets a goal.
+struct Search<'a> {
+    /// The entries among which it is, by rising index.
+    active: &'a mut Vec<u32>,
+    buckets: &'a mut Vec<Bucket>,
+    goal: Goal,
+    /// The weight of all entries above the active ones.
+    reached: f64,
+    /// How many those are.
+    n_above: usize,
+}
+
+/// Entries whose keys are near each other.
+#[derive(Clone, Copy, Debug, Default)]
+struct Bucket {
+    weight: f64,
+    n: usize,
+}
+
+impl Search<'_> {
+    /// Finds the bucket in which the goal is met, counted from the last one down, and makes its entries the active ones.
+    /// False when the entries above and all of these together don't meet it. (Among entries that an earlier pass found,
+    /// only rounding can make them fail: then the last bucket counts.)
+    fn narrow(
+        &mut self,
+        entries: impl Iterator<Item = u32> + Clone,
+        n_buckets: usize,
+        bucket: impl Fn(u32) -> usize,
+        weight: impl Fn(usize) -> f64,
+    ) -> bool {
+        self.buckets.clear();
+        self.buckets.resize(n_buckets, Bucket::default());
+        for i in entries.clone() {
+            let bucket = &mut self.buckets[bucket(i)];
+            bucket.weight += weight(i as usize);
+            bucket.n += 1;
+        }
+        let mut found = None;
+        let (mut reached, mut n_above) = (self.reached, self.n_above);
+        let mut is_met = false;
+        for (at, bucket) in self.buckets.iter().enumerate().rev().filter(|(_, bucket)| bucket.n > 0) {
+            found = Some(at);
+            (self.reached, self.n_above) = (reached, n_above);
+            reached += bucket.weight;
+            n_above += bucket.n;
+            is_met = self.goal.is_met_by(reached);
+            if is_met {
+                break;
+            }
+        }
+        self.active.clear();
+        self.active.extend(entries.filter(|i| Some(bucket(*i)) == found));
+        is_met
+    }
+}
+
 impl Cut {
     /// Returns a test that says of each key, asked in the order of their indices, whether it is kept.
     pub(crate) fn keeps(self) -> impl FnMut(f32) -> bool {
         let mut left = self.n_equal;
-        move |key| match key.total_cmp(&self.key) {
-            std::cmp::Ordering::Greater => true,
-            std::cmp::Ordering::Less => false,
-            std::cmp::Ordering::Equal => {
+        let border = rank(self.key);
+        move |key| {
+            let rank = rank(key);
+            if rank == border {
                 let keeps = left > 0;
                 left = left.saturating_sub(1);
-                keeps
+                return keeps;
             }
+            rank > border
         }
     }
 }
@@ -177,6 +211,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
         #[test]
         fn a_cut_is_where_sorting_would_cut(
             keys in keys(),

@@ -21,6 +21,8 @@ mod random;
 mod sampler;
 mod spec;
 mod stage;
+#[cfg(all(test, feature = "sampler"))]
+mod tests;
 #[cfg(feature = "sampler")]
 mod vocabulary;
 

@@ -307,6 +307,32 @@ impl Sampler {
     }
 }
 
+#[cfg(test)]
+impl Sampler {
+    /// Returns what was left at the last draw.
+    pub(crate) fn left(&self, logits: &[f32]) -> Vec<u32> {
+        self.candidates.left(logits)
+    }
+
+    /// Returns what was left at the last draw, with probabilities.
+    pub(crate) fn probabilities(&mut self, logits: &[f32]) -> Vec<(u32, f64)> {
+        match self.candidates.likeliest(logits) {
+            Some(choice) if !self.chain_is_plain() => vec![(choice.token, 1.0)],
+            _ => self.candidates.probabilities(logits),
+        }
+    }
+
+    /// Returns what mirostat takes for the greatest surprise.
+    pub(crate) fn mu(&self) -> f32 {
+        self.mu
+    }
+
+    /// Says whether what is left is what the last draw was from; greedy takes one of more.
+    pub(crate) fn chain_is_plain(&self) -> bool {
+        !matches!(self.chain.steps.last(), Some(Step::Greedy))
+    }
+}
+
 /// A bias that means never.
 const NEVER: f32 = -100.0;
 
