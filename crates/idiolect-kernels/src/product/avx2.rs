@@ -5,11 +5,11 @@
 #![expect(unsafe_code, reason = "SIMD kernels: vector loads through pointers and instructions that need detection")]
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _mm_cvtsi32_si128, _mm_loadl_epi64, _mm_loadu_si128, _mm256_and_si256,
-    _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32,
-    _mm256_cvtph_ps, _mm256_load_ps, _mm256_load_si256, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi8,
-    _mm256_set1_ps, _mm256_setzero_ps, _mm256_sll_epi16, _mm256_slli_epi32, _mm256_srl_epi16, _mm256_srli_epi16,
-    _mm256_store_ps, _mm256_store_si256, _mm256_storeu_ps, _mm256_sub_ps,
+    __m128i, __m256, __m256i, _MM_HINT_T1, _mm_cvtsi32_si128, _mm_loadl_epi64, _mm_loadu_si128, _mm_prefetch,
+    _mm256_and_si256, _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32,
+    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_load_ps, _mm256_load_si256, _mm256_mul_ps, _mm256_or_si256,
+    _mm256_set1_epi8, _mm256_set1_ps, _mm256_setzero_ps, _mm256_sll_epi16, _mm256_slli_epi32, _mm256_srl_epi16,
+    _mm256_srli_epi16, _mm256_store_ps, _mm256_store_si256, _mm256_storeu_ps, _mm256_sub_ps,
 };
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -30,6 +30,9 @@ const UNPACK_FROM: usize = 2;
 
 /// Rows that are multiplied at once.
 const ROWS_AT_ONCE: usize = 4;
+
+/// How far ahead weights are fetched into the second-level cache, in bytes.
+const AHEAD: usize = 8192;
 
 /// Lines that a block takes when it is unpacked to memory.
 const MEMORY_LINES: usize = 10;
@@ -129,6 +132,9 @@ trait Quantised {
     const SIZE: usize;
     /// Bytes of a unit.
     const UNIT_BYTES: usize;
+
+    /// Whether it comes from far away.
+    const FETCH: bool;
 
     /// What is kept of a unit's scales.
     type Held;
@@ -337,6 +343,7 @@ macro_rules! constants {
         const UNIT: usize = unit_blocks(Format::$name);
         const SIZE: usize = quant_bytes(Format::$name);
         const UNIT_BYTES: usize = unit_bytes(Format::$name);
+        const FETCH: bool = true;
     };
 }
 
@@ -425,6 +432,7 @@ impl<F: Quantised> Quantised for Memory<F> {
     const UNIT: usize = 1;
     const SIZE: usize = 8 * LINE;
     const UNIT_BYTES: usize = MEMORY_LINES * LINE;
+    const FETCH: bool = false;
     type Held = *const u8;
     const NOTHING: *const u8 = std::ptr::null();
 
@@ -448,6 +456,15 @@ impl<F: Quantised> Quantised for Memory<F> {
         let at = held.cast::<f32>();
         // SAFETY: the caller says so; there are two lines for each block.
         unsafe { (_mm256_load_ps(at), _mm256_load_ps(at.add(ROWS))) }
+    }
+}
+
+/// Asks for so many bytes.
+#[inline]
+fn fetch(at: *const u8, bytes: usize) {
+    for line in 0..bytes / LINE {
+        // SAFETY: fetching is allowed at any address.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line * LINE).cast::<i8>()) };
     }
 }
 
@@ -673,6 +690,9 @@ macro_rules! kernels {
                     // SAFETY: unit and block are below what the caller says is there, and each row index below `N`.
                     unsafe {
                         let unit_at = tile.add(unit * F::UNIT_BYTES);
+                        if F::FETCH && half == 0 {
+                            fetch(unit_at.wrapping_add(AHEAD), F::UNIT_BYTES);
+                        }
                         for t in 0..M {
                             F::enter(unit_at.add(F::UNIT * F::SIZE), half + t, &mut held[t]);
                         }
@@ -842,6 +862,7 @@ macro_rules! kernels {
                         // SAFETY: the caller says that there are so many blocks of `n` rows.
                         unsafe {
                             let from = weights.add((block * BLOCK + k) * ROWS * F::SIZE);
+                            fetch(from.wrapping_add(AHEAD), LINE);
                             let weights = (F::load(from), F::load(from.add(HALF * F::SIZE)));
                             for j in 0..N {
                                 let value = _mm256_set1_ps(*rows.add((block * n + j) * BLOCK + k));

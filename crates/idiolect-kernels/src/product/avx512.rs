@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "SIMD kernels: vector loads through pointers and instructions that need detection")]
 
 use std::arch::x86_64::{
-    __m128i, __m256i, __m512, __m512i, _MM_HINT_T0, _mm_cvtsi32_si128, _mm_load_si128, _mm_prefetch, _mm256_load_si256,
+    __m128i, __m256i, __m512, __m512i, _MM_HINT_T1, _mm_cvtsi32_si128, _mm_load_si128, _mm_prefetch, _mm256_load_si256,
     _mm256_loadu_si256, _mm512_and_si512, _mm512_castsi512_ps, _mm512_cvtepi8_epi32, _mm512_cvtepi32_ps,
     _mm512_cvtepu8_epi32, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_load_ps,
     _mm512_load_si512, _mm512_mask_storeu_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi8, _mm512_set1_epi32,
@@ -23,18 +23,8 @@ use crate::tile::{Kind, LINE, ROWS, kind, offset, quant_bytes, unit_blocks, unit
 /// Groups from which on it pays to unpack a tile to memory, where that is much work.
 const UNPACK_FROM: usize = 8;
 
-/// How far ahead weights are fetched, in bytes, for a number of rows at once. Where there is little to compute, the
-/// processor does better by itself.
-const fn ahead(rows: usize) -> Option<usize> {
-    match rows {
-        0..=2 => None,
-        3..=4 => Some(512),
-        _ => Some(2048),
-    }
-}
-
-/// The same for floating point numbers.
-const FLOATS_AHEAD: usize = 2048;
+/// How far ahead weights are fetched into the second-level cache, in bytes.
+const AHEAD: usize = 8192;
 
 /// Lines that a block takes when it is unpacked to memory.
 const MEMORY_LINES: usize = 10;
@@ -613,17 +603,13 @@ unsafe fn dots<F: Quantised, const N: usize>(tile: *const u8, mut rows: Rows, bl
             let unit_at = tile.add(unit * F::UNIT_BYTES);
             let scales = unit_at.add(F::UNIT * F::SIZE);
             F::enter(scales, &mut held);
-            if F::FETCH
-                && let Some(ahead) = const { ahead(N) }
-            {
-                fetch(scales.wrapping_add(ahead), F::UNIT_BYTES - F::UNIT * F::SIZE);
+            if F::FETCH {
+                fetch(scales.wrapping_add(AHEAD), F::UNIT_BYTES - F::UNIT * F::SIZE);
             }
             for block in 0..F::UNIT.min(blocks - unit * F::UNIT) {
                 let quants = unit_at.add(block * F::SIZE);
-                if F::FETCH
-                    && let Some(ahead) = const { ahead(N) }
-                {
-                    fetch(quants.wrapping_add(ahead), F::SIZE);
+                if F::FETCH {
+                    fetch(quants.wrapping_add(AHEAD), F::SIZE);
                 }
                 // Loops rather than closures: those would not become part of this function's instructions for sure.
                 let mut first = [_mm512_setzero_si512(); N];
@@ -676,7 +662,7 @@ unsafe fn dots<F: Quantised, const N: usize>(tile: *const u8, mut rows: Rows, bl
 fn fetch(at: *const u8, bytes: usize) {
     for line in 0..bytes / LINE {
         // SAFETY: fetching is allowed at any address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line * LINE).cast::<i8>()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line * LINE).cast::<i8>()) };
     }
 }
 
@@ -771,7 +757,7 @@ unsafe fn float_dots<F: Floats, const N: usize>(weights: *const u8, rows: *const
             // SAFETY: the caller says that there are so many blocks of `N` rows.
             unsafe {
                 let from = weights.add((block * BLOCK + k) * ROWS * F::SIZE);
-                _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(FLOATS_AHEAD).cast::<i8>());
+                _mm_prefetch::<_MM_HINT_T1>(from.wrapping_add(AHEAD).cast::<i8>());
                 let weights = F::load(from);
                 for (j, sum) in sums.iter_mut().enumerate() {
                     let value = *rows.add((block * N + j) * BLOCK + k);
