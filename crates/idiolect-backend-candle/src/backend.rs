@@ -14,10 +14,10 @@ use crate::config::CandleConfig;
 use crate::device::{DeviceChoice, OpenDevice};
 use crate::engine::{Engine, Llama, Tensors};
 use crate::error::{LoadError, guard};
-use crate::loader::Gguf;
 use crate::prompt::{Prompter, count};
 use crate::template::Template;
 use crate::tokenizer::Tokenizer;
+use crate::weights::Weights;
 use crate::worker::{Job, Worker};
 
 /// Tokens that the memory for keys and values must be enough for.
@@ -45,32 +45,34 @@ impl CandleBackend {
         config.validate()?;
         guard(path, || {
             if config.device == DeviceChoice::Cpu {
-                return Self::load_with(path, config, |gguf, config| {
-                    Llama::load(gguf, config.context_tokens, config.n_threads())
+                return Self::load_with(path, config, |weights, config| match weights.gguf_mut() {
+                    Some(gguf) => Llama::load(gguf, config.context_tokens, config.n_threads()),
+                    None => Err(LoadError::unsupported(path, "a folder of safetensors", "GGUF files")),
                 });
             }
             let device = OpenDevice::open(config.device)?;
-            Self::load_with(path, config, |gguf, config| {
-                Tensors::load(gguf, config.context_tokens, config.n_threads(), &device)
-            })
+            Self::load_with(path, config, |weights, config| Tensors::load(weights, config.n_threads(), &device))
         })
     }
 
     fn load_with<E: Engine>(
         path: &Path,
         config: CandleConfig,
-        load: impl FnOnce(&mut Gguf, &CandleConfig) -> Result<E, LoadError>,
+        load: impl FnOnce(&mut Weights, &CandleConfig) -> Result<E, LoadError>,
     ) -> Result<Self, LoadError> {
-        let mut gguf = Gguf::open(path)?;
+        let mut weights = Weights::open(path, config.context_tokens, None)?;
         // The small parts first: most errors show there.
-        let tokenizer = Tokenizer::read(&gguf)?;
-        let template = Template::read(&gguf, &tokenizer)?;
-        let named = gguf.text("general.name")?.filter(|name| !name.is_empty()).map(str::to_owned);
+        let tokenizer = Tokenizer::of(&weights)?;
+        let template = Template::of(&weights, &tokenizer)?;
+        let named = match weights.gguf() {
+            Some(gguf) => gguf.text("general.name")?.filter(|name| !name.is_empty()).map(str::to_owned),
+            None => None,
+        };
         let file_stem = path.file_stem().map_or_else(String::new, |stem| stem.to_string_lossy().into_owned());
         let model = config.model.clone().or(named).unwrap_or(file_stem);
-        let family = gguf.text("general.architecture")?.unwrap_or_default().to_owned();
-        let engine = load(&mut gguf, &config)?;
-        drop(gguf);
+        let family = weights.architecture()?;
+        let engine = load(&mut weights, &config)?;
+        drop(weights);
         if tokenizer.len() > engine.vocabulary() {
             let reason = format!("it has {} tokens and logits for {}", tokenizer.len(), engine.vocabulary());
             return Err(LoadError::damaged(path, reason));
@@ -439,10 +441,8 @@ mod tests {
         let (_dir, path) = tiny.write();
         let config = CandleConfig { queue: 64, name: "tensors".to_owned(), ..CandleConfig::default() };
         let device = OpenDevice::open(DeviceChoice::Cpu).unwrap();
-        CandleBackend::load_with(&path, config, |gguf, config| {
-            Tensors::load(gguf, config.context_tokens, config.n_threads(), &device)
-        })
-        .unwrap()
+        CandleBackend::load_with(&path, config, |weights, config| Tensors::load(weights, config.n_threads(), &device))
+            .unwrap()
     }
 
     #[tokio::test]

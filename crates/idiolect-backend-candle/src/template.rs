@@ -1,5 +1,7 @@
 //! The model's own chat template.
 
+use std::path::Path;
+
 use idiolect_backend::{Error, Message, Role};
 use minijinja::value::Value;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, context};
@@ -7,10 +9,44 @@ use minijinja::{Environment, ErrorKind, UndefinedBehavior, context};
 use crate::error::LoadError;
 use crate::loader::Gguf;
 use crate::tokenizer::Tokenizer;
+use crate::weights::{Weights, json};
 
-/// Used where a file has no template.
+/// Largest template that is read; real ones have some ten kilobytes.
+const MAX_TEMPLATE: u64 = 4 << 20;
+
 const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message.role + '\n' + message.content + \
                       '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+
+const LLAMA3: &str = "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message.role + \
+                      '<|end_header_id|>\n\n' + message.content | trim + '<|eot_id|>' }}{% endfor %}\
+                      {% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}";
+
+const GEMMA: &str = "{{ bos_token }}{% for message in messages %}{% if message.role == 'system' %}\
+                     {{ raise_exception('the system has no turn of its own') }}{% endif %}{{ '<start_of_turn>' + \
+                     ('model' if message.role == 'assistant' else 'user') + '\n' + message.content | trim + \
+                     '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}";
+
+const PHI3: &str = "{% for message in messages %}{{ '<|' + message.role + '|>\n' + message.content + '<|end|>\n' }}\
+                    {% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}";
+
+const INSTRUCT: &str = "{{ bos_token }}{% for message in messages %}{% if message.role == 'system' %}\
+                        {{ raise_exception('the system has no turn of its own') }}{% elif message.role == 'user' %}\
+                        {{ '[INST] ' + message.content | trim + ' [/INST]' }}{% else %}\
+                        {{ ' ' + message.content | trim + eos_token }}{% endif %}{% endfor %}";
+
+/// For vocabularies with no control tokens for turns: models that were taught nothing about them.
+const PLAIN: &str = "{{ bos_token }}{% for message in messages %}{% if message.role == 'system' %}{{ message.content | trim + \
+                     '\n\n' }}{% else %}{{ ('Answer: ' if message.role == 'assistant' else 'Question: ') + \
+                     message.content | trim + '\n\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}{{ 'Answer:' }}{% endif %}";
+
+/// What serves where a file has no template, by the control tokens that show what the model was taught.
+const FALLBACKS: [(&[&str], &str); 5] = [
+    (&["<|im_start|>", "<|im_end|>"], CHATML),
+    (&["<|start_header_id|>", "<|eot_id|>"], LLAMA3),
+    (&["<start_of_turn>", "<end_of_turn>"], GEMMA),
+    (&["<|user|>", "<|end|>"], PHI3),
+    (&["[INST]", "[/INST]"], INSTRUCT),
+];
 
 /// Steps that one rendering may take: enough for thousands of turns, well under a second.
 const FUEL: u64 = 2_000_000;
@@ -35,11 +71,26 @@ pub(crate) struct Rendered {
 }
 
 impl Template {
-    /// Compiles the template that a file carries.
+    /// Compiles the template that a GGUF file carries.
     pub(crate) fn read(gguf: &Gguf, tokenizer: &Tokenizer) -> Result<Self, LoadError> {
-        let source = gguf.text("tokenizer.chat_template")?.filter(|source| !source.trim().is_empty());
-        Self::compile(source.unwrap_or(CHATML), tokenizer.bos_text(), tokenizer.eos_text())
-            .map_err(|e| LoadError::damaged(gguf.path(), format!("its chat template does not compile: {e}")))
+        Self::choose(gguf.text("tokenizer.chat_template")?, tokenizer, gguf.path())
+    }
+
+    /// Compiles the template of a model in either kind of file.
+    pub(crate) fn of(weights: &Weights, tokenizer: &Tokenizer) -> Result<Self, LoadError> {
+        match weights.gguf() {
+            Some(gguf) => Self::read(gguf, tokenizer),
+            None => Self::choose(from_folder(weights.path())?.as_deref(), tokenizer, weights.path()),
+        }
+    }
+
+    fn choose(source: Option<&str>, tokenizer: &Tokenizer, path: &Path) -> Result<Self, LoadError> {
+        let source = source.filter(|source| !source.trim().is_empty()).unwrap_or_else(|| {
+            let fits = |(controls, _): &&(&[&str], &str)| controls.iter().all(|text| tokenizer.has_control(text));
+            FALLBACKS.iter().find(fits).map_or(PLAIN, |(_, source)| source)
+        });
+        Self::compile(source, tokenizer.bos_text(), tokenizer.eos_text())
+            .map_err(|e| LoadError::damaged(path, format!("its chat template does not compile: {e}")))
     }
 
     fn compile(source: &str, bos: &str, eos: &str) -> Result<Self, minijinja::Error> {
@@ -89,10 +140,42 @@ impl Template {
             add_generation_prompt => true,
             bos_token => self.bos.as_str(),
             eos_token => self.eos.as_str(),
+            // Replies are wanted within seconds: models that can think aloud first are told not to.
+            enable_thinking => false,
             tools => Value::from(()),
             documents => Value::from(()),
         })
     }
+}
+
+/// Returns the template of a folder: a file of its own, or a setting of the tokenizer's.
+fn from_folder(dir: &Path) -> Result<Option<String>, LoadError> {
+    let path = dir.join("chat_template.jinja");
+    match std::fs::metadata(&path) {
+        Ok(about) if about.len() > MAX_TEMPLATE => {
+            return Err(LoadError::damaged(&path, format!("it has {} bytes, expected a template", about.len())));
+        }
+        Ok(_) => return std::fs::read_to_string(&path).map(Some).map_err(|e| LoadError::io(&path, e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(LoadError::io(&path, e)),
+    }
+    for name in ["tokenizer_config.json", "chat_template.json"] {
+        let Some(settings) = json(&dir.join(name))? else { continue };
+        // One template, or several by name.
+        let template = match settings.get("chat_template") {
+            Some(serde_json::Value::Array(named)) => {
+                let of =
+                    |name: &str| named.iter().find(|entry| entry["name"] == name).and_then(|e| e["template"].as_str());
+                of("default")
+            }
+            Some(template) => template.as_str(),
+            None => None,
+        };
+        if let Some(template) = template {
+            return Ok(Some(template.to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 fn fold(messages: &[Message]) -> Vec<Message> {
@@ -160,6 +243,69 @@ mod tests {
         let template = Template::read(&gguf, &tokenizer()).unwrap();
         let Rendered { text, mark } = template.render(&talk()[1..2], &tokenizer()).unwrap();
         assert_eq!(text.replace(mark, ""), "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+    }
+
+    #[test]
+    fn what_serves_without_a_template_suits_the_vocabulary() {
+        let rendered = |controls: [&str; 2]| {
+            let mut tiny = TinyGguf::model("llama");
+            let Some((_, value)) = tiny.metadata.iter_mut().find(|(key, _)| key == "tokenizer.ggml.tokens") else {
+                panic!("no tokens");
+            };
+            let candle_core::quantized::gguf_file::Value::Array(tokens) = value else { panic!("no list") };
+            for (token, text) in tokens[256..].iter_mut().zip(controls) {
+                *token = candle_core::quantized::gguf_file::Value::String(text.to_owned());
+            }
+            let (_dir, gguf) = tiny.open();
+            let tokenizer = Tokenizer::read(&gguf).unwrap();
+            let template = Template::read(&gguf, &tokenizer).unwrap();
+            let Rendered { text, mark } = template.render(&talk(), &tokenizer).unwrap();
+            text.replace(mark, "")
+        };
+        let gemma = rendered(["<start_of_turn>", "<end_of_turn>"]);
+        let expected = "<start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\nHello<end_of_turn>\n\
+                        <start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n";
+        assert!(gemma.ends_with(expected), "{gemma}");
+        let llama = rendered(["<|start_header_id|>", "<|eot_id|>"]);
+        assert!(llama.ends_with("Why?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"), "{llama}");
+        let phi = rendered(["<|user|>", "<|end|>"]);
+        assert!(phi.starts_with("<|system|>\nBe brief.<|end|>\n<|user|>\nHi<|end|>\n"), "{phi}");
+        let instruct = rendered(["[INST]", "[/INST]"]);
+        assert!(instruct.ends_with("[INST] Why? [/INST]"), "{instruct}");
+        let plain = rendered(["<a>", "<b>"]);
+        assert!(plain.ends_with("Be brief.\n\nQuestion: Hi\n\nAnswer: Hello\n\nQuestion: Why?\n\nAnswer:"), "{plain}");
+    }
+
+    #[test]
+    fn templates_of_folders_are_found_wherever_they_lie() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        assert_eq!(from_folder(dir.path()).unwrap(), None);
+        write("tokenizer_config.json", r#"{"chat_template": "one"}"#);
+        assert_eq!(from_folder(dir.path()).unwrap().as_deref(), Some("one"));
+        let named = r#"{"chat_template": [{"name": "rag", "template": "no"}, {"name": "default", "template": "two"}]}"#;
+        write("tokenizer_config.json", named);
+        assert_eq!(from_folder(dir.path()).unwrap().as_deref(), Some("two"));
+        write("chat_template.jinja", "three");
+        assert_eq!(from_folder(dir.path()).unwrap().as_deref(), Some("three"));
+    }
+
+    #[test]
+    fn what_templates_of_the_families_use_works() {
+        let conditions = "{%- if strftime_now is defined %}now{% else %}then{% endif %}\
+                          {%- if tools is not none %}tools{% endif %}{%- if not date_string is defined %}|none{% endif %}\
+                          {%- if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% else %}\
+                          {% set rest = messages %}{% endif %}{{ '|' ~ rest | length }}";
+        assert_eq!(render(conditions, &talk()).unwrap(), "then|none|3");
+        let thinking = "{%- if enable_thinking is defined and enable_thinking is false %}quick{% endif %}";
+        assert_eq!(render(thinking, &talk()).unwrap(), "quick");
+        let backwards = "{%- set ns = namespace(last=0, tool=true) %}{%- for m in messages[::-1] %}\
+                         {%- set index = (messages | length - 1) - loop.index0 %}\
+                         {%- if ns.tool and m.role == 'user' and m.content is string %}{%- set ns.tool = false %}\
+                         {%- set ns.last = index %}{% endif %}{% endfor %}{{ ns.last }}";
+        assert_eq!(render(backwards, &talk()).unwrap(), "3");
+        let split = "{{ messages[2].content.split('l')[0].rstrip('e') ~ messages[2].content.lstrip('H') }}";
+        assert_eq!(render(split, &talk()).unwrap(), "Hello");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What the unit tests share: the real model, and tiny ones with random weights.
 
+pub(crate) mod family;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file::{self, Value};
@@ -92,7 +94,7 @@ impl TinyGguf {
         tiny
     }
 
-    fn byte_vocabulary(&mut self) {
+    pub(crate) fn byte_vocabulary(&mut self) {
         let mut pieces: Vec<String> =
             tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().map(String::from).collect();
         pieces.sort_unstable();

@@ -12,11 +12,12 @@ use candle_core::{D, Device, Module, Tensor};
 use candle_nn::ops::{rms_norm, silu, softmax_last_dim};
 use candle_nn::rotary_emb::{rope, rope_i};
 
-use super::params::{Pairs, Params};
+use super::params::{Activation, Pairs, Params};
+use super::rope::Rope;
 use super::{Engine, EngineError, Session, pool};
 use crate::device::OpenDevice;
 use crate::error::{LoadError, first_line};
-use crate::loader::Gguf;
+use crate::weights::{Part, Role, Weights};
 
 /// Prompt tokens that are computed at once, between two looks at the clock.
 const PREFILL: usize = 256;
@@ -55,10 +56,12 @@ struct Layer {
     q_norm: Option<Tensor>,
     k_norm: Option<Tensor>,
     attention_output: QMatMul,
+    post_attention_norm: Option<Tensor>,
     feed_forward_norm: Tensor,
     gate: QMatMul,
     up: QMatMul,
     down: QMatMul,
+    post_feed_forward_norm: Option<Tensor>,
 }
 
 struct Projection {
@@ -74,71 +77,61 @@ impl std::fmt::Debug for Tensors {
 
 /// Reads tensors onto a device.
 struct Loader<'a> {
-    gguf: &'a mut Gguf,
+    weights: &'a mut Weights,
     device: &'a OpenDevice,
 }
 
 impl Loader<'_> {
-    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<QMatMul, LoadError> {
-        let tensor = self.gguf.quantized(name, rows, cols, self.device)?;
+    fn matrix(&mut self, role: Role) -> Result<QMatMul, LoadError> {
+        let tensor = self.weights.quantized(role, self.device)?;
         QMatMul::from_qtensor(tensor).map_err(|e| self.device.error(&e))
     }
 
-    fn vector(&mut self, name: &str, len: usize) -> Result<Tensor, LoadError> {
-        let values = self.gguf.vector(name, len)?;
+    fn vector(&mut self, role: Role) -> Result<Tensor, LoadError> {
+        let values = self.weights.vector(role)?;
+        let len = values.len();
         Tensor::from_vec(values, len, self.device.handle()).map_err(|e| self.device.error(&e))
     }
 
-    fn vector_if_any(&mut self, name: &str, len: usize) -> Result<Option<Tensor>, LoadError> {
-        self.gguf.has(name).then(|| self.vector(name, len)).transpose()
+    fn vector_if(&mut self, there: bool, role: Role) -> Result<Option<Tensor>, LoadError> {
+        there.then(|| self.vector(role)).transpose()
     }
 
     fn layer(&mut self, p: &Params, index: usize) -> Result<Layer, LoadError> {
-        let name = |part: &str| format!("blk.{index}.{part}");
-        let mut projection = |part: &str, rows: usize| {
+        let role = |part: Part| Role::Layer(index, part);
+        let mut projection = |weights: Part, bias: Part| {
             Ok::<_, LoadError>(Projection {
-                weights: self.matrix(&name(&format!("{part}.weight")), rows, p.width)?,
-                bias: self.vector_if_any(&name(&format!("{part}.bias")), rows)?,
+                weights: self.matrix(role(weights))?,
+                bias: self.vector_if(p.qkv_bias, role(bias))?,
             })
         };
         Ok(Layer {
-            q: projection("attn_q", p.q_width())?,
-            k: projection("attn_k", p.kv_width())?,
-            v: projection("attn_v", p.kv_width())?,
-            attention_norm: self.vector(&name("attn_norm.weight"), p.width)?,
-            q_norm: self.vector_if_any(&name("attn_q_norm.weight"), p.head_width)?,
-            k_norm: self.vector_if_any(&name("attn_k_norm.weight"), p.head_width)?,
-            attention_output: self.matrix(&name("attn_output.weight"), p.width, p.q_width())?,
-            feed_forward_norm: self.vector(&name("ffn_norm.weight"), p.width)?,
-            gate: self.matrix(&name("ffn_gate.weight"), p.feed_forward, p.width)?,
-            up: self.matrix(&name("ffn_up.weight"), p.feed_forward, p.width)?,
-            down: self.matrix(&name("ffn_down.weight"), p.width, p.feed_forward)?,
+            q: projection(Part::Query, Part::QueryBias)?,
+            k: projection(Part::Key, Part::KeyBias)?,
+            v: projection(Part::Value, Part::ValueBias)?,
+            attention_norm: self.vector(role(Part::AttentionNorm))?,
+            q_norm: self.vector_if(p.qk_norm, role(Part::QueryNorm))?,
+            k_norm: self.vector_if(p.qk_norm, role(Part::KeyNorm))?,
+            attention_output: self.matrix(role(Part::AttentionOutput))?,
+            post_attention_norm: self.vector_if(p.post_norms, role(Part::PostAttentionNorm))?,
+            feed_forward_norm: self.vector(role(Part::FeedForwardNorm))?,
+            gate: self.matrix(role(Part::Gate))?,
+            up: self.matrix(role(Part::Up))?,
+            down: self.matrix(role(Part::Down))?,
+            post_feed_forward_norm: self.vector_if(p.post_norms, role(Part::PostFeedForwardNorm))?,
         })
     }
 }
 
 impl Tensors {
-    /// Loads all weights onto the device and computes a few tokens to prove that it can. `context` is the longest
-    /// sequence wanted.
-    pub(crate) fn load(
-        gguf: &mut Gguf,
-        context: usize,
-        threads: usize,
-        device: &OpenDevice,
-    ) -> Result<Self, LoadError> {
+    /// Loads all weights onto the device and computes a few tokens to prove that it can.
+    pub(crate) fn load(weights: &mut Weights, threads: usize, device: &OpenDevice) -> Result<Self, LoadError> {
         let pool = pool(threads)?;
-        let params = Params::read(gguf, context)?;
-        if let Some(what) = params.beyond_llama() {
-            return Err(LoadError::unsupported(gguf.path(), what, "models of Llama's own shape"));
-        }
-        let mut loader = Loader { gguf, device };
-        let embeddings = loader.matrix("token_embd.weight", params.vocabulary, params.width)?;
-        let output = loader
-            .gguf
-            .has("output.weight")
-            .then(|| loader.matrix("output.weight", params.vocabulary, params.width))
-            .transpose()?;
-        let norm = loader.vector("output_norm.weight", params.width)?;
+        let params = weights.params().clone();
+        let mut loader = Loader { weights, device };
+        let embeddings = loader.matrix(Role::Embeddings)?;
+        let output = (!params.tied).then(|| loader.matrix(Role::Output)).transpose()?;
+        let norm = loader.vector(Role::OutputNorm)?;
         let layers = (0..params.layers.len()).map(|i| loader.layer(&params, i)).collect::<Result<_, _>>()?;
         let device_handle = device.handle().clone();
         let model = Self { params, device: device_handle, embeddings, output, norm, layers, prefill: PREFILL, pool };
@@ -151,12 +144,16 @@ impl Tensors {
         }
     }
 
-    /// Returns the sines and cosines of the given positions.
-    fn rotation(&self, positions: impl ExactSizeIterator<Item = usize>) -> Outcome<Rotation> {
-        let shape = (positions.len(), self.params.rotated() / 2);
+    /// Returns the sines and cosines of the given positions, for each of the model's rotations.
+    fn rotations(&self, positions: impl ExactSizeIterator<Item = usize> + Clone) -> Outcome<Vec<Rotation>> {
+        self.params.ropes.iter().map(|rope| self.rotation(rope, positions.clone())).collect()
+    }
+
+    fn rotation(&self, rope: &Rope, positions: impl ExactSizeIterator<Item = usize>) -> Outcome<Rotation> {
+        let shape = (positions.len(), rope.frequencies.len());
         let (mut cos, mut sin) = (Vec::with_capacity(shape.0 * shape.1), Vec::with_capacity(shape.0 * shape.1));
         for position in positions {
-            for (s, c) in self.params.ropes[0].rotation(position) {
+            for (s, c) in rope.rotation(position) {
                 sin.push(s);
                 cos.push(c);
             }
@@ -165,11 +162,47 @@ impl Tensors {
         Ok(Rotation { cos: tensor(cos)?, sin: tensor(sin)? })
     }
 
+    /// Returns what to add to scores so that each row sees what it may: the positions up to its own, of those no more
+    /// than the layer's window. One mask for each window that the model has; `first` is the first row's position.
+    fn masks(&self, first: usize, rows: usize, seen: usize) -> Outcome<Masks> {
+        let mut masks = Masks::default();
+        for layer in &self.params.layers {
+            if masks.0.iter().any(|(window, _)| *window == layer.window) {
+                continue;
+            }
+            let sees = |row: usize, position: usize| {
+                let own = first + row;
+                let near = layer.window.is_none_or(|window| own - position < window);
+                if near { 0.0 } else { f32::NEG_INFINITY }
+            };
+            let mask = |row: usize, position: usize| {
+                if position <= first + row { sees(row, position) } else { f32::NEG_INFINITY }
+            };
+            let mask = (0..rows).flat_map(|row| (0..seen).map(move |position| mask(row, position)));
+            let mask = Tensor::from_vec(mask.collect::<Vec<f32>>(), (1, 1, rows, seen), &self.device)?;
+            masks.0.push((layer.window, mask));
+        }
+        Ok(masks)
+    }
+
+    /// Scales queries, for a product with keys.
+    fn scaled(&self, q: &Tensor) -> Outcome<Tensor> {
+        q * f64::from(self.params.query_scale)
+    }
+
+    /// Caps scores, where the model wants it.
+    fn capped(&self, scores: Tensor) -> Outcome<Tensor> {
+        match self.params.attention_softcap {
+            Some(cap) => (scores / f64::from(cap))?.tanh()? * f64::from(cap),
+            None => Ok(scores),
+        }
+    }
+
     /// Computes rows of the residual stream through all layers, then normalises them.
     fn forward(
         &self,
         tokens: &[u32],
-        rotation: &Rotation,
+        rotations: &[Rotation],
         mut attend: impl FnMut(usize, &Heads) -> Outcome<Tensor>,
     ) -> Result<Tensor, EngineError> {
         let p = &self.params;
@@ -178,14 +211,26 @@ impl Tensors {
         }
         let tokens = Tensor::new(tokens, &self.device)?;
         let mut hidden = self.embeddings.embedding(&tokens)?;
+        if p.embedding_scale != 1.0 {
+            hidden = (hidden * f64::from(p.embedding_scale))?;
+        }
+        let normed = |rows: Tensor, norm: &Option<Tensor>| match norm {
+            Some(norm) => rms_norm(&rows, norm, p.epsilon),
+            None => Ok(rows),
+        };
         for (index, layer) in self.layers.iter().enumerate() {
-            let normed = rms_norm(&hidden, &layer.attention_norm, p.epsilon)?;
-            let heads = layer.heads(&normed, p, rotation)?;
-            let attended = attend(index, &heads)?;
-            hidden = (hidden + layer.attention_output.forward(&attended)?)?;
-            let normed = rms_norm(&hidden, &layer.feed_forward_norm, p.epsilon)?;
-            let wide = (silu(&layer.gate.forward(&normed)?)? * layer.up.forward(&normed)?)?;
-            hidden = (hidden + layer.down.forward(&wide)?)?;
+            let input = rms_norm(&hidden, &layer.attention_norm, p.epsilon)?;
+            let heads = layer.heads(&input, p, &rotations[p.layers[index].rope])?;
+            let attended = layer.attention_output.forward(&attend(index, &heads)?)?;
+            hidden = (hidden + normed(attended, &layer.post_attention_norm)?)?;
+            let input = rms_norm(&hidden, &layer.feed_forward_norm, p.epsilon)?;
+            let gate = layer.gate.forward(&input)?;
+            let gate = match p.activation {
+                Activation::Silu => silu(&gate)?,
+                Activation::GeluTanh => gate.gelu()?,
+            };
+            let wide = layer.down.forward(&(gate * layer.up.forward(&input)?)?)?;
+            hidden = (hidden + normed(wide, &layer.post_feed_forward_norm)?)?;
         }
         // Quantised products may swallow what is no number, the residual stream does not. This also waits until the
         // device is done.
@@ -198,8 +243,23 @@ impl Tensors {
     /// Computes the logits of rows that [`forward`](Self::forward) gave.
     fn project(&self, normed: &Tensor) -> Result<Vec<f32>, EngineError> {
         let output = self.output.as_ref().unwrap_or(&self.embeddings);
-        let logits = output.forward(&normed.contiguous()?)?.flatten_all()?.to_vec1::<f32>()?;
+        let mut logits = output.forward(&normed.contiguous()?)?.flatten_all()?;
+        if let Some(cap) = self.params.logit_softcap {
+            logits = ((logits / f64::from(cap))?.tanh()? * f64::from(cap))?;
+        }
+        let logits = logits.to_vec1::<f32>()?;
         if logits.iter().all(|v| v.is_finite()) { Ok(logits) } else { Err(EngineError::NotFinite) }
+    }
+}
+
+/// What rows see, by the window of the layer.
+#[derive(Default)]
+struct Masks(Vec<(Option<usize>, Tensor)>);
+
+impl Masks {
+    fn of(&self, window: Option<usize>) -> Outcome<&Tensor> {
+        let mask = self.0.iter().find(|(of, _)| *of == window);
+        mask.map(|(_, mask)| mask).ok_or_else(|| candle_core::Error::msg("a window has no mask"))
     }
 }
 
@@ -339,18 +399,16 @@ impl<'a> Run<'a> {
         let (model, first, seen) = (self.model, self.prompt_len, self.prompt_len + tokens.len());
         let p = &model.params;
         let (rows, group) = (tokens.len(), p.heads / p.kv_heads);
-        let rotation = model.rotation(first..seen)?;
-        let sees = |row: usize, position: usize| if position <= first + row { 0.0 } else { f32::NEG_INFINITY };
-        let mask: Vec<f32> = (0..rows).flat_map(|row| (0..seen).map(move |position| sees(row, position))).collect();
-        let mask = Tensor::from_vec(mask, (1, 1, rows, seen), &model.device)?;
+        let rotations = model.rotations(first..seen)?;
+        let masks = model.masks(first, rows, seen)?;
         let caches = &self.prompt;
-        let states = model.forward(tokens, &rotation, |layer, heads| {
+        let states = model.forward(tokens, &rotations, |layer, heads| {
             let cache = &caches[layer];
             cache.store(first, &heads.k, &heads.v)?;
             // All query heads that share a key head are rows of one product.
-            let q = (&heads.q * f64::from(p.query_scale))?.reshape((p.kv_heads, group * rows, p.head_width))?;
-            let scores =
-                q.matmul(&cache.keys(seen)?)?.reshape((p.kv_heads, group, rows, seen))?.broadcast_add(&mask)?;
+            let q = model.scaled(&heads.q)?.reshape((p.kv_heads, group * rows, p.head_width))?;
+            let scores = model.capped(q.matmul(&cache.keys(seen)?)?)?.reshape((p.kv_heads, group, rows, seen))?;
+            let scores = scores.broadcast_add(masks.of(p.layers[layer].window)?)?;
             let weights = softmax_last_dim(&scores)?.reshape((p.kv_heads, group * rows, seen))?;
             let attended = weights.matmul(&cache.values(seen)?)?;
             // [head, row, element] to [row, head x element].
@@ -413,20 +471,28 @@ impl<'a> Run<'a> {
         let model = self.model;
         let p = &model.params;
         let (n, group, shared, own) = (tokens.len(), p.heads / p.kv_heads, self.prompt_len, self.own_len + 1);
-        let rotation = model.rotation(std::iter::repeat_n(shared + self.own_len, n))?;
-        model.forward(tokens, &rotation, |layer, heads| {
+        // All continuations are at the same position, so one row's mask does for all.
+        let position = shared + self.own_len;
+        let rotations = model.rotations(std::iter::repeat_n(position, n))?;
+        let windows = p.layers.iter().any(|layer| layer.window.is_some_and(|window| window <= position));
+        let masks = if windows { model.masks(position, 1, shared + own)? } else { Masks::default() };
+        model.forward(tokens, &rotations, |layer, heads| {
             let (prompt, cache) = (&self.prompt[layer], &self.own[layer]);
             // [key head, continuation, element] to [continuation, key head, one position, element].
             let by_row = |heads: &Tensor| heads.transpose(0, 1)?.contiguous()?.unsqueeze(2);
             cache.store(self.own_len, &by_row(&heads.k)?, &by_row(&heads.v)?)?;
 
             // The prompt for all continuations in one product, their own tokens for each alone.
-            let q = (&heads.q * f64::from(p.query_scale))?.reshape((p.kv_heads, group * n, p.head_width))?;
+            let q = model.scaled(&heads.q)?.reshape((p.kv_heads, group * n, p.head_width))?;
             let to_prompt = q.matmul(&prompt.keys(shared)?)?.reshape((p.kv_heads, group, n, shared))?;
             let to_prompt = to_prompt.permute((2, 0, 1, 3))?.contiguous()?;
             let own_q = q.reshape((p.kv_heads, group, n, p.head_width))?.permute((2, 0, 1, 3))?.contiguous()?;
             let to_own = own_q.matmul(&cache.keys(own)?)?;
-            let weights = softmax_last_dim(&Tensor::cat(&[&to_prompt, &to_own], D::Minus1)?)?;
+            let mut scores = model.capped(Tensor::cat(&[&to_prompt, &to_own], D::Minus1)?)?;
+            if windows {
+                scores = scores.broadcast_add(masks.of(p.layers[layer].window)?)?;
+            }
+            let weights = softmax_last_dim(&scores)?;
 
             let of_prompt = weights.narrow(D::Minus1, 0, shared)?.permute((1, 2, 0, 3))?.contiguous()?;
             let of_prompt = of_prompt.reshape((p.kv_heads, group * n, shared))?.matmul(&prompt.values(shared)?)?;
@@ -528,6 +594,8 @@ mod tests {
     use crate::device::DeviceChoice;
     use crate::engine::Llama;
     use crate::engine::checks::{check_near, cosine, go, prompt, reference, reference_of};
+    use crate::loader::Gguf;
+    use crate::testing::family::{FAMILIES, Family};
     use crate::testing::{self, TinyGguf, VOCABULARY};
 
     /// Of the logits' size: what candle's own models may be off, which run the same kernels in another order.
@@ -541,14 +609,73 @@ mod tests {
 
     /// The processor stands in for other devices; short chunks show their seams.
     fn load(tiny: &TinyGguf) -> Result<Tensors, LoadError> {
-        let (_dir, mut gguf) = tiny.open();
-        let model = Tensors::load(&mut gguf, 4096, 2, &OpenDevice::open(DeviceChoice::Cpu)?)?;
+        let (_dir, path) = tiny.write();
+        load_from(&path, None)
+    }
+
+    fn load_from(path: &std::path::Path, format: Option<GgmlDType>) -> Result<Tensors, LoadError> {
+        let mut weights = Weights::open(path, 4096, format)?;
+        let model = Tensors::load(&mut weights, 2, &OpenDevice::open(DeviceChoice::Cpu)?)?;
         Ok(Tensors { prefill: 32, ..model })
     }
 
     fn kernels(tiny: &TinyGguf) -> Llama {
         let (_dir, mut gguf) = tiny.open();
         Llama::load(&mut gguf, 4096, 2).unwrap()
+    }
+
+    /// Of the largest logit: what the same sums in another order may be off.
+    const EXACT: f32 = 1e-3;
+
+    /// Checks the logits after some of a text's tokens, once computed at a stretch and once grown token by token.
+    fn check_family(family: &Family, path: &std::path::Path, what: &str) {
+        let model = load_from(path, None).unwrap();
+        let text: Vec<u32> = (0..90).map(|i| (i * 37 + 11) % 256).collect();
+        let lengths = [1, 2, 19, 20, 21, 33, 64, 65, 90];
+        let expected: Vec<Vec<f32>> = lengths.iter().map(|len| family.reference(&text[..*len])).collect();
+        let check = |got: &[f32], at: usize, how: &str| {
+            let largest = expected[at].iter().fold(0f32, |most, logit| most.max(logit.abs()));
+            let off = got.iter().zip(&expected[at]).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+            assert!(off <= EXACT * largest.max(1.0), "{what}, {how} {}: off by {off} of {largest}", lengths[at]);
+        };
+        let mut rows = Vec::new();
+        model.rows(&text, 0, &mut go(), &mut |row| rows.push(row.to_vec())).unwrap();
+        for (at, len) in lengths.into_iter().enumerate() {
+            check(&rows[len - 1], at, "at a stretch");
+        }
+        let mut session = model.start(&text[..2], 2, 88, &mut go()).unwrap();
+        for (at, token) in text.iter().enumerate().skip(2) {
+            session.step(&[(0, *token), (1, *token)]).unwrap();
+            if let Some(at) = lengths.iter().position(|len| *len == at + 1) {
+                check(row(&*session, 1), at, "token by token");
+            }
+        }
+    }
+
+    #[test]
+    fn every_family_computes_what_candles_own_models_compute() {
+        for name in FAMILIES {
+            let family = Family::new(name);
+            let (_dir, path) = family.gguf(GgmlDType::F32).write();
+            check_family(&family, &path, &format!("{name} as GGUF"));
+            let folder = family.folder(candle_core::DType::F32);
+            check_family(&family, folder.path(), &format!("{name} as safetensors"));
+        }
+    }
+
+    #[test]
+    fn windows_hide_what_is_far() {
+        let logits = |window: Option<u64>| {
+            let mut family = Family::new("mistral");
+            family.config["sliding_window"] = serde_json::json!(window);
+            let folder = family.folder(candle_core::DType::F32);
+            let model = load_from(folder.path(), None).unwrap();
+            let session = model.start(&prompt(), 1, 1, &mut go()).unwrap();
+            session.logits().to_vec()
+        };
+        let (wide, narrow) = (logits(None), logits(Some(20)));
+        assert!(cosine(&wide, &narrow) < 0.999, "it makes a difference");
+        assert_eq!(wide, logits(Some(70)), "none where all is in sight");
     }
 
     fn row(session: &dyn Session, row: usize) -> &[f32] {
@@ -608,9 +735,8 @@ mod tests {
     #[test]
     fn the_default_model_computes_what_candle_and_the_kernels_compute() {
         let path = testing::smollm2();
-        let mut gguf = Gguf::open(&path).unwrap();
-        let model = Tensors::load(&mut gguf, 256, 2, &OpenDevice::open(DeviceChoice::Cpu).unwrap()).unwrap();
-        let kernels = Llama::load(&mut gguf, 256, 2).unwrap();
+        let model = load_from(&path, None).unwrap();
+        let kernels = Llama::load(&mut Gguf::open(&path).unwrap(), 256, 2).unwrap();
         let tokens = [1, 4093, 198, 504, 3575, 282, 4649, 314];
         let then = [7042, 30];
         let expected = reference_of("llama", std::fs::File::open(&path).unwrap(), &tokens, &then);

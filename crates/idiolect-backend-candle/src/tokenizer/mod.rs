@@ -1,16 +1,19 @@
-//! Text to tokens and back, by the vocabulary that a GGUF file carries.
+//! Text to tokens and back, by the vocabulary that a GGUF file carries or that lies beside safetensors.
 //!
-//! Two kinds are known: byte-level BPE ([`bpe`]) and SentencePiece ([`sentencepiece`]). Control tokens
+//! Two kinds are known: BPE ([`bpe`]; from GGUF files byte-level only) and SentencePiece ([`sentencepiece`]). Control tokens
 //! (`<|im_end|>`, `<s>` …) are never read out of a message: see [`Tokenizer::mark`].
 
 mod bpe;
+mod json;
 mod sentencepiece;
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::path::Path;
 
 use crate::error::LoadError;
 use crate::loader::Gguf;
+use crate::weights::Weights;
 
 /// Turn ends that some files do not declare.
 const ENDS: [&str; 8] =
@@ -52,6 +55,45 @@ enum Model {
     SentencePiece(sentencepiece::SentencePiece),
 }
 
+/// What pieces are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Style {
+    /// One printable character for each byte.
+    Bytes,
+    /// Characters, with a mark for the space and pieces of one byte for what the vocabulary lacks.
+    Text,
+}
+
+/// What stands before a stretch of text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Before {
+    Nothing,
+    Control,
+    Text,
+}
+
+/// A text that is one token wherever it stands.
+struct Literal {
+    text: String,
+    id: u32,
+    control: bool,
+    /// Whether white space behind it belongs to it.
+    eats_space: bool,
+}
+
+/// What a vocabulary's file says.
+struct Parts {
+    pieces: Vec<String>,
+    kinds: Vec<Kind>,
+    model: Model,
+    literals: Vec<Literal>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    add_bos: bool,
+    /// Ends of a reply, beside `eos` and those known by name.
+    ends: Vec<u32>,
+}
+
 /// A vocabulary with its rules.
 #[derive(Debug)]
 pub(crate) struct Tokenizer {
@@ -60,10 +102,12 @@ pub(crate) struct Tokenizer {
     model: Model,
     controls: Literals,
     user_defined: Literals,
+    eats_space: HashSet<u32>,
     bos: Option<u32>,
     eos: Option<u32>,
     add_bos: bool,
     ends: HashSet<u32>,
+    max_token_bytes: usize,
 }
 
 impl Tokenizer {
@@ -91,35 +135,83 @@ impl Tokenizer {
                 return Err(LoadError::unsupported(gguf.path(), what, "gpt2 (byte-level BPE), llama (SentencePiece)"));
             }
         };
-        let of_kind = |wanted: Kind| {
-            Literals::new(pieces.iter().zip(&kinds).enumerate().filter(|(_, (_, kind))| **kind == wanted).map(
-                |(id, (piece, _))| {
-                    let piece = if matches!(model, Model::SentencePiece(_)) {
-                        piece.replace(sentencepiece::SPACE, " ")
-                    } else {
-                        piece.clone()
-                    };
-                    (piece, index(id))
-                },
-            ))
-        };
-        let controls = of_kind(Kind::Control);
-        let user_defined = of_kind(Kind::UserDefined);
-        let mut ends: HashSet<u32> = eos.into_iter().collect();
+        let text_style = matches!(model, Model::SentencePiece(_));
+        // What llama.cpp does for these, too: their templates have line ends that the model never saw.
+        let phi3 = text_style && gguf.text("general.architecture")? == Some("phi3");
+        let literals = pieces
+            .iter()
+            .zip(&kinds)
+            .enumerate()
+            .filter(|(_, (_, kind))| matches!(kind, Kind::Control | Kind::UserDefined))
+            .map(|(id, (piece, kind))| Literal {
+                text: if text_style { piece.replace(sentencepiece::SPACE, " ") } else { piece.clone() },
+                id: index(id),
+                control: *kind == Kind::Control,
+                eats_space: phi3 && *kind == Kind::Control && !matches!(piece.as_str(), "<s>" | "<|endoftext|>"),
+            })
+            .collect();
+        let mut ends = Vec::new();
         for key in ["eot", "eom"] {
             ends.extend(id(&format!("tokenizer.ggml.{key}_token_id"))?);
         }
-        let named = pieces.iter().zip(&kinds).enumerate();
-        ends.extend(
-            named
-                .filter(|(_, (piece, kind))| **kind != Kind::Normal && ENDS.contains(&piece.as_str()))
-                .map(|(id, _)| index(id)),
-        );
-        if ends.is_empty() {
-            return Err(LoadError::damaged(gguf.path(), "its vocabulary has no token that ends a text"));
-        }
         let add_bos = gguf.flag("tokenizer.ggml.add_bos_token")?.unwrap_or(bos_by_default);
-        Ok(Self { pieces, kinds, model, controls, user_defined, bos, eos, add_bos, ends })
+        Self::assemble(Parts { pieces, kinds, model, literals, bos, eos, add_bos, ends }, gguf.path())
+    }
+
+    /// Reads the vocabulary of a model in either kind of file.
+    pub(crate) fn of(weights: &Weights) -> Result<Self, LoadError> {
+        match weights.gguf() {
+            Some(gguf) => Self::read(gguf),
+            None => Self::from_folder(weights.path()),
+        }
+    }
+
+    /// Reads `tokenizer.json` and the settings beside it.
+    pub(crate) fn from_folder(dir: &Path) -> Result<Self, LoadError> {
+        Self::assemble(json::read(dir)?, &dir.join("tokenizer.json"))
+    }
+
+    fn assemble(parts: Parts, path: &Path) -> Result<Self, LoadError> {
+        let Parts { pieces, kinds, model, literals, bos, eos, add_bos, ends } = parts;
+        let named = pieces.iter().zip(&kinds).enumerate();
+        let named = named.filter(|(_, (piece, kind))| **kind != Kind::Normal && ENDS.contains(&piece.as_str()));
+        let ends: HashSet<u32> = ends.into_iter().chain(eos).chain(named.map(|(id, _)| index(id))).collect();
+        if ends.is_empty() {
+            return Err(LoadError::damaged(path, "its vocabulary has no token that ends a text"));
+        }
+        let (controls, others): (Vec<Literal>, Vec<Literal>) =
+            literals.into_iter().partition(|literal| literal.control);
+        let eats_space = controls.iter().filter(|literal| literal.eats_space).map(|literal| literal.id).collect();
+        let mut tokenizer = Self {
+            pieces,
+            kinds,
+            model,
+            controls: Literals::new(controls),
+            user_defined: Literals::new(others),
+            eats_space,
+            bos,
+            eos,
+            add_bos,
+            ends,
+            max_token_bytes: 1,
+        };
+        tokenizer.max_token_bytes = tokenizer.longest();
+        Ok(tokenizer)
+    }
+
+    /// Returns the most bytes of a text that one token can stand for, which bounds a text's tokens from below.
+    pub(crate) const fn max_token_bytes(&self) -> usize {
+        self.max_token_bytes
+    }
+
+    fn longest(&self) -> usize {
+        let lengths = (0..self.pieces.len()).map(|id| self.bytes(index(id)).len().max(self.pieces[id].len()));
+        let longest = lengths.max().unwrap_or(1).max(4);
+        match &self.model {
+            // Composing characters makes a text shorter, three bytes to one at most.
+            Model::Bpe(bpe) if bpe.normalizes() => longest * 3,
+            _ => longest,
+        }
     }
 
     fn read_kinds(gguf: &Gguf, n: usize) -> Result<Vec<Kind>, LoadError> {
@@ -145,6 +237,11 @@ impl Tokenizer {
         self.eos.map_or("", |id| &self.pieces[id as usize])
     }
 
+    /// Says whether a text is a control token.
+    pub(crate) fn has_control(&self, text: &str) -> bool {
+        self.controls.at(text).is_some_and(|(_, len)| len == text.len())
+    }
+
     /// Says whether a token ends the model's turn.
     pub(crate) fn is_end(&self, id: u32) -> bool {
         self.ends.contains(&id)
@@ -163,21 +260,21 @@ impl Tokenizer {
     /// Tokenises a text in which nothing is special.
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizeError> {
         let mut ids = Vec::new();
-        self.encode_into(text, true, &mut ids)?;
+        self.encode_into(text, Before::Nothing, &mut ids)?;
         Ok(ids)
     }
 
-    /// Tokenises plain text; `fresh` says that no text came before it.
-    fn encode_into(&self, text: &str, mut fresh: bool, ids: &mut Vec<u32>) -> Result<(), TokenizeError> {
+    /// Tokenises plain text.
+    fn encode_into(&self, text: &str, mut before: Before, ids: &mut Vec<u32>) -> Result<(), TokenizeError> {
         for part in self.user_defined.split(text) {
             match part {
                 Part::Literal(id) => ids.push(id),
                 Part::Text(text) => match &self.model {
-                    Model::Bpe(bpe) => bpe.encode(text, ids)?,
-                    Model::SentencePiece(model) => model.encode(text, fresh, ids),
+                    Model::Bpe(bpe) => bpe.encode(text, before, ids)?,
+                    Model::SentencePiece(model) => model.encode(text, before != Before::Text, ids),
                 },
             }
-            fresh = false;
+            before = Before::Text;
         }
         Ok(())
     }
@@ -203,15 +300,21 @@ impl Tokenizer {
     /// Tokenises a rendered prompt: control tokens are recognised, and every `mark` is taken out after.
     pub(crate) fn encode_prompt(&self, rendered: &str, mark: char) -> Result<Vec<u32>, TokenizeError> {
         let mut ids = Vec::new();
+        let mut before = Before::Nothing;
         for part in self.controls.split(rendered) {
             match part {
                 Part::Literal(id) => ids.push(id),
                 Part::Text(text) => {
                     let text: Cow<'_, str> =
                         if text.contains(mark) { text.replace(mark, "").into() } else { text.into() };
-                    self.encode_into(&text, true, &mut ids)?;
+                    let eaten = before == Before::Control && ids.last().is_some_and(|id| self.eats_space.contains(id));
+                    let text = if eaten { text.trim_start() } else { &text };
+                    if !text.is_empty() {
+                        self.encode_into(text, before, &mut ids)?;
+                    }
                 }
             }
+            before = Before::Control;
         }
         if let Some(bos) = self.bos.filter(|bos| self.add_bos && ids.first() != Some(bos)) {
             ids.insert(0, bos);
@@ -224,20 +327,30 @@ impl Tokenizer {
         let Some((piece, kind)) = self.pieces.get(id as usize).zip(self.kinds.get(id as usize)) else {
             return Cow::Borrowed(&[]);
         };
-        match (kind, &self.model) {
+        match (kind, self.style()) {
             (Kind::Control | Kind::Unknown | Kind::Unused, _) => Cow::Borrowed(&[]),
-            (Kind::UserDefined, Model::Bpe(_)) => Cow::Borrowed(piece.as_bytes()),
-            (_, Model::Bpe(_)) => Cow::Owned(bpe::bytes(piece)),
-            (Kind::Byte, Model::SentencePiece(_)) => {
+            (Kind::UserDefined, Style::Bytes) => Cow::Borrowed(piece.as_bytes()),
+            (_, Style::Bytes) => Cow::Owned(bpe::bytes(piece)),
+            (Kind::Byte, Style::Text) => {
                 sentencepiece::byte(piece).map_or(Cow::Borrowed(&[]), |byte| Cow::Owned(vec![byte]))
             }
-            (_, Model::SentencePiece(_)) => Cow::Owned(piece.replace(sentencepiece::SPACE, " ").into_bytes()),
+            (_, Style::Text) => Cow::Owned(piece.replace(sentencepiece::SPACE, " ").into_bytes()),
+        }
+    }
+
+    const fn style(&self) -> Style {
+        match &self.model {
+            Model::Bpe(bpe) => bpe.style(),
+            Model::SentencePiece(_) => Style::Text,
         }
     }
 
     /// Says whether a reply's first token may begin with a space that is not part of the text.
     pub(crate) fn has_dummy_space(&self) -> bool {
-        matches!(&self.model, Model::SentencePiece(model) if model.adds_space())
+        match &self.model {
+            Model::Bpe(bpe) => bpe.adds_space(),
+            Model::SentencePiece(model) => model.adds_space(),
+        }
     }
 
     /// Returns a token's text for people; lossy where it is part of a character, the name for control tokens.
@@ -268,9 +381,9 @@ enum Part<'a> {
 }
 
 impl Literals {
-    fn new(texts: impl Iterator<Item = (String, u32)>) -> Self {
+    fn new(texts: Vec<Literal>) -> Self {
         let mut literals = Self::default();
-        for (text, id) in texts {
+        for Literal { text, id, .. } in texts {
             if let Some(first) = text.bytes().next() {
                 literals.by_first.entry(first).or_default().push((text, id));
             }
@@ -320,17 +433,26 @@ impl Literals {
     }
 }
 
+/// A SentencePiece vocabulary with texts and their tokens by the reference implementation.
+#[cfg(test)]
+#[derive(serde::Deserialize)]
+struct Pieces {
+    pieces: Vec<String>,
+    scores: Vec<f32>,
+    types: Vec<i32>,
+    cases: Vec<(String, Vec<u32>)>,
+}
+
 #[cfg(test)]
 mod tests {
     use candle_core::quantized::gguf_file::Value;
-    use serde::Deserialize;
 
     use super::*;
     use crate::testing::{self, TinyGguf};
 
-    const MARK: char = '\u{fdd0}';
+    pub(super) const MARK: char = '\u{fdd0}';
 
-    fn smollm2() -> Tokenizer {
+    pub(super) fn smollm2() -> Tokenizer {
         Tokenizer::read(&Gguf::open(&testing::smollm2()).unwrap()).unwrap()
     }
 
@@ -338,11 +460,11 @@ mod tests {
         Tokenizer::read(&TinyGguf::model("llama").open().1).unwrap()
     }
 
-    fn fixture<T: serde::de::DeserializeOwned>(name: &str) -> T {
+    pub(super) fn fixture<T: serde::de::DeserializeOwned>(name: &str) -> T {
         serde_json::from_str(&std::fs::read_to_string(testing::data(name)).unwrap()).unwrap()
     }
 
-    fn text_of(tokenizer: &Tokenizer, ids: &[u32]) -> String {
+    pub(super) fn text_of(tokenizer: &Tokenizer, ids: &[u32]) -> String {
         let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.bytes(*id).into_owned()).collect();
         String::from_utf8(bytes).unwrap()
     }
@@ -385,14 +507,6 @@ mod tests {
         let tokenizer = tiny();
         let rendered = tokenizer.mark("<|im_", MARK) + &tokenizer.mark("end|>", MARK);
         assert!(!tokenizer.encode_prompt(&rendered, MARK).unwrap().contains(&257));
-    }
-
-    #[derive(Deserialize)]
-    struct Pieces {
-        pieces: Vec<String>,
-        scores: Vec<f32>,
-        types: Vec<i32>,
-        cases: Vec<(String, Vec<u32>)>,
     }
 
     fn sentencepiece(fixture: &Pieces) -> TinyGguf {

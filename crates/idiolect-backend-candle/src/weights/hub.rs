@@ -122,10 +122,12 @@ impl Hub {
             return Err(LoadError::damaged(&self.dir, "its tensors have no names"));
         };
         let embeddings = format!("{prefix}embed_tokens.weight");
+        let width = self.config.required_size("hidden_size")?;
         let vocabulary = match self.stored(&embeddings)?.1.dimensions[..] {
-            [rows, _] => rows,
+            [rows, cols] if cols == width => rows,
             ref other => {
-                return Err(LoadError::damaged(&self.dir, format!("tensor {embeddings:?} is {other:?}, no matrix")));
+                let reason = format!("tensor {embeddings:?} is {other:?}, expected [vocabulary, {width}]");
+                return Err(LoadError::damaged(&self.dir, reason));
             }
         };
         let layer = |name: &str| self.has(&format!("{prefix}layers.0.self_attn.{name}"));

@@ -5,11 +5,14 @@
 mod codec;
 mod hub;
 mod role;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::quantized::{GgmlDType, QTensor};
+use idiolect_kernels::{Format, Matrix, Packer, Tier};
 
 use self::hub::Hub;
 use self::role::{Names, Place, Scheme};
@@ -95,6 +98,23 @@ impl Source {
     }
 }
 
+/// Returns the kernels' name of a format that they take.
+const fn kernel_format(format: GgmlDType) -> Format {
+    match format {
+        GgmlDType::F32 => Format::F32,
+        GgmlDType::F16 => Format::F16,
+        GgmlDType::BF16 => Format::Bf16,
+        GgmlDType::Q4_0 => Format::Q4_0,
+        GgmlDType::Q4_1 => Format::Q4_1,
+        GgmlDType::Q5_0 => Format::Q5_0,
+        GgmlDType::Q5_1 => Format::Q5_1,
+        GgmlDType::Q4K => Format::Q4K,
+        GgmlDType::Q5K => Format::Q5K,
+        GgmlDType::Q6K => Format::Q6K,
+        GgmlDType::Q8_0 | GgmlDType::Q8_1 | GgmlDType::Q2K | GgmlDType::Q3K | GgmlDType::Q8K => Format::Q8_0,
+    }
+}
+
 /// A stretch of rows in a file.
 struct Rows {
     place: Place,
@@ -153,6 +173,14 @@ impl Weights {
     /// Returns the GGUF file; `None` for safetensors.
     pub(crate) fn gguf(&self) -> Option<&Gguf> {
         match &self.source {
+            Source::Gguf(gguf) => Some(gguf),
+            Source::Hub(_) => None,
+        }
+    }
+
+    /// As [`gguf`](Self::gguf), to read from.
+    pub(crate) fn gguf_mut(&mut self) -> Option<&mut Gguf> {
+        match &mut self.source {
             Source::Gguf(gguf) => Some(gguf),
             Source::Hub(_) => None,
         }
@@ -262,6 +290,25 @@ impl Weights {
             take(first, &encoded)?;
         }
         Ok(())
+    }
+
+    /// Reads matrices and packs them for the processor's kernels, each below the one before.
+    pub(crate) fn matrix(&mut self, roles: &[Role], tier: Tier) -> Result<Matrix, LoadError> {
+        let (mut parts, mut cols) = (Vec::new(), 0);
+        for role in roles {
+            let form = self.form(*role)?;
+            parts.push((form.rows, kernel_format(form.layout.format)));
+            cols = form.layout.cols;
+        }
+        let failed = |path: &Path, e: idiolect_kernels::PackError| LoadError::damaged(path, e);
+        let mut packer = Packer::new(cols, &parts, tier).map_err(|e| failed(self.path(), e))?;
+        for role in roles {
+            self.bands(*role, &mut |_, bytes| {
+                packer.push(bytes);
+                Ok(())
+            })?;
+        }
+        packer.finish().map_err(|e| failed(self.path(), e))
     }
 
     /// Reads a vector.
