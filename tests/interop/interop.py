@@ -14,11 +14,13 @@ def main():
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--sdk", required=True, help="the installed bittensor version")
     options.add_argument("--miner", required=True, help="the miner's program")
+    options.add_argument("--tool", help="the tool whose client asks a real axon of the SDK [default: idiolect beside the miner]")
     options.add_argument("--only", help="run only cases whose name contains this")
     options.add_argument("--keep", action="store_true", help="keep the miners' data and logs")
     options = options.parse_args()
 
     import chat_cases
+    import dendrite_cases
     import grpc_cases
     import http_cases
     from miner import Miner
@@ -53,6 +55,8 @@ def main():
             if legacy:
                 miners.append(miner("modern", "--blacklist.allow", "any"))
                 http_cases.run_without_legacy(table, sdk, miners[-1])
+        tool = options.tool or os.path.join(os.path.dirname(options.miner), "idiolect")
+        dendrite_cases.run(table, sdk, tool, work)
         failed = table.finish()
     finally:
         for each in miners:
