@@ -60,7 +60,7 @@ impl CandleBackend {
         config: CandleConfig,
         load: impl FnOnce(&mut Weights, &CandleConfig) -> Result<E, LoadError>,
     ) -> Result<Self, LoadError> {
-        let mut weights = Weights::open(path, config.context_tokens, None)?;
+        let mut weights = Weights::open(path, config.context_tokens, config.quantize)?;
         // The small parts first: most errors show there.
         let tokenizer = Tokenizer::of(&weights)?;
         let template = Template::of(&weights, &tokenizer)?;

@@ -2,6 +2,8 @@
 
 use std::num::NonZeroUsize;
 
+use idiolect_kernels::Format;
+
 use crate::device::DeviceChoice;
 use crate::error::LoadError;
 
@@ -15,6 +17,12 @@ pub struct CandleConfig {
     pub model: Option<String>,
     /// Where the model computes. Default [`DeviceChoice::Cpu`].
     pub device: DeviceChoice,
+    /// The format that every weight matrix is encoded in anew when the model is loaded; `None`, the default, keeps the
+    /// file's own. Matrices whose rows do not fill its blocks get [`Format::Q8_0`].
+    ///
+    /// For files of 16- or 32-bit numbers `Q8_0` halves or quarters the memory at next to no loss. The other way,
+    /// [`Format::F32`] computes with exact products, to compare with.
+    pub quantize: Option<Format>,
     /// Threads that compute; `None`, the default, takes one for each core that the process may use.
     pub threads: Option<NonZeroUsize>,
     /// Most tokens that prompt and candidate may have together, where the model allows more. Default 4096.
@@ -39,6 +47,7 @@ impl Default for CandleConfig {
             name: "candle".to_owned(),
             model: None,
             device: DeviceChoice::Cpu,
+            quantize: None,
             threads: None,
             context_tokens: 4096,
             max_kv_bytes: 1 << 30,

@@ -99,3 +99,4 @@ pub use config::{CandleConfig, EncoderConfig};
 pub use device::{DeviceChoice, ParseDeviceError};
 pub use encoder::SentenceEncoder;
 pub use error::LoadError;
+pub use idiolect_kernels::Format;

@@ -589,6 +589,7 @@ impl Session for Run<'_> {
 mod tests {
     use candle_core::quantized::GgmlDType;
     use candle_core::quantized::gguf_file::Value;
+    use idiolect_kernels::Format;
 
     use super::*;
     use crate::device::DeviceChoice;
@@ -613,7 +614,7 @@ mod tests {
         load_from(&path, None)
     }
 
-    fn load_from(path: &std::path::Path, format: Option<GgmlDType>) -> Result<Tensors, LoadError> {
+    fn load_from(path: &std::path::Path, format: Option<Format>) -> Result<Tensors, LoadError> {
         let mut weights = Weights::open(path, 4096, format)?;
         let model = Tensors::load(&mut weights, 2, &OpenDevice::open(DeviceChoice::Cpu)?)?;
         Ok(Tensors { prefill: 32, ..model })

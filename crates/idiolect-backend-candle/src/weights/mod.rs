@@ -115,6 +115,12 @@ const fn kernel_format(format: GgmlDType) -> Format {
     }
 }
 
+/// Returns candle's name of a format.
+fn candle_format(path: &Path, format: Format) -> Result<GgmlDType, LoadError> {
+    let known = TAKEN.into_iter().find(|known| kernel_format(*known) == format);
+    known.ok_or_else(|| LoadError::unsupported(path, format!("encoding weights as {format}"), "F32, F16, Q8_0, Q4_0 …"))
+}
+
 /// A stretch of rows in a file.
 struct Rows {
     place: Place,
@@ -127,7 +133,8 @@ struct Rows {
 impl Weights {
     /// Opens a GGUF file, a folder of safetensors with its `config.json`, or one safetensors file in such a folder, and
     /// checks its parameters. `context` is the longest sequence wanted. With `quantize` all matrices are encoded anew.
-    pub(crate) fn open(path: &Path, context: usize, quantize: Option<GgmlDType>) -> Result<Self, LoadError> {
+    pub(crate) fn open(path: &Path, context: usize, quantize: Option<Format>) -> Result<Self, LoadError> {
+        let quantize = quantize.map(|format| candle_format(path, format)).transpose()?;
         let hub = path.is_dir() || path.extension().is_some_and(|extension| extension == "safetensors");
         let (source, names, params) = if hub {
             let hub = Hub::open(path)?;

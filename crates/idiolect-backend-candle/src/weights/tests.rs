@@ -214,10 +214,10 @@ fn matrices_may_be_encoded_anew() {
     let role = Role::Layer(1, Part::Up);
     let exact = values(&mut open(dir.path()).unwrap(), role);
     for (wanted, got, tolerance) in [
-        (GgmlDType::Q8_0, GgmlDType::Q8_0, 0.002),
-        (GgmlDType::Q4_0, GgmlDType::Q4_0, 0.04),
+        (Format::Q8_0, GgmlDType::Q8_0, 0.002),
+        (Format::Q4_0, GgmlDType::Q4_0, 0.04),
         // Rows of 64 do not fill its blocks.
-        (GgmlDType::Q4K, GgmlDType::Q8_0, 0.002),
+        (Format::Q4K, GgmlDType::Q8_0, 0.002),
     ] {
         let mut weights = Weights::open(dir.path(), CONTEXT, Some(wanted)).unwrap();
         assert_eq!(weights.form(role).unwrap().layout.format, got);
