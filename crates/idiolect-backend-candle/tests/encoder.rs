@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use idiolect_backend::{Embedder, ErrorKind, testkit};
 use idiolect_backend_candle::{EncoderConfig, LoadError, SentenceEncoder};
@@ -129,8 +130,19 @@ async fn a_full_queue_is_overloaded_and_dropped_calls_stop() {
     let answers = futures_util::future::join_all((0..6).map(|_| encoder.embed(&texts))).await;
     assert!(answers.iter().filter_map(|a| a.as_ref().err()).all(|e| e.kind() == ErrorKind::Overloaded));
     assert!(answers.iter().any(Result::is_err) && answers.iter().any(Result::is_ok));
-    drop(tokio::time::timeout(std::time::Duration::from_millis(1), encoder.embed(&texts)).await);
-    encoder.embed(&["still there".to_owned()]).await.unwrap();
+    drop(tokio::time::timeout(Duration::from_millis(1), encoder.embed(&texts)).await);
+    // The dropped call may still wait in the queue, where its thread has not had a core yet.
+    let still_there = async {
+        loop {
+            match encoder.embed(&["still there".to_owned()]).await {
+                Err(error) if error.kind() == ErrorKind::Overloaded => {
+                    tokio::time::sleep(Duration::from_millis(5)).await
+                }
+                answer => break answer,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), still_there).await.expect("the queue empties").unwrap();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Which texts are encoded in one pass, and on which threads.
 
 /// Tokens of a pass: more stop paying, and cost memory.
-const PASS: usize = 256;
+const PASS: usize = 128;
 
 /// How much longer passes on threads of their own may take than an even split of the work.
 const UNEVEN: f64 = 1.15;
@@ -31,7 +31,7 @@ pub(super) fn plan(lens: &[usize], threads: usize) -> Plan {
     if longest as f64 * threads as f64 <= total as f64 * UNEVEN {
         return Plan::Apart(groups);
     }
-    let passes = total.div_ceil(2 * PASS).clamp(1, lens.len().max(1));
+    let passes = total.div_ceil(4 * PASS).clamp(1, lens.len().max(1));
     Plan::Together(deal(&order, passes, |i| lens[i]))
 }
 
@@ -56,8 +56,8 @@ mod tests {
     #[test]
     fn many_texts_are_encoded_on_threads_of_their_own() {
         let Plan::Apart(groups) = plan(&[30; 32], 2) else { panic!("they split evenly") };
-        assert_eq!(groups.len(), 4);
-        assert!(groups.iter().all(|group| group.len() == 8));
+        assert_eq!(groups.len(), 8);
+        assert!(groups.iter().all(|group| group.len() == 4));
         assert!(matches!(plan(&[200, 200], 2), Plan::Apart(groups) if groups.len() == 2));
         assert!(matches!(plan(&[200; 3], 1), Plan::Apart(groups) if groups.len() == 3));
     }

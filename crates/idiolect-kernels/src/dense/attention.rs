@@ -225,25 +225,35 @@ impl Attend<'_> {
     #[inline(always)]
     unsafe fn pack<V: Lanes>(&self, keys: *mut f32, values: *mut f32, padded_len: usize, padded_width: usize) {
         let Self { qkv, qkv_stride, len, model, head, head_width, .. } = *self;
-        for token in 0..padded_len {
-            let panel_of = keys.wrapping_add(token / panel::<V>() * panel::<V>() * head_width + token % panel::<V>());
+        let key = |token: usize| qkv.at(token * qkv_stride + model + head * head_width);
+        for token in 0..len {
+            let (value, row) = (key(token).wrapping_add(model), values.wrapping_add(token * padded_width));
             // SAFETY: the caller's promise.
             unsafe {
-                if token < len {
-                    let key = qkv.at(token * qkv_stride + model + head * head_width);
-                    for i in 0..head_width {
-                        *panel_of.add(i * panel::<V>()) = *key.add(i);
+                std::ptr::copy_nonoverlapping(value, row, head_width);
+                std::slice::from_raw_parts_mut(row.add(head_width), padded_width - head_width).fill(0.0);
+            }
+        }
+        let whole = head_width / 4 * 4;
+        // Squares of four tokens and four elements; panels are whole squares, and zeros stand for missing tokens.
+        for first in (0..padded_len).step_by(4) {
+            let at = keys.wrapping_add(first / panel::<V>() * panel::<V>() * head_width + first % panel::<V>());
+            let tokens = [first, first + 1, first + 2, first + 3];
+            // SAFETY: the caller's promise.
+            unsafe {
+                for i in (0..whole).step_by(4) {
+                    let square = tokens.map(|token| match token < len {
+                        true => key(token).add(i).cast::<[f32; 4]>().read_unaligned(),
+                        false => [0.0; 4],
+                    });
+                    for j in 0..4 {
+                        let column = square.map(|row| row[j]);
+                        at.add((i + j) * panel::<V>()).cast::<[f32; 4]>().write_unaligned(column);
                     }
-                    let value = key.wrapping_add(model);
-                    let row = values.add(token * padded_width);
-                    std::ptr::copy_nonoverlapping(value, row, head_width);
-                    for i in head_width..padded_width {
-                        *row.add(i) = 0.0;
-                    }
-                } else {
-                    for i in 0..head_width {
-                        *panel_of.add(i * panel::<V>()) = 0.0;
-                    }
+                }
+                for i in whole..head_width {
+                    let column = tokens.map(|token| if token < len { *key(token).add(i) } else { 0.0 });
+                    at.add(i * panel::<V>()).cast::<[f32; 4]>().write_unaligned(column);
                 }
             }
         }
