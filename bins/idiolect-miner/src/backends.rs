@@ -159,21 +159,25 @@ impl Loader<'_> {
         let files = self.resolver.resolve(&alias.parse::<Spec>()?, self.progress).await?;
         models::read_ahead(&files).await;
         let began = std::time::Instant::now();
-        let encoder = load_encoder(alias, &files.dir).await?;
+        let encoder = load_encoder(alias, &files.dir, &config.uniqueness.device).await?;
         tracing::info!(encoder = alias, load_ms = elapsed_ms(began), "encoder is loaded");
         Ok(Some(encoder))
     }
 }
 
 #[cfg(feature = "candle")]
-async fn load_encoder(alias: &str, dir: &Path) -> anyhow::Result<Arc<dyn Embedder>> {
+async fn load_encoder(alias: &str, dir: &Path, device: &str) -> anyhow::Result<Arc<dyn Embedder>> {
+    use idiolect_backend_candle::{EncoderConfig, SentenceEncoder};
+
     let dir = dir.to_path_buf();
-    let loaded = blocking(move || idiolect_backend_candle::SentenceEncoder::load(&dir)).await?;
+    let mut config = EncoderConfig::default();
+    config.device = device.parse()?;
+    let loaded = blocking(move || SentenceEncoder::load_with(&dir, config)).await?;
     Ok(Arc::new(loaded.with_context(|| format!("encoder {alias}"))?))
 }
 
 #[cfg(not(feature = "candle"))]
-async fn load_encoder(alias: &str, _: &Path) -> anyhow::Result<Arc<dyn Embedder>> {
+async fn load_encoder(alias: &str, _: &Path, _: &str) -> anyhow::Result<Arc<dyn Embedder>> {
     anyhow::bail!(
         "this build has no candle, which encoder {alias} needs; choose --encoder off, or build with --features candle"
     )

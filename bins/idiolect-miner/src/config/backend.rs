@@ -37,10 +37,10 @@ words! {
 }
 
 /// The device of models where none is given.
-const CPU: &str = "cpu";
+pub(super) const CPU: &str = "cpu";
 
 /// Says whether a text names a device: `cpu`, or a kind of graphics processor with or without a number.
-fn names_device(text: &str) -> bool {
+pub(super) fn names_device(text: &str) -> bool {
     let (kind, number) = text.split_once(':').unwrap_or((text, "0"));
     let numbered = number.bytes().all(|b| b.is_ascii_digit()) && number.parse::<usize>().is_ok();
     text == CPU || matches!(kind, "cuda" | "metal") && numbered

@@ -114,18 +114,29 @@ fn uniqueness(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
     if let Err(error) = uniqueness.profile.parse::<GateProfile>() {
         problem(loaded.origin("uniqueness.profile"), format!("uniqueness.profile: {error}"));
     }
-    match uniqueness.encoder {
-        EncoderKind::Mpnet => problem(
+    if uniqueness.encoder != EncoderKind::Off && !cfg!(feature = "candle") {
+        let encoder = uniqueness.encoder.as_str();
+        problem(
             loaded.origin("uniqueness.encoder"),
-            "uniqueness.encoder is mpnet, which this build cannot run; use minilm".to_owned(),
-        ),
-        EncoderKind::MiniLm if !cfg!(feature = "candle") => problem(
-            loaded.origin("uniqueness.encoder"),
-            "uniqueness.encoder is minilm, which this build cannot run: use off, or build with --features candle"
-                .to_owned(),
-        ),
-        _ => {}
+            format!(
+                "uniqueness.encoder is {encoder}, which this build cannot run: use off, or build with --features candle"
+            ),
+        );
     }
+    if let Some(feature) = missing_feature(&uniqueness.device) {
+        let device = &uniqueness.device;
+        problem(
+            loaded.origin("uniqueness.device"),
+            format!("uniqueness.device: this build has no {device}; build with --features {feature}"),
+        );
+    }
+}
+
+/// Returns the feature that a device needs and this build lacks.
+fn missing_feature(device: &str) -> Option<&'static str> {
+    let features = [("cuda", cfg!(feature = "cuda")), ("metal", cfg!(feature = "metal"))];
+    let kind = device.split(':').next();
+    features.into_iter().find_map(|(feature, built)| (kind == Some(feature) && !built).then_some(feature))
 }
 
 fn backends(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
@@ -179,11 +190,9 @@ fn backend_rules(backend: &BackendConfig, mut problem: impl FnMut(&str, String))
     if backend.kind == BackendKind::Candle && !cfg!(feature = "candle") {
         problem("kind", format!("backend {name}: this build has no candle; build with --features candle"));
     }
-    for (feature, built) in [("cuda", cfg!(feature = "cuda")), ("metal", cfg!(feature = "metal"))] {
-        if backend.device.split(':').next() == Some(feature) && !built {
-            let device = &backend.device;
-            problem("device", format!("backend {name}: this build has no {device}; build with --features {feature}"));
-        }
+    if let Some(feature) = missing_feature(&backend.device) {
+        let device = &backend.device;
+        problem("device", format!("backend {name}: this build has no {device}; build with --features {feature}"));
     }
     if backend.kind == BackendKind::OpenAi && !cfg!(feature = "openai") {
         problem("kind", format!("backend {name}: this build has no openai; build with --features openai"));

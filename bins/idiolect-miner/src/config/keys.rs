@@ -118,6 +118,8 @@ pub static KEYS: &[Key<Config>] = &[
     key!(Config: uniqueness.profile, "The validators' arithmetic to satisfy: `openvalidators-1.2` or `text-prompting-2.1`."),
     key!(Config: uniqueness.encoder, "Sentence encoder that measures likeness: `minilm`, `mpnet` (the validators' own) or `off`.")
         .flags(&["encoder"]),
+    key!(Config: uniqueness.device, "Where the encoder computes: `cpu`, `cuda`, `cuda:1`, `metal` …; all but `cpu` need a build with the feature of that name.")
+        .expect("cpu, cuda, cuda:N, metal or metal:N", |c| super::backend::names_device(&c.uniqueness.device)),
     key!(Config: uniqueness.margin, "Distance by which a reply should clear the gate, above the bound itself.").unit("1 - cosine")
         .expect("0 to 0.5", |c| (0.0..=0.5).contains(&c.uniqueness.margin)),
     key!(Config: uniqueness.history, "Replies that new ones are compared with, the last first.").unit("replies")

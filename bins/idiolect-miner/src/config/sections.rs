@@ -293,6 +293,7 @@ pub struct MutationSection {
 pub struct UniquenessSection {
     pub profile: String,
     pub encoder: EncoderKind,
+    pub device: String,
     pub margin: f32,
     pub history: usize,
 }
@@ -396,6 +397,7 @@ impl Default for Config {
             uniqueness: UniquenessSection {
                 profile: "text-prompting-2.1".to_owned(),
                 encoder: EncoderKind::MiniLm,
+                device: super::backend::CPU.to_owned(),
                 margin: 0.0147,
                 history: 4096,
             },

@@ -203,6 +203,10 @@ fn devices_are_checked() {
         let expected =
             format!("miner.toml:3: backend candle: this build has no {device}; build with --features {feature}");
         assert_eq!(of(device), if built { vec![] } else { vec![expected] });
+        let of_encoder = problems(&format!("[uniqueness]\ndevice = \"{device}\"\n"), &[], &[]);
+        let expected =
+            format!("miner.toml:2: uniqueness.device: this build has no {device}; build with --features {feature}");
+        assert_eq!(of_encoder, if built { vec![] } else { vec![expected] });
     }
 }
 
