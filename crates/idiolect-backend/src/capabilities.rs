@@ -1,6 +1,8 @@
 //! What a backend can do, and the scoring of given texts.
 
-use crate::TokenLogprob;
+use idiolect_sampling::{Stage, StageKind};
+
+use crate::{Error, Sampling, TokenLogprob};
 
 /// How far a backend can score a given text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,6 +35,11 @@ pub struct Capabilities {
     pub batched_candidates: bool,
     /// How far given texts can be scored.
     pub score: ScoreSupport,
+    /// [`Sampling::min_tokens`] is heeded.
+    pub min_tokens: bool,
+    /// The stages that a [`Sampling::chain`] may have, and [`Sampling::constraint`] as one of them. None: the plain
+    /// fields of [`Sampling`] are all there is.
+    pub stages: Vec<StageKind>,
     /// Every token costs the operator money.
     pub paid: bool,
     /// Family of the model ("llama", "gpt", …), where known: replies of one family are alike.
@@ -43,6 +50,26 @@ impl Capabilities {
     /// Makes the most cautious capabilities for a named model.
     pub fn new(model: impl Into<String>) -> Self {
         Self { model: model.into(), ..Self::default() }
+    }
+
+    /// Refuses sampling with a stage that is not among [`stages`](Self::stages). Without chain and constraint there is
+    /// nothing to refuse.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] naming the backend and the stages.
+    pub fn check_stages(&self, backend: &str, sampling: &Sampling) -> Result<(), Error> {
+        let chain = sampling.chain.as_ref().map(idiolect_sampling::ChainSpec::stages).unwrap_or_default();
+        let mut asked: Vec<StageKind> =
+            chain.iter().filter(|stage| !stage.is_off()).map(Stage::kind).collect();
+        asked.extend(sampling.constraint.as_ref().map(|_| StageKind::Constraint));
+        asked.retain(|kind| !self.stages.contains(kind));
+        asked.dedup();
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let names: Vec<&str> = asked.iter().map(|kind| kind.as_str()).collect();
+        let what = format!("the sampling stage{} {}", if names.len() == 1 { "" } else { "s" }, names.join(", "));
+        Err(Error::Unsupported { backend: backend.to_owned(), what })
     }
 }
 
@@ -67,5 +94,29 @@ impl Score {
         let sum: f64 = self.tokens.iter().map(|t| f64::from(t.logprob)).sum();
         #[expect(clippy::cast_possible_truncation, reason = "a mean of f32 values fits f32")]
         Some((sum / self.tokens.len() as f64) as f32)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use idiolect_sampling::{ChainSpec, ConstraintSpec, Preset, TopK, TopP};
+
+    use super::*;
+
+    #[test]
+    fn stages_that_are_not_there_are_named() {
+        let mut capabilities = Capabilities::new("m");
+        let mut sampling = Sampling { temperature: Some(0.3), top_k: Some(5), ..Sampling::default() };
+        capabilities.check_stages("b", &sampling).unwrap();
+        sampling.chain = Some(ChainSpec::from(vec![Stage::TopK(TopK { k: 3 }), Stage::TopP(TopP { p: 1.0 })]));
+        sampling.constraint = Some(ConstraintSpec::Json);
+        let error = capabilities.check_stages("b", &sampling).unwrap_err();
+        assert_eq!(error.to_string(), "b does not support the sampling stages top_k, constraint");
+        capabilities.stages = vec![StageKind::TopK];
+        let error = capabilities.check_stages("b", &sampling).unwrap_err();
+        assert_eq!(error.to_string(), "b does not support the sampling stage constraint");
+        capabilities.stages = StageKind::ALL.to_vec();
+        sampling.chain = Some(Preset::LlamaCpp.into());
+        capabilities.check_stages("b", &sampling).unwrap();
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     Backend, Candidate, Capabilities, Completion, CompletionStream, Embedder, Embedding, Error, Event, FinishReason,
-    Health, Message, Request, Score, ScoreSupport, TokenLogprob, TopLogprob, Usage, collect, random,
+    Health, Message, Request, Score, ScoreSupport, StageKind, TokenLogprob, TopLogprob, Usage, collect, random,
 };
 
 /// What an [`Echo`] is called and how fast it speaks.
@@ -38,7 +38,7 @@ impl Default for EchoConfig {
 /// Candidate 0 without a seed is the message itself. Every other candidate has its words in another order and ends in
 /// a tag, both derived from the seed (0 when there is none) and the candidate's number, so that candidates differ and
 /// a seed can be seen to work. Log-probabilities are made up, but always the same for the same word, and
-/// [`score`](Backend::score) agrees with them.
+/// [`score`](Backend::score) agrees with them. A candidate that is shorter than `min_tokens` says its words again.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -89,6 +89,9 @@ impl Echo {
             logprobs: true,
             batched_candidates: true,
             score: ScoreSupport::Tokens,
+            min_tokens: true,
+            // Nothing is drawn, so that every chain draws the same; but a shape is more than it can promise.
+            stages: StageKind::ALL.into_iter().filter(|kind| *kind != StageKind::Constraint).collect(),
             paid: false,
             family: Some("echo".to_owned()),
         };
@@ -103,6 +106,7 @@ impl Echo {
 
     fn plan(&self, request: &Request) -> Result<Plan, Error> {
         request.validate()?;
+        self.capabilities.check_stages(&self.config.name, &request.sampling)?;
         if request.deadline.is_some_and(|deadline| deadline <= Instant::now().into_std()) {
             return Err(Error::DeadlineExceeded);
         }
@@ -125,6 +129,7 @@ impl Echo {
     fn speak(&self, request: &Request, plan: Plan) -> CompletionStream {
         let speech = Speech {
             unfinished: vec![true; plan.candidates.len()],
+            said: vec![0; plan.candidates.len()],
             plan,
             step: 0,
             next: Instant::now(),
@@ -197,6 +202,8 @@ impl Plan {
 struct Speech {
     plan: Plan,
     unfinished: Vec<bool>,
+    /// How many bytes of each candidate were said.
+    said: Vec<usize>,
     step: usize,
     next: Instant,
     delay: Duration,
@@ -252,8 +259,9 @@ impl Speech {
                 continue;
             }
             let planned = &self.plan.candidates[candidate];
-            let mut rest = tokens(&planned.text).skip(self.step);
+            let mut rest = tokens(&planned.text[self.said[candidate]..]);
             if let Some(token) = rest.next() {
+                self.said[candidate] += token.len();
                 let logprobs = self.logprobs.map(|n| likelihood(token, n)).into_iter().collect();
                 self.queue.push_back(Event::Delta { candidate, text: token.to_owned(), logprobs });
             }
@@ -330,7 +338,17 @@ fn planned(last: &str, index: usize, room: u32, request: &Request) -> Planned {
             }
         }
     }
-    let mut reason = if n_tokens > room { FinishReason::Length } else { FinishReason::Stop };
+    // What says nothing more says its words again until it is long enough.
+    let least = usize::try_from(request.sampling.min_tokens.unwrap_or(0)).unwrap_or(room).min(room);
+    let mut again = last.split_whitespace().cycle();
+    while n_tokens < least {
+        let Some(word) = again.next() else { break };
+        text.push_str(if n_tokens > 0 { " " } else { "" });
+        text.push_str(word);
+        n_tokens += 1;
+    }
+    let is_exact = least == room && n_tokens == room;
+    let mut reason = if n_tokens > room || is_exact { FinishReason::Length } else { FinishReason::Stop };
     if let Some(end) = request.sampling.stop.iter().filter_map(|stop| text.find(stop.as_str())).min() {
         // What is left of a word would be no token: white space at the end goes with the stop text.
         text.truncate(text[..end].trim_end().len());

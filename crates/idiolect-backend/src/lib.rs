@@ -31,6 +31,9 @@
 //! # The contract
 //! [`Backend`], [`Request`], [`Completion`], [`Event`], [`Capabilities`], [`Score`], [`Error`], [`Embedder`].
 //!
+//! How tokens are drawn is data, [`Sampling`] and the [`ChainSpec`] in it, whose types are those of `idiolect-sampling`
+//! without its sampler: an engine takes the sampler from there, or has one of its own.
+//!
 //! # Backends around backends
 //! | type | does |
 //! | --- | --- |
@@ -82,5 +85,7 @@ pub use ledger::{Charge, FileLedger, MemoryLedger, SpendLedger, UtcDay};
 pub use limit::{Limit, LimitConfig};
 pub use pool::{Member, MemberSnapshot, Pool, PoolConfig, Strategy};
 pub use request::{Message, Request, Role, Sampling};
+#[doc(no_inline)]
+pub use idiolect_sampling::{ChainSpec, ConstraintSpec, Preset, Stage, StageKind};
 pub use spend::{Prices, SpendingCap, SpendingConfig};
 pub use timeout::{Timeout, TimeoutConfig, end_at};

@@ -375,6 +375,8 @@ fn joint_capabilities(members: &[Member]) -> Capabilities {
         logprobs: all.iter().all(|c| c.logprobs),
         batched_candidates: all.iter().all(|c| c.batched_candidates),
         score: all.iter().map(|c| c.score).min().unwrap_or_default(),
+        min_tokens: all.iter().all(|c| c.min_tokens),
+        stages: first.stages.iter().copied().filter(|kind| all.iter().all(|c| c.stages.contains(kind))).collect(),
         paid: all.iter().any(|c| c.paid),
         family: first.family.clone().filter(|family| all.iter().all(|c| c.family.as_ref() == Some(family))),
     }

@@ -91,7 +91,8 @@ impl Shared {
             let can = self.members[*index].backend.capabilities();
             let lacks_logprobs = request.sampling.logprobs.is_some() && !can.logprobs;
             let lacks_seed = request.sampling.seed.is_some() && !can.seed;
-            u8::from(lacks_logprobs) + u8::from(lacks_seed)
+            let lacks_stages = can.check_stages("", &request.sampling).is_err();
+            u8::from(lacks_logprobs) + u8::from(lacks_seed) + 3 * u8::from(lacks_stages)
         });
     }
 }

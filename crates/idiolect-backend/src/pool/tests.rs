@@ -256,6 +256,8 @@ async fn capabilities_are_what_all_can_do() {
         logprobs: true,
         batched_candidates: true,
         score: ScoreSupport::Rows,
+        min_tokens: true,
+        stages: vec![crate::StageKind::TopK, crate::StageKind::Xtc],
         family: Some("llama".to_owned()),
         ..Capabilities::new("a")
     };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::{FutureExt, StreamExt};
+use idiolect_sampling::{ChainSpec, Dry, Stage, TopK, TopNSigma, Xtc};
 use tokio::time::Instant;
 
 use crate::{
@@ -110,6 +111,8 @@ impl Conformance {
         self.streams_in_order().await;
         self.repeats_with_a_seed().await;
         self.ends_at_max_tokens().await;
+        self.draws_min_tokens().await;
+        self.names_stages_it_lacks().await;
         self.ends_before_a_stop_text().await;
         self.gives_logprobs().await;
         self.keeps_deadlines().await;
@@ -252,6 +255,47 @@ impl Conformance {
         if candidate.n_tokens == 2 {
             let reason = candidate.finish_reason;
             assert!(matches!(reason, FinishReason::Length | FinishReason::Stop), "cut by length, got {reason:?}");
+        }
+    }
+
+    async fn draws_min_tokens(&self) {
+        let backend = self.backend();
+        if !backend.capabilities().min_tokens {
+            return;
+        }
+        let mut request = self.request();
+        (request.n, request.sampling.min_tokens) = (2, Some(self.max_tokens));
+        for candidate in self.complete(&*backend, &request).await.candidates {
+            assert_eq!(candidate.n_tokens, self.max_tokens, "as many tokens as there must be at least");
+            assert_eq!(candidate.finish_reason, FinishReason::Length, "why a candidate of exact length ends");
+        }
+        request.sampling.min_tokens = Some(self.max_tokens + 1);
+        let refused = backend.complete(request).await.map(drop);
+        check_kind(refused, ErrorKind::InvalidRequest, "min_tokens above max_tokens");
+    }
+
+    async fn names_stages_it_lacks(&self) {
+        let backend = self.backend();
+        let stages = [
+            Stage::Xtc(Xtc { probability: 0.5, threshold: 0.1 }),
+            Stage::TopNSigma(TopNSigma { n: 1.0 }),
+            Stage::Dry(Dry { multiplier: 0.8, ..Dry::default() }),
+            Stage::TopK(TopK { k: 10 }),
+        ];
+        for stage in stages {
+            let kind = stage.kind();
+            let mut request = self.request();
+            request.sampling.chain = Some(ChainSpec::from(vec![stage]));
+            if backend.capabilities().stages.contains(&kind) {
+                self.complete(&*backend, &request).await;
+                continue;
+            }
+            match backend.complete(request).await {
+                Err(error @ Error::Unsupported { .. }) => {
+                    assert!(error.to_string().contains(kind.as_str()), "{error} names the stage {kind}");
+                }
+                other => panic!("a chain with {kind}, which is not among the capabilities, gives {other:?}"),
+            }
         }
     }
 
