@@ -1,10 +1,9 @@
 //! The listener: takes connections within bounds, and stops without losing answers.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use idiolect_protocol::http_synapse::SynapseSpec;
@@ -22,8 +21,10 @@ use crate::grpc::GrpcServices;
 use crate::handler::Handler;
 use crate::http::HttpFront;
 use crate::metrics as meters;
+use crate::places::Places;
 use crate::policy::Policy;
 use crate::synapse::SynapseHandler;
+use crate::watch::Watch;
 
 /// A served axon: one port for every generation of client.
 ///
@@ -143,19 +144,20 @@ struct Connections {
     tasks: JoinSet<()>,
     services: Arc<Services>,
     stopping: watch::Receiver<bool>,
-    by_ip: Arc<ByIp>,
+    places: Arc<Places>,
     farewells: Arc<Semaphore>,
 }
 
 impl Connections {
     fn new(services: Arc<Services>, stopping: watch::Receiver<bool>) -> Self {
         let config = &services.admission.config;
-        let by_ip = Arc::new(ByIp::new(config.max_connections, config.max_connections_per_ip));
-        Self { tasks: JoinSet::new(), services, stopping, by_ip, farewells: Arc::new(Semaphore::new(MAX_FAREWELLS)) }
+        let places = Arc::new(Places::new(config.max_connections, config.max_connections_per_ip));
+        Self { tasks: JoinSet::new(), services, stopping, places, farewells: Arc::new(Semaphore::new(MAX_FAREWELLS)) }
     }
 
     fn take(&mut self, stream: TcpStream, peer: SocketAddr) {
-        let place = match self.by_ip.enter(peer.ip()) {
+        let watch = Watch::new();
+        let place = match self.places.enter(network(peer.ip()), watch.clone()) {
             Ok(place) => place,
             Err(why) => {
                 meters::connection_refused(why);
@@ -169,7 +171,7 @@ impl Connections {
             }
         };
         let _ = stream.set_nodelay(true);
-        let serving = connection::serve(stream, peer, self.services.clone(), self.stopping.clone());
+        let serving = connection::serve(stream, peer, watch, self.services.clone(), self.stopping.clone());
         self.tasks.spawn(async move {
             let _place = place;
             serving.await;
@@ -218,41 +220,6 @@ async fn turn_away(mut stream: TcpStream) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Counts connections, in all and by address.
-struct ByIp {
-    max: usize,
-    max_per_ip: usize,
-    open: Mutex<Open>,
-}
-
-#[derive(Default)]
-struct Open {
-    n: usize,
-    by_ip: HashMap<IpAddr, usize>,
-}
-
-impl ByIp {
-    fn new(max: usize, max_per_ip: usize) -> Self {
-        Self { max, max_per_ip, open: Mutex::default() }
-    }
-
-    fn enter(self: &Arc<Self>, ip: IpAddr) -> Result<Place, &'static str> {
-        let ip = network(ip);
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.n >= self.max {
-            return Err("total");
-        }
-        let n_of_ip = open.by_ip.entry(ip).or_default();
-        if *n_of_ip >= self.max_per_ip {
-            return Err("per_ip");
-        }
-        *n_of_ip += 1;
-        open.n += 1;
-        meters::connections(open.n);
-        Ok(Place { by_ip: self.clone(), ip })
-    }
-}
-
 /// One household has 2^64 addresses of IPv6: they count as one.
 pub(crate) fn network(ip: IpAddr) -> IpAddr {
     match ip {
@@ -261,43 +228,5 @@ pub(crate) fn network(ip: IpAddr) -> IpAddr {
             Some(v4) => v4.into(),
             None => std::net::Ipv6Addr::from(u128::from(v6) & !u128::from(u64::MAX)).into(),
         },
-    }
-}
-
-struct Place {
-    by_ip: Arc<ByIp>,
-    ip: IpAddr,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut open = self.by_ip.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.n -= 1;
-        meters::connections(open.n);
-        if let Some(n_of_ip) = open.by_ip.get_mut(&self.ip) {
-            *n_of_ip -= 1;
-            if *n_of_ip == 0 {
-                open.by_ip.remove(&self.ip);
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn connections_are_counted_in_all_and_by_network() {
-        let by_ip = Arc::new(ByIp::new(3, 2));
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let first = by_ip.enter(ip("2001:db8::1")).ok().unwrap();
-        let _second = by_ip.enter(ip("2001:db8::2")).ok().unwrap();
-        assert_eq!(by_ip.enter(ip("2001:db8::3")).err(), Some("per_ip"));
-        let _third = by_ip.enter(ip("192.0.2.1")).ok().unwrap();
-        assert_eq!(by_ip.enter(ip("192.0.2.2")).err(), Some("total"));
-        drop(first);
-        assert!(by_ip.enter(ip("::ffff:192.0.2.1")).is_ok());
-        assert_eq!(by_ip.open.lock().unwrap().by_ip.len(), 2);
     }
 }

@@ -27,9 +27,10 @@ pub struct AxonConfig {
     /// How long a peer may leave our bytes unread before the connection is closed; it may take three times as long over a
     /// whole answer. Default 20 s.
     pub write_timeout: Duration,
-    /// Most connections at one time. Default 1024.
+    /// Most connections at one time. Default 1024. For another, one that has asked nothing for a second is closed: of the
+    /// address that holds most, the one that has rested longest. Only where there is none the newcomer is told 503.
     pub max_connections: usize,
-    /// Most connections at one time from one address. Default 256.
+    /// Most connections at one time from one address. Default 256. As above, among its own.
     pub max_connections_per_ip: usize,
     /// Most requests at one time, verified or not; more are refused with 503. Default 1024.
     pub max_requests: usize,

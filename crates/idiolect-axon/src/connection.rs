@@ -31,6 +31,12 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How long a connection that was asked to end may take to do so.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// How long a connection whose place was needed may take to end.
+const LEAVING: Duration = Duration::from_secs(1);
+
+/// Why such a connection is closed, in metrics.
+const DISPLACED: &str = "displaced";
+
 /// What serves the requests of every connection.
 pub(crate) struct Services {
     pub(crate) admission: Arc<Admission>,
@@ -42,14 +48,15 @@ pub(crate) struct Services {
 pub(crate) async fn serve(
     stream: TcpStream,
     peer: SocketAddr,
+    watch: Arc<Watch>,
     services: Arc<Services>,
     mut stopping: watch::Receiver<bool>,
 ) {
     let config = services.admission.config.clone();
-    let watch = Watch::new();
     let sniffed = tokio::select! {
         sniffed = tokio::time::timeout(config.header_timeout, sniff(stream)) => sniffed,
         _ = stopping.wait_for(|stopping| *stopping) => return,
+        () = watch.dismissed() => return meters::connection_cut(DISPLACED),
     };
     let (stream, sniffed, is_http2) = match sniffed {
         Ok(Some(sniffed)) => sniffed,
@@ -129,6 +136,7 @@ async fn drive<C: Future>(
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut is_stopping = false;
     let mut ends_by: Option<Instant> = None;
+    let mut leaves_at = None;
     loop {
         tokio::select! {
             biased;
@@ -137,6 +145,13 @@ async fn drive<C: Future>(
                 is_stopping = true;
                 end_gracefully(connection.as_mut());
             }
+            () = watch.dismissed(), if leaves_at.is_none() => {
+                meters::connection_cut(DISPLACED);
+                leaves_at = Some(tokio::time::Instant::now() + LEAVING);
+                end_gracefully(connection.as_mut());
+            }
+            // Whoever asked at the last moment is answered.
+            () = until(leaves_at), if !watch.is_active() => return,
             _ = looks.tick() => match watch.judge(config) {
                 None => {}
                 Some(TooSlow::Idle) if ends_by.is_none() => {
@@ -151,6 +166,14 @@ async fn drive<C: Future>(
                 }
             },
         }
+    }
+}
+
+/// Waits for a moment, for ever where there is none.
+async fn until(moment: Option<tokio::time::Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }
 

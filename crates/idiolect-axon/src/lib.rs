@@ -78,6 +78,11 @@
 //! - [`nonces`]: used nonces on disk, so that a captured request does not work again after a restart.
 //! - [`metrics`]: what is counted.
 //!
+//! # Replies without the headers of a synapse
+//! A request whose head cannot be read, or is too large, is answered by hyper before it reaches us: status 400 or 431, no
+//! body, and no `bt_header_axon_status_code`. hyper lets nobody shape these replies. None of Bittensor's clients sends such
+//! heads; one that did would report a reply that it cannot parse.
+//!
 //! What it costs is measured by `cargo run --release -p idiolect-axon --example load`.
 
 mod admission;
@@ -93,6 +98,7 @@ mod http;
 pub mod metagraph;
 pub mod metrics;
 pub mod nonces;
+mod places;
 pub mod policy;
 pub mod queue;
 mod strangers;

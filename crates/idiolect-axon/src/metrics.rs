@@ -44,7 +44,7 @@ pub fn describe() {
     describe_counter!(CONNECTIONS_REFUSED, "Connections refused on arrival, by `why` (total, per_ip, draining)");
     describe_counter!(
         CONNECTIONS_CUT,
-        "Connections closed on peers that were too slow, by `why` (head, body, idle, write)"
+        "Connections closed on peers that were too slow or whose place was needed, by `why` (head, body, idle, write, displaced)"
     );
     describe_gauge!(BUFFERED, Unit::Bytes, "Bytes of request bodies held now");
     describe_gauge!(NONCES, "Nonces remembered");

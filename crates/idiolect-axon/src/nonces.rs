@@ -132,10 +132,32 @@ impl NoncePersister {
         let saved = write(&self.pool, &self.receiver, &records).await;
         if saved.is_ok() {
             meters::nonces_saved(records.len());
+            self.delete_forgotten().await?;
         } else {
             self.store.return_unsaved(still_needed(records, self.clock.now_ns()));
         }
         saved
+    }
+}
+
+impl NoncePersister {
+    /// Deletes the counters that the store forgot; the limits that stand for them have just been written.
+    async fn delete_forgotten(&self) -> Result<(), NonceDbError> {
+        let forgotten = self.store.take_forgotten();
+        if forgotten.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(
+            sessions = forgotten.len(),
+            "the store of nonces was full: forgot old sessions, which are refused from now on"
+        );
+        let keys = serde_json::to_string(&forgotten).map_err(NonceDbError::Damaged)?;
+        sqlx::query("DELETE FROM nonce_monotonic WHERE receiver = ? AND key IN (SELECT value FROM json_each(?))")
+            .bind(&self.receiver)
+            .bind(keys)
+            .execute(&self.pool)
+            .await?;
+        Ok(())
     }
 }
 

@@ -221,3 +221,30 @@ async fn nonces_of_version_1_are_taken_over() {
     let n: i64 = sqlx::query("SELECT count(*) FROM nonce_windowed").fetch_one(&pool).await.unwrap().get(0);
     assert_eq!(n, 3);
 }
+
+#[tokio::test]
+async fn sessions_that_were_forgotten_leave_the_disk_and_stay_refused() {
+    let disk = Disk::new();
+    let (store, persister) = disk.start(NOW).await;
+    // A key's share of a store of 1000: each of these sessions began one clock tick after the other, in 1998.
+    let session = |n: i128| counter(&format!("a:{n:08x}-0000-11d2-8000-02fc00000001"), 5);
+    for n in 0..250 {
+        store.check_and_store(&session(n), NOW).unwrap();
+    }
+    persister.save().await.unwrap();
+    let later = NOW + 3600 * S;
+    store.check_and_store(&session(250), later).unwrap();
+    persister.save().await.unwrap();
+    let pool = disk.pool().await;
+    let rows: i64 = sqlx::query("SELECT count(*) FROM nonce_monotonic WHERE key NOT LIKE '%*'")
+        .fetch_one(&pool)
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(rows, 125);
+    let (restored, _persister) = disk.start(later).await;
+    for n in 0..=250 {
+        assert_eq!(restored.check_and_store(&session(n), later), Err(AuthError::Replayed), "{n}");
+    }
+    restored.check_and_store(&session(251), later).unwrap();
+}

@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::config::AxonConfig;
@@ -28,6 +29,8 @@ pub(crate) struct Watch {
     /// When each answer that is not wholly handed over was begun, and a number to tell them apart.
     answers: Mutex<BTreeSet<(u64, u64)>>,
     n_answers: AtomicU64,
+    is_dismissed: AtomicBool,
+    dismissal: Notify,
 }
 
 impl Watch {
@@ -41,7 +44,39 @@ impl Watch {
             write_blocked_since: AtomicU64::new(0),
             answers: Mutex::default(),
             n_answers: AtomicU64::new(0),
+            is_dismissed: AtomicBool::new(false),
+            dismissal: Notify::new(),
         })
+    }
+
+    /// Returns for how long nothing has been asked and no head has been on its way; `None` while a request is in hand.
+    pub(crate) fn rest(&self) -> Option<Duration> {
+        if self.is_active() {
+            return None;
+        }
+        let since = self.idle_since.load(Ordering::Relaxed).max(self.head_since.load(Ordering::Relaxed));
+        Some(Duration::from_millis(self.now().saturating_sub(since)))
+    }
+
+    pub(crate) fn is_active(&self) -> bool {
+        self.n_active.load(Ordering::Relaxed) > 0
+    }
+
+    /// Sends the connection away: its place is needed.
+    pub(crate) fn dismiss(&self) {
+        self.is_dismissed.store(true, Ordering::Relaxed);
+        self.dismissal.notify_one();
+    }
+
+    /// Waits until the connection is sent away.
+    pub(crate) async fn dismissed(&self) {
+        while !self.is_dismissed() {
+            self.dismissal.notified().await;
+        }
+    }
+
+    pub(crate) fn is_dismissed(&self) -> bool {
+        self.is_dismissed.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_http2(&self) {
@@ -94,7 +129,7 @@ impl Watch {
         if longer(&AtomicU64::new(oldest), config.write_timeout.saturating_mul(ANSWER_FACTOR)) {
             return Some(TooSlow::Write);
         }
-        if self.n_active.load(Ordering::Relaxed) > 0 {
+        if self.is_active() {
             return None;
         }
         // An HTTP/2 peer may send pings and settings without ever asking anything.

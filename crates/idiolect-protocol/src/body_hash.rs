@@ -4,6 +4,11 @@
 //! `messages` is hashed in the prompting synapses: roles and everything else are **not** protected, and a synapse without
 //! hashed fields has one constant hash.
 //!
+//! Which characters a Python text shows as they are depends on the Unicode tables of the Python that signs, so every table
+//! from Python 3.8 (Unicode 12.1) to 3.13 (15.1) is tried. Messages with characters that came later, with Unicode 16 in
+//! Python 3.14, have a hash that no table here gives, and are refused as not matching it; all other messages of such a
+//! Python are unaffected.
+//!
 //! ```
 //! use idiolect_protocol::body_hash::{body_hash, verify_body_hash};
 //!

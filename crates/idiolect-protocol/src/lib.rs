@@ -33,6 +33,8 @@
 //!
 //! [`dendrite`] is the client of all of them, [`status`] the one table of status codes, [`wallet`] reads key files.
 //!
+//! Everything that decodes a peer's bytes has a fuzz target: see `fuzz/README.md`.
+//!
 //! Nothing here listens, connects (but for [`dendrite`]) or keeps files (but for [`wallet`]).
 
 pub mod body_hash;

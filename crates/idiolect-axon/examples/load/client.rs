@@ -43,26 +43,49 @@ pub(crate) struct Target {
     pub(crate) address: SocketAddr,
 }
 
-/// Asks `n` times over `n_connections`, each time as soon as the last answer is there.
-pub(crate) async fn closed_loop(target: Target, n_connections: usize, n: usize) -> anyhow::Result<Summary> {
-    let each = n.div_ceil(n_connections);
-    let mut connections = Vec::new();
-    for _ in 0..n_connections {
-        connections.push(Connection::open(target).await?);
+/// Clients that keep their connections and, as real dendrites do, their sessions.
+pub(crate) struct Clients(Vec<Connection>);
+
+impl Clients {
+    pub(crate) async fn open(target: Target, n: usize) -> anyhow::Result<Self> {
+        let mut connections = Vec::new();
+        for _ in 0..n {
+            connections.push(Connection::open(target).await?);
+        }
+        Ok(Self(connections))
     }
-    let start = Instant::now();
-    let asking = connections.into_iter().map(|mut connection| {
-        tokio::spawn(async move {
-            let mut latencies = Vec::with_capacity(each);
-            for _ in 0..each {
-                let asked = Instant::now();
-                connection.ask().await?;
-                latencies.push(asked.elapsed());
-            }
-            anyhow::Ok(latencies)
-        })
-    });
-    collect(asking.collect(), start).await
+
+    /// Asks `n` times in all, each client as soon as its last answer is there. With `session_length` each client is
+    /// started anew, so to say, after so many requests.
+    pub(crate) async fn closed_loop(&mut self, n: usize, session_length: Option<usize>) -> anyhow::Result<Summary> {
+        let each = n.div_ceil(self.0.len());
+        let start = Instant::now();
+        let asking: Vec<_> = self
+            .0
+            .drain(..)
+            .map(|mut connection| {
+                tokio::spawn(async move {
+                    let mut latencies = Vec::with_capacity(each);
+                    for nth in 0..each {
+                        if session_length.is_some_and(|length| nth % length == 0) {
+                            connection.session().renew();
+                        }
+                        let asked = Instant::now();
+                        connection.ask().await?;
+                        latencies.push(asked.elapsed());
+                    }
+                    anyhow::Ok((connection, latencies))
+                })
+            })
+            .collect();
+        let mut latencies = Vec::new();
+        for asked in asking {
+            let (connection, of_one) = asked.await??;
+            self.0.push(connection);
+            latencies.extend(of_one);
+        }
+        Ok(Summary::new(latencies, start.elapsed()))
+    }
 }
 
 /// Asks `per_second` times a second in all, whether or not answers are there. Latency counts from the moment at which a
@@ -93,13 +116,7 @@ pub(crate) async fn open_loop(
             anyhow::Ok(latencies)
         })
     });
-    collect(asking.collect(), start).await
-}
-
-async fn collect(
-    asking: Vec<tokio::task::JoinHandle<anyhow::Result<Vec<Duration>>>>,
-    start: Instant,
-) -> anyhow::Result<Summary> {
+    let asking: Vec<_> = asking.collect();
     let mut latencies = Vec::new();
     for asked in asking {
         latencies.extend(asked.await??);
@@ -120,6 +137,13 @@ impl Connection {
         })
     }
 
+    fn session(&mut self) -> &mut Session {
+        match self {
+            Self::Http(connection) => &mut connection.session,
+            Self::Grpc(connection) => &mut connection.session,
+        }
+    }
+
     async fn ask(&mut self) -> anyhow::Result<()> {
         match self {
             Self::Http(connection) => connection.ask().await,
@@ -133,17 +157,34 @@ struct Session {
     sender: Arc<Keypair>,
     receiver: Hotkey,
     id: String,
+    began: Instant,
 }
 
 impl Session {
     fn new() -> anyhow::Result<Self> {
         let sender = Arc::new(Keypair::from_uri("//Bob")?);
-        Ok(Self { sender, receiver: Keypair::from_uri("//Alice")?.hotkey(), id: uuid::Uuid::new_v4().to_string() })
+        let receiver = Keypair::from_uri("//Alice")?.hotkey();
+        Ok(Self { sender, receiver, id: new_session_id(), began: Instant::now() })
     }
 
-    fn nonce() -> anyhow::Result<i128> {
+    fn renew(&mut self) {
+        self.id = new_session_id();
+    }
+
+    /// The time of day, for HTTP.
+    fn clock() -> anyhow::Result<i128> {
         Ok(i128::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos())?)
     }
+
+    /// A counter, for gRPC.
+    fn counter(&self) -> anyhow::Result<i128> {
+        Ok(i128::try_from(self.began.elapsed().as_nanos())?)
+    }
+}
+
+/// With the time in it, as Bittensor's have.
+fn new_session_id() -> String {
+    uuid::Uuid::now_v7().to_string()
 }
 
 /// A dendrite of bittensor 10 that does no more than it must.
@@ -167,7 +208,7 @@ impl HttpConnection {
     }
 
     async fn ask(&mut self) -> anyhow::Result<()> {
-        let (nonce, hash) = (Session::nonce()?, &self.hash);
+        let (nonce, hash) = (Session::clock()?, &self.hash);
         let (hotkey, receiver, session) = (self.session.sender.hotkey(), self.session.receiver, &self.session.id);
         let signed = format!("{nonce}.{hotkey}.{receiver}.{session}.{hash}");
         let signature: String =
@@ -233,8 +274,8 @@ impl GrpcConnection {
     }
 
     async fn ask(&mut self) -> anyhow::Result<()> {
-        let Session { sender, receiver, id } = &self.session;
-        let metadata = grpc::sign(sender, receiver, Session::nonce()?, id);
+        let Session { sender, receiver, id, .. } = &self.session;
+        let metadata = grpc::sign(sender, receiver, self.session.counter()?, id);
         let mut request = http::Request::post(&self.url)
             .header("content-type", "application/grpc")
             .header("te", "trailers")

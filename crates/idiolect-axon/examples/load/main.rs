@@ -3,8 +3,10 @@
 //! ```text
 //! cargo run --release -p idiolect-axon --example load              # everything, against a server of its own
 //! cargo run --release -p idiolect-axon --example load -- --quick   # a tenth of the requests
+//! cargo run --release -p idiolect-axon --example load -- memory    # memory only
 //! cargo run --release -p idiolect-axon --example load -- serve     # only the server; it prints its address and process
 //! cargo run --release -p idiolect-axon --example load -- miner target/release/idiolect-miner   # the whole miner, echo backend
+//! cargo run --release -p idiolect-axon --example load -- memory miner target/release/idiolect-miner
 //! ```
 //!
 //! The server is a process of its own: the axon as a miner runs it (signatures, nonces on disk, policy, queue, metrics)
@@ -21,7 +23,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 
-use crate::client::{Kind, Target};
+use crate::client::{Clients, Kind, Target};
 use crate::process::Server;
 use crate::stats::Summary;
 
@@ -32,29 +34,47 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Connections at one time.
 const N_CONNECTIONS: usize = 64;
 
+/// After how many requests memory is looked at.
+const LOOKS: [usize; 5] = [20_000, 50_000, 100_000, 150_000, 200_000];
+
+/// Requests of a client between two starts, where clients that are often started anew are played.
+const SESSION_LENGTH: usize = 100;
+
 fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut flag = |name: &str| {
+        let n = words.len();
+        words.retain(|word| *word != name);
+        words.len() < n
+    };
+    let divisor = if flag("--quick") { 10 } else { 1 };
+    let is_memory = flag("memory");
     let runtime = tokio::runtime::Runtime::new()?;
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["serve"] => runtime.block_on(server::serve()),
-        [] => runtime.block_on(measure(Server::start()?, 1)),
-        ["--quick"] => runtime.block_on(measure(Server::start()?, 10)),
-        ["miner", program] => runtime.block_on(async {
-            let data = tempfile::tempdir()?;
-            measure(Server::start_miner(program.as_ref(), data.path()).await?, 1).await
-        }),
-        _ => anyhow::bail!("usage: load [serve | --quick | miner PROGRAM]"),
-    }
+    runtime.block_on(async {
+        let data = tempfile::tempdir()?;
+        let server = match words[..] {
+            ["serve"] => return server::serve().await,
+            [] => Server::start()?,
+            ["miner", program] => Server::start_miner(program.as_ref(), data.path()).await?,
+            _ => anyhow::bail!("usage: load [serve | [memory] [miner PROGRAM] [--quick]]"),
+        };
+        if !is_memory {
+            measure(&server, divisor).await?;
+        }
+        memory(&server, divisor).await
+    })
 }
 
-async fn measure(server: Server, divisor: usize) -> anyhow::Result<()> {
+async fn measure(server: &Server, divisor: usize) -> anyhow::Result<()> {
     let verify = stats::verify_time()?;
     println!("sr25519 verification with nonce and clock, alone: {:.1} us", verify.as_secs_f64() * 1e6);
     for kind in [Kind::Http, Kind::Grpc] {
         let target = Target { kind, address: server.address };
-        client::closed_loop(target, N_CONNECTIONS, 2_000 / divisor).await.context("warming up")?;
+        let mut clients = Clients::open(target, N_CONNECTIONS).await?;
+        clients.closed_loop(2_000 / divisor, None).await.context("warming up")?;
         let (n, before) = (40_000 / divisor, server.cpu()?);
-        let run = client::closed_loop(target, N_CONNECTIONS, n).await?;
+        let run = clients.closed_loop(n, None).await?;
         let per_request = (server.cpu()? - before) / u32::try_from(n)?;
         report(kind, "closed loop", &run);
         println!(
@@ -68,18 +88,26 @@ async fn measure(server: Server, divisor: usize) -> anyhow::Result<()> {
         let paced = client::open_loop(target, N_CONNECTIONS, 2_000, Duration::from_secs(20) / u32::try_from(divisor)?);
         report(kind, "open loop, 2000/s", &paced.await?);
     }
-    memory(&server, divisor).await
+    Ok(())
 }
 
-/// Asks 200,000 times and looks at the server's memory ten times.
+/// Asks 200,000 times in one go over each transport, then over gRPC from clients that are started anew all the time, and
+/// looks at the server's memory.
 async fn memory(server: &Server, divisor: usize) -> anyhow::Result<()> {
-    println!("resident memory of the server:");
-    for step in 0..10 {
-        for kind in [Kind::Http, Kind::Grpc] {
-            let target = Target { kind, address: server.address };
-            client::closed_loop(target, N_CONNECTIONS, 10_000 / divisor).await?;
+    println!("resident memory of the server: {:.1} MiB", server.resident_mib()?);
+    for (kind, session_length) in [(Kind::Http, None), (Kind::Grpc, None), (Kind::Grpc, Some(SESSION_LENGTH))] {
+        let mut clients = Clients::open(Target { kind, address: server.address }, N_CONNECTIONS).await?;
+        let sessions = session_length.map_or(String::new(), |n| format!(", a new session every {n} requests"));
+        let (mut n_asked, began) = (0, std::time::Instant::now());
+        for look in LOOKS.map(|look| look / divisor) {
+            clients.closed_loop(look - n_asked, session_length).await?;
+            n_asked = look;
+            let seconds = began.elapsed().as_secs_f64();
+            println!(
+                "{kind:>5}  after {n_asked:>7} requests, {seconds:>5.1} s: {:.1} MiB{sessions}",
+                server.resident_mib()?
+            );
         }
-        println!("  after {:>7} requests: {:.1} MiB", (step + 1) * 20_000 / divisor, server.resident_mib()?);
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The axon as a miner runs it, with a handler that answers at once.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use idiolect_axon::nonces::NoncePersister;
@@ -31,7 +32,15 @@ impl Handler for Echo {
 
 /// Serves until its input ends.
 pub(crate) async fn serve() -> anyhow::Result<()> {
-    metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder()?;
+    let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder()?;
+    tokio::spawn(async move {
+        // As the miner does: without it every observation is kept until somebody asks for the metrics.
+        let mut ticks = tokio::time::interval(Duration::from_secs(5));
+        loop {
+            ticks.tick().await;
+            metrics.run_upkeep();
+        }
+    });
     let folder = tempfile::tempdir()?;
     let options = SqliteConnectOptions::new()
         .filename(folder.path().join("idiolect.sqlite"))

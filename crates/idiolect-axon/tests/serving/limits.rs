@@ -286,3 +286,48 @@ async fn the_default_limits_are_what_the_documentation_says() {
     assert_eq!(config.listen.to_string(), "127.0.0.1:8091");
     assert_eq!((config.max_body_bytes, config.max_header_bytes), (4 << 20, 32 << 10));
 }
+
+#[tokio::test]
+async fn idle_connections_make_room_for_new_ones() {
+    let served = Setup::config(|config| {
+        config.max_connections = 4;
+        config.max_connections_per_ip = 4;
+    })
+    .serve()
+    .await;
+    // Four that say nothing, but for one that is being answered and one that spoke HTTP/2 once.
+    let mut silent = [served.connect().await, served.connect().await];
+    let io = hyper_util::rt::TokioIo::new(served.connect().await);
+    let (_sender, http2) = hyper::client::conn::http2::handshake::<_, _, http_body_util::Full<bytes::Bytes>>(
+        hyper_util::rt::TokioExecutor::new(),
+        io,
+    )
+    .await
+    .unwrap();
+    let http2 = tokio::spawn(http2);
+    let (metadata, address) = (grpc_metadata(&bob(), &alice().hotkey()), served.address);
+    let busy =
+        tokio::spawn(async move { grpc(address, "/TextPrompting/Forward", &metadata, &forward("wait 4000")).await });
+    until("a call is in hand", || served.echo.n_running.load(Ordering::SeqCst) == 1).await;
+    // At first all of them may still be about to ask.
+    assert_eq!(served.raw(request("POST", AVAILABILITY, &[], b"{}")).await.status, 503);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    // Then those that rest go, one for each that comes, and the one in hand is answered.
+    let mut newcomers = Vec::new();
+    for _ in 0..3 {
+        let mut newcomer = served.connect().await;
+        let request = b"POST /availability HTTP/1.1\r\nhost: miner\r\ncontent-length: 2\r\n\r\n{}";
+        newcomer.write_all(request).await.unwrap();
+        let mut answer = [0; 12];
+        newcomer.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        newcomers.push(newcomer);
+    }
+    for stream in &mut silent {
+        let mut sink = Vec::new();
+        let _ = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut sink)).await.unwrap();
+        assert!(sink.is_empty());
+    }
+    let _ = tokio::time::timeout(Duration::from_secs(5), http2).await.unwrap();
+    assert_eq!(tokio::time::timeout(Duration::from_secs(20), busy).await.unwrap().unwrap().status, 0);
+}
