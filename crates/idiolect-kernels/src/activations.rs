@@ -1,6 +1,7 @@
 //! The right-hand side of a product: rows of activations, made ready for it.
 
 use crate::Team;
+use crate::encode::{Encoded, encode_blocks};
 use crate::format::BLOCK;
 use crate::matrix::Matrix;
 
@@ -104,52 +105,29 @@ impl Group {
                 }
             }
         }
-        if !quantised {
-            return;
-        }
-        self.quants.resize(values.len(), 0);
-        self.scales.resize(blocks, 0.0);
-        self.sums.resize(blocks, 0.0);
-        self.starts.iter_mut().for_each(|starts| starts.resize(blocks, 0));
-        self.halves.resize(blocks, [0; 2]);
-        for (row, values) in values.chunks_exact(cols).enumerate() {
-            for (block, values) in values.as_chunks::<BLOCK>().0.iter().enumerate() {
-                let at = block * self.rows + row;
-                let (quants, scale) = encode_block(values);
-                self.quants[at * BLOCK..][..BLOCK].copy_from_slice(&quants);
-                let sum = |quants: &[i8]| quants.iter().map(|q| i32::from(*q)).sum::<i32>();
-                let halves = [sum(&quants[..BLOCK / 2]), sum(&quants[BLOCK / 2..])];
-                let sum = halves[0] + halves[1];
-                self.scales[at] = scale;
-                #[expect(clippy::cast_precision_loss, reason = "at most 32 · 127")]
-                let sum_f32 = sum as f32;
-                self.sums[at] = scale * sum_f32;
-                for (starts, offset) in self.starts.iter_mut().zip([8, 16, 128]) {
-                    starts[at] = -offset * sum;
-                }
-                self.halves[at] = halves.map(|half| -32 * half);
-            }
+        if quantised {
+            self.quants.resize(values.len(), 0);
+            self.scales.resize(blocks, 0.0);
+            self.sums.resize(blocks, 0.0);
+            self.starts.iter_mut().for_each(|starts| starts.resize(blocks, 0));
+            self.halves.resize(blocks, [0; 2]);
+            self.quantise(values, cols);
         }
     }
-}
 
-/// Encodes one block; its scale is no finite number when any of its values is none.
-#[inline]
-fn encode_block(values: &[f32; BLOCK]) -> ([i8; BLOCK], f32) {
-    // Magnitudes compare like their bits, and then infinity and NaN are the greatest instead of getting lost.
-    let largest = values.iter().fold(0, |largest, value| (value.to_bits() & 0x7fff_ffff).cast_signed().max(largest));
-    let largest = f32::from_bits(largest.cast_unsigned());
-    // For the smallest subnormal numbers the inverse would be infinite.
-    let inverse = if largest > 1e-35 { 127.0 / largest } else { 0.0 };
-    (values.map(|value| round_to_i8(value * inverse)), largest / 127.0)
-}
-
-/// Rounds a value of at most 2²² in magnitude to the nearest integer and returns its low byte.
-#[inline]
-fn round_to_i8(value: f32) -> i8 {
-    // Adding 1.5 · 2²³ leaves the integer in the low bits of the mantissa.
-    const MAGIC: f32 = 12_582_912.0;
-    #[expect(clippy::cast_possible_truncation, reason = "the low byte is what is wanted")]
-    let low = (value + MAGIC).to_bits() as u8;
-    low.cast_signed()
+    fn quantise(&mut self, values: &[f32], cols: usize) {
+        let rows = self.rows;
+        let quants = self.quants.as_chunks_mut::<BLOCK>().0;
+        let [of_8, of_16, of_128] = self.starts.each_mut().map(Vec::as_mut_slice);
+        for (row, values) in values.chunks_exact(cols).enumerate() {
+            let blocks = values.as_chunks::<BLOCK>().0;
+            encode_blocks(blocks, &mut quants[row..], rows, |at, Encoded { scale, halves }| {
+                let (at, sum) = (at + row, halves[0] + halves[1]);
+                self.scales[at] = scale;
+                self.sums[at] = scale * sum as f32;
+                (of_8[at], of_16[at], of_128[at]) = (-8 * sum, -16 * sum, -128 * sum);
+                self.halves[at] = halves.map(|half| -32 * half);
+            });
+        }
+    }
 }

@@ -6,6 +6,7 @@ mod activations;
 mod attention;
 mod bytes;
 mod dense;
+mod encode;
 mod format;
 mod lanes;
 mod matrix;

@@ -25,8 +25,8 @@ const HALF: usize = ROWS / 2;
 /// Bytes of half a line.
 const HALF_LINE: usize = LINE / 2;
 
-/// Groups from which on it pays to unpack a tile to memory.
-const UNPACK_FROM: usize = 2;
+/// Groups from which on it pays to unpack a tile to memory, where that is much work.
+const UNPACK_FROM: usize = 4;
 
 /// Rows that are multiplied at once.
 const ROWS_AT_ONCE: usize = 4;
@@ -135,6 +135,8 @@ trait Quantised {
 
     /// Whether it comes from far away.
     const FETCH: bool;
+    /// Groups from which on it pays to unpack a tile to memory.
+    const UNPACK_FROM: usize;
 
     /// What is kept of a unit's scales.
     type Held;
@@ -344,6 +346,10 @@ macro_rules! constants {
         const SIZE: usize = quant_bytes(Format::$name);
         const UNIT_BYTES: usize = unit_bytes(Format::$name);
         const FETCH: bool = true;
+        const UNPACK_FROM: usize = match Format::$name {
+            Format::Q4_0 | Format::Q4_1 | Format::Q8_0 => usize::MAX,
+            _ => UNPACK_FROM,
+        };
     };
 }
 
@@ -433,6 +439,7 @@ impl<F: Quantised> Quantised for Memory<F> {
     const SIZE: usize = 8 * LINE;
     const UNIT_BYTES: usize = MEMORY_LINES * LINE;
     const FETCH: bool = false;
+    const UNPACK_FROM: usize = usize::MAX;
     type Held = *const u8;
     const NOTHING: *const u8 = std::ptr::null();
 
@@ -611,7 +618,7 @@ macro_rules! kernels {
                 let blocks = work.section.layout.blocks();
                 // SAFETY: `Work::tile` gives whole tiles, aligned to lines; the caller says that the groups are whole.
                 unsafe {
-                    if work.groups.len() < UNPACK_FROM {
+                    if work.groups.len() < F::UNPACK_FROM {
                         for tile in work.tiles.clone() {
                             groups::<F>(work, work.tile(tile).as_ptr(), tile, blocks);
                         }
@@ -622,6 +629,8 @@ macro_rules! kernels {
                     for tile in work.tiles.clone() {
                         let to = memory.as_mut_ptr().cast::<u8>();
                         unpack::<F>(work.tile(tile).as_ptr(), to, blocks);
+                        let size = work.section.layout.tile_bytes();
+                        fetch(work.tile(tile).as_ptr().wrapping_add(size), size);
                         groups::<Memory<F>>(work, to, tile, blocks);
                     }
                     UNPACKED.set(memory);

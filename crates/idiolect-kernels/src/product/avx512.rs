@@ -307,7 +307,7 @@ unsafe fn unpacked_scales(unpacked: &Unpacked, block: usize) -> Scales {
 }
 
 macro_rules! quantised {
-    ($name:ident, $unpack_from:expr, $memory:ident, $pair:ident, $scales:ident) => {
+    ($name:ident, $memory:ident, $pair:ident, $scales:ident) => {
         struct $name;
 
         impl Quantised for $name {
@@ -316,7 +316,10 @@ macro_rules! quantised {
             const SIZE: usize = quant_bytes(Format::$name);
             const UNIT_BYTES: usize = unit_bytes(Format::$name);
             const FETCH: bool = true;
-            const UNPACK_FROM: usize = $unpack_from;
+            const UNPACK_FROM: usize = match Format::$name {
+                Format::Q4_0 | Format::Q4_1 | Format::Q8_0 => usize::MAX,
+                _ => UNPACK_FROM,
+            };
             type Held = *const u8;
             const NOTHING: *const u8 = std::ptr::null();
             type InMemory = $memory;
@@ -344,11 +347,11 @@ macro_rules! quantised {
     };
 }
 
-quantised!(Q4_0, usize::MAX, MemoryOffset, pair4, scale);
-quantised!(Q4_1, usize::MAX, MemoryMinimum, pair4, scale_and_minimum);
-quantised!(Q5_0, UNPACK_FROM, MemoryOffset, pair5, scale);
-quantised!(Q5_1, UNPACK_FROM, MemoryMinimum, pair5, scale_and_minimum);
-quantised!(Q8_0, usize::MAX, MemoryOffset, pair8, scale);
+quantised!(Q4_0, MemoryOffset, pair4, scale);
+quantised!(Q4_1, MemoryMinimum, pair4, scale_and_minimum);
+quantised!(Q5_0, MemoryOffset, pair5, scale);
+quantised!(Q5_1, MemoryMinimum, pair5, scale_and_minimum);
+quantised!(Q8_0, MemoryOffset, pair8, scale);
 
 /// Eight bits.
 ///
