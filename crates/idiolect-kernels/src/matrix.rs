@@ -337,3 +337,118 @@ impl io::Write for Packer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes in which every scale is a small number.
+    fn bytes(format: Format, rows: usize, cols: usize) -> Vec<u8> {
+        (0..rows * format.row_bytes(cols)).map(|i| (i * 7 % 60) as u8).collect()
+    }
+
+    #[test]
+    fn pieces_of_any_length_make_the_same_matrix() {
+        let cols = 256;
+        for format in Format::ALL {
+            let parts = [bytes(format, 37, cols), bytes(Format::Q8_0, 5, cols)];
+            let borrowed = [(37, format, parts[0].as_slice()), (5, Format::Q8_0, parts[1].as_slice())];
+            let whole = Matrix::pack_parts(cols, &borrowed, Tier::Portable).unwrap();
+            for piece in [1, 33, 1000, 100_000] {
+                let mut packer = Packer::new(cols, &[(37, format), (5, Format::Q8_0)], Tier::Portable).unwrap();
+                for bytes in parts.concat().chunks(piece) {
+                    packer.push(bytes);
+                }
+                assert_eq!(packer.finish().unwrap().data(), whole.data(), "{format} in pieces of {piece}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_matrix_takes_hardly_more_than_its_file() {
+        for format in Format::ALL {
+            let bytes = bytes(format, 64, 512);
+            let matrix = Matrix::pack(format, 64, 512, &bytes, Tier::Portable).unwrap();
+            assert!(matrix.n_bytes() <= bytes.len() + bytes.len() / 64, "{format}: {} bytes", matrix.n_bytes());
+        }
+    }
+
+    #[test]
+    fn rows_are_decoded_where_they_are() {
+        let cols = 64;
+        let value = |row: usize, col: usize| (row * 100 + col) as f32;
+        let part = |rows: std::ops::Range<usize>| -> Vec<u8> {
+            let bytes_of = |row: usize| (0..cols).flat_map(move |col| value(row, col).to_le_bytes());
+            rows.flat_map(bytes_of).collect()
+        };
+        let (first, second) = (part(0..19), part(19..40));
+        let parts = [(19, Format::F32, first.as_slice()), (21, Format::F32, second.as_slice())];
+        let matrix = Matrix::pack_parts(cols, &parts, Tier::Portable).unwrap();
+        let mut out = vec![0.0; cols];
+        for row in 0..40 {
+            matrix.decode_row(row, &mut out);
+            assert!((0..cols).all(|col| out[col] == value(row, col)), "row {row}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_packed_is_refused_with_the_reason() {
+        let refused = |format: Format, rows: usize, cols: usize, n: usize| {
+            Matrix::pack(format, rows, cols, &vec![0; n], Tier::Portable).unwrap_err().to_string()
+        };
+        assert!(refused(Format::Q4_0, 2, 48, 54).contains("48 values"));
+        assert!(refused(Format::Q4K, 2, 96, 54).contains("multiple of 256"));
+        assert!(refused(Format::F32, 2, 0, 0).contains("multiple of 32"));
+        assert!(refused(Format::Q8_0, 2, 64, 135).contains("135 bytes, expected 136"));
+        assert!(refused(Format::Q8_0, usize::MAX / 2, 1 << 20, 0).contains("no memory"));
+        assert!(refused(Format::Q8_0, 1 << 40, 1 << 20, 0).contains("no memory"));
+        let mut packer = Packer::new(32, &[(1, Format::Q8_0)], Tier::Portable).unwrap();
+        packer.push(&[0; 33]);
+        assert!(matches!(packer.finish(), Err(PackError::Size { got: 33, expected: 34, .. })));
+        let mut packer = Packer::new(32, &[(1, Format::Q8_0)], Tier::Portable).unwrap();
+        packer.push(&[0; 35]);
+        assert!(packer.finish().is_err());
+        let foreign = if cfg!(target_arch = "aarch64") { Tier::Avx2 } else { Tier::NeonDot };
+        assert_eq!(Matrix::pack(Format::Q8_0, 1, 32, &[0; 34], foreign).unwrap_err(), PackError::Tier(foreign));
+    }
+
+    #[test]
+    fn scales_that_are_no_numbers_show() {
+        let infinity = half::f16::INFINITY.to_le_bytes();
+        for (format, places) in [
+            (Format::Q4_0, &[0][..]),
+            (Format::Q4_1, &[0, 2]),
+            (Format::Q5_0, &[0]),
+            (Format::Q5_1, &[0, 2]),
+            (Format::Q8_0, &[0]),
+            (Format::Q4K, &[0, 2]),
+            (Format::Q5K, &[0, 2]),
+            (Format::Q6K, &[208]),
+            (Format::F16, &[0, 6]),
+        ] {
+            let good = bytes(format, 3, 256);
+            assert!(Matrix::pack(format, 3, 256, &good, Tier::Portable).unwrap().is_finite(), "{format}");
+            for place in places {
+                let mut bad = good.clone();
+                let at = 2 * format.row_bytes(256) + place;
+                bad[at..at + 2].copy_from_slice(&infinity);
+                assert!(
+                    !Matrix::pack(format, 3, 256, &bad, Tier::Portable).unwrap().is_finite(),
+                    "{format} at {place}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_a_matrix_too() {
+        let matrix = Matrix::pack(Format::Q8_0, 0, 32, &[], Tier::detect()).unwrap();
+        let team = Team::new(1).unwrap();
+        let mut activations = Activations::default();
+        activations.encode(&team, &[1.0; 32], 32);
+        matrix.multiply(&team, &activations, &mut []);
+        let matrix = Matrix::pack(Format::Q8_0, 1, 32, &[0; 34], Tier::detect()).unwrap();
+        activations.encode(&team, &[], 32);
+        matrix.multiply(&team, &activations, &mut []);
+    }
+}
