@@ -1,11 +1,14 @@
 //! Products of activations with packed weights.
 
-#![expect(unsafe_code, reason = "tasks write to different rows and columns of one matrix")]
+#![expect(unsafe_code, reason = "tasks write to different rows and columns of one matrix; weights lie in raw bytes")]
 #![expect(clippy::inline_always, reason = "what is not inlined is not compiled for the wider instructions")]
 
+use std::alloc::{Layout, handle_alloc_error};
+
 use super::lanes::{Lanes, Tile, Width, Work, dispatch, gelu, panel};
-use super::rows::{LINE, Line, Rows, Source, Target};
+use super::rows::{Rows, Source, Target};
 use crate::Team;
+use crate::bytes::Bytes;
 
 /// Activations that are worked on together, in values: with a panel of weights, what a core's second cache holds.
 const CHUNK: usize = 1 << 17;
@@ -42,7 +45,7 @@ pub struct PackedF32 {
     /// Length of an input.
     cols: usize,
     /// Panel after panel of rows, in each for every column the rows' weights side by side; zeros where rows are missing.
-    panels: Vec<Line>,
+    panels: Bytes,
     /// Padded like the panels.
     bias: Vec<f32>,
     width: Width,
@@ -69,14 +72,17 @@ impl PackedF32 {
         assert!(bias.is_empty() || bias.len() == rows, "{} biases for {rows} rows", bias.len());
         let panel = width.panel();
         let padded = rows.next_multiple_of(panel);
-        let mut panels = vec![Line::ZERO; (padded * cols).div_ceil(LINE)];
+        let size = padded.saturating_mul(cols).saturating_mul(size_of::<f32>());
+        let mut panels = Bytes::zeros(size).unwrap_or_else(|| handle_alloc_error(Layout::new::<Self>()));
+        // SAFETY: every bit pattern is a value, and the bytes begin where a cache line does.
+        let values =
+            unsafe { std::slice::from_raw_parts_mut(panels.as_mut_slice().as_mut_ptr().cast(), padded * cols) };
         for first in (0..rows).step_by(panel) {
             let lanes = panel.min(rows - first);
             for column in 0..cols {
                 let begin = first * cols + column * panel;
                 for lane in 0..lanes {
-                    let at = begin + lane;
-                    panels[at / LINE].0[at % LINE] = weights[(first + lane) * cols + column];
+                    values[begin + lane] = weights[(first + lane) * cols + column];
                 }
             }
         }
@@ -182,7 +188,7 @@ impl Work for Product<'_> {
         let Self { layer, input, input_stride, out, out_stride, epilogue, part } = self;
         let (first, end) = part.rows;
         let blocks = (end - first).div_ceil(V::ROWS);
-        let weights = layer.panels.as_ptr().cast::<f32>();
+        let weights = layer.panels.as_slice().as_ptr().cast::<f32>();
         for p in part.panels.0..part.panels.1 {
             let column = p * panel::<V>();
             for block in 0..blocks {
