@@ -97,23 +97,24 @@ impl Layout {
     pub(crate) fn pack(self, rows: &[u8], tile: &mut [u8]) -> bool {
         let Self { format, cols } = self;
         let mut finite = true;
-        if !format.is_quantised() {
-            let size = format.block_bytes();
-            for (row, values) in rows.chunks_exact(size * cols).enumerate() {
-                for (col, value) in values.chunks_exact(size).enumerate() {
-                    let at = (col * ROWS + row) * size;
-                    tile[at..at + size].copy_from_slice(value);
-                    finite &= float_at(format, value, 0).is_finite();
-                }
-            }
-            return finite;
+        match format {
+            Format::F32 => return put_floats::<4>(rows, cols, tile, 0x7f80_0000),
+            Format::F16 => return put_floats::<2>(rows, cols, tile, 0x7c00),
+            Format::Bf16 => return put_floats::<2>(rows, cols, tile, 0x7f80),
+            _ => {}
         }
         for (row, blocks) in rows.chunks_exact(format.row_bytes(cols)).enumerate() {
             let parts = format.block_len() / BLOCK;
             for (index, block) in blocks.chunks_exact(format.block_bytes()).enumerate() {
                 for part in 0..parts {
-                    let quants = quants_of_file(format, block, part);
-                    put_quants(format, &quants, row, &mut tile[self.quants_at(index * parts + part)]);
+                    let packed = &mut tile[self.quants_at(index * parts + part)];
+                    match format {
+                        // Groups that share bytes do so in files, too.
+                        Format::Q4_0 => put_groups(&block[2..], 0, row, packed),
+                        Format::Q4_1 => put_groups(&block[4..], 0, row, packed),
+                        Format::Q8_0 => put_groups(&block[2..], 0x8080_8080, row, packed),
+                        _ => put_quants(format, &quants_of_file(format, block, part), row, packed),
+                    }
                 }
                 finite &= put_scales(format, block, row, &mut tile[self.scales_at(index * parts)]);
             }
@@ -251,14 +252,11 @@ fn float_at(format: Format, bytes: &[u8], at: usize) -> f32 {
 fn quants_of_file(format: Format, block: &[u8], part: usize) -> [u8; BLOCK] {
     let nibbles = |bytes: &[u8], i: usize| if i < 16 { bytes[i] & 15 } else { bytes[i - 16] >> 4 };
     match format {
-        Format::Q4_0 => std::array::from_fn(|i| nibbles(&block[2..18], i)),
-        Format::Q4_1 => std::array::from_fn(|i| nibbles(&block[4..20], i)),
         Format::Q5_0 | Format::Q5_1 => {
             let at = if format == Format::Q5_0 { 2 } else { 4 };
             let (bits, block) = block[at..at + 20].split_at(4);
             std::array::from_fn(|i| nibbles(block, i) | ((bits[i / 8] >> (i % 8) & 1) << 4))
         }
-        Format::Q8_0 => std::array::from_fn(|i| block[2 + i] ^ 0x80),
         Format::Q4K | Format::Q5K => {
             let at = if format == Format::Q4K { 16 } else { 48 };
             let block_nibbles = &block[at + part / 2 * 32..][..32];
@@ -274,18 +272,37 @@ fn quants_of_file(format: Format, block: &[u8], part: usize) -> [u8; BLOCK] {
             let high = &block[128 + half * 32..][..32];
             std::array::from_fn(|i| (low[i] >> (quarter / 2 * 4) & 15) | ((high[i] >> (2 * quarter) & 3) << 4))
         }
-        Format::F32 | Format::F16 | Format::Bf16 => [0; BLOCK],
+        // These are not taken apart.
+        Format::Q4_0 | Format::Q4_1 | Format::Q8_0 | Format::F32 | Format::F16 | Format::Bf16 => [0; BLOCK],
+    }
+}
+
+/// Writes rows of floating point numbers into a tile; says whether none has all bits of `exponent`.
+fn put_floats<const SIZE: usize>(rows: &[u8], cols: usize, tile: &mut [u8], exponent: u32) -> bool {
+    let mut finite = true;
+    for (row, values) in rows.chunks_exact(SIZE * cols).enumerate() {
+        let values = values.as_chunks::<SIZE>().0;
+        for (column, value) in tile.chunks_exact_mut(ROWS * SIZE).zip(values) {
+            column.as_chunks_mut::<SIZE>().0[row] = *value;
+        }
+        finite &= values.iter().all(|value| {
+            let mut bits = [0; 4];
+            bits[..SIZE].copy_from_slice(value);
+            u32::from_le_bytes(bits) & exponent != exponent
+        });
+    }
+    finite
+}
+
+/// Writes the bytes of one row into a packed block that has them in the same groups of four, with some bits flipped.
+fn put_groups(bytes: &[u8], flip: u32, row: usize, packed: &mut [u8]) {
+    for (line, four) in packed.as_chunks_mut::<LINE>().0.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        line.as_chunks_mut::<4>().0[row] = (u32::from_le_bytes(*four) ^ flip).to_le_bytes();
     }
 }
 
 /// Writes the bytes of one row into a packed block.
 fn put_quants(format: Format, quants: &[u8; BLOCK], row: usize, packed: &mut [u8]) {
-    if format == Format::Q8_0 {
-        for (group, four) in quants.chunks_exact(4).enumerate() {
-            packed[place(row, group * 4)..][..4].copy_from_slice(four);
-        }
-        return;
-    }
     let (low, high) = packed.split_at_mut(256);
     for (i, (a, b)) in quants[..16].iter().zip(&quants[16..]).enumerate() {
         low[place(row, i)] = (a & 15) | (b << 4);
