@@ -59,8 +59,7 @@ impl Capabilities {
     /// [`Error::Unsupported`] naming the backend and the stages.
     pub fn check_stages(&self, backend: &str, sampling: &Sampling) -> Result<(), Error> {
         let chain = sampling.chain.as_ref().map(idiolect_sampling::ChainSpec::stages).unwrap_or_default();
-        let mut asked: Vec<StageKind> =
-            chain.iter().filter(|stage| !stage.is_off()).map(Stage::kind).collect();
+        let mut asked: Vec<StageKind> = chain.iter().filter(|stage| !stage.is_off()).map(Stage::kind).collect();
         asked.extend(sampling.constraint.as_ref().map(|_| StageKind::Constraint));
         asked.retain(|kind| !self.stages.contains(kind));
         asked.dedup();

@@ -81,11 +81,11 @@ pub use echo::{Echo, EchoConfig, HashEmbedder};
 pub use embedder::{Embedder, Embedding};
 pub use error::{Error, ErrorKind};
 pub use ext::{BackendExt, stream_of};
+#[doc(no_inline)]
+pub use idiolect_sampling::{ChainSpec, ConstraintSpec, Preset, Stage, StageKind};
 pub use ledger::{Charge, FileLedger, MemoryLedger, SpendLedger, UtcDay};
 pub use limit::{Limit, LimitConfig};
 pub use pool::{Member, MemberSnapshot, Pool, PoolConfig, Strategy};
 pub use request::{Message, Request, Role, Sampling};
-#[doc(no_inline)]
-pub use idiolect_sampling::{ChainSpec, ConstraintSpec, Preset, Stage, StageKind};
 pub use spend::{Prices, SpendingCap, SpendingConfig};
 pub use timeout::{Timeout, TimeoutConfig, end_at};

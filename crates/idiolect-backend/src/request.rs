@@ -139,7 +139,7 @@ pub struct Sampling {
     /// Return log-probabilities with this many alternatives for each token; `Some(0)` returns the chosen token's only.
     pub logprobs: Option<u8>,
     /// The stages that draw a token, and their order; `None` leaves them to the backend. With a preset, the fields above
-    /// lie over its defaults and under the chain's own stages. Without one the chain is complete, and the fields above
+    /// lie over its defaults and under the chain's own stages, and penalties look back as far as its engine's. Without one the chain is complete, and the fields above
     /// that have a stage (`temperature` to `presence_penalty`) are not used.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chain: Option<ChainSpec>,
@@ -176,8 +176,10 @@ impl Sampling {
     /// that is told nothing more.
     #[must_use]
     pub fn stages(&self, preset: Preset, defaults: &[Stage]) -> Vec<Stage> {
-        let order = self.chain.as_ref().and_then(|chain| chain.preset).unwrap_or(preset);
-        let settings = self.settings(order);
+        let named = self.chain.as_ref().and_then(|chain| chain.preset);
+        let order = named.unwrap_or(preset);
+        // What the fields' docs say is what vLLM does.
+        let settings = self.settings(named.unwrap_or(Preset::Vllm));
         let mut stages = match &self.chain {
             Some(chain) => chain.stages_with(&settings),
             None => {
@@ -313,13 +315,20 @@ mod tests {
         let mut sampling = Sampling { top_p: Some(0.5), presence_penalty: Some(0.3), ..Sampling::default() };
         let stages = sampling.stages(Preset::LlamaCpp, &defaults);
         assert_eq!(kinds(&stages), [StageKind::FrequencyPresence, StageKind::TopP, StageKind::Temperature]);
-        assert_eq!(stages[0], Preset::LlamaCpp.frequency_presence(0.0, 0.3));
+        assert_eq!(stages[0], Preset::Vllm.frequency_presence(0.0, 0.3), "the candidate counts, all of it");
         assert_eq!(stages[1], Stage::TopP(TopP { p: 0.5 }));
         assert_eq!(stages[2], defaults[0]);
         let stages = sampling.stages(Preset::Vllm, &defaults);
         assert_eq!(kinds(&stages), [StageKind::FrequencyPresence, StageKind::Temperature, StageKind::TopP]);
         sampling.constraint = Some(ConstraintSpec::Json);
         assert_eq!(kinds(&sampling.stages(Preset::Vllm, &[])).first(), Some(&StageKind::Constraint));
+    }
+
+    #[test]
+    fn a_presets_penalties_look_back_as_it_does() {
+        let chain = Some(Preset::LlamaCpp.into());
+        let sampling = Sampling { repetition_penalty: Some(1.2), chain, ..Sampling::default() };
+        assert_eq!(sampling.stages(Preset::Vllm, &[])[0], Preset::LlamaCpp.repetition(1.2));
     }
 
     #[test]

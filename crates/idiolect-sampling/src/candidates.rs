@@ -519,8 +519,7 @@ impl Edit<'_> {
     #[cfg(feature = "constrained")]
     pub(crate) fn ban_all_but(&mut self, allowed: &[u32]) {
         *self.is_fresh = false;
-        let is_allowed =
-            |token: usize| allowed.get(token / 32).is_some_and(|bits| bits >> (token % 32) & 1 == 1);
+        let is_allowed = |token: usize| allowed.get(token / 32).is_some_and(|bits| bits >> (token % 32) & 1 == 1);
         match self.ids {
             Some(ids) => {
                 for (value, id) in self.values.iter_mut().zip(ids) {

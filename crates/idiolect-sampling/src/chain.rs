@@ -16,20 +16,44 @@ pub(crate) enum Step {
     Ban(Vec<u32>),
     /// The phrases of `Chain::phrases` in this range.
     BanPhrases(std::ops::Range<usize>),
-    Repetition { penalty: f32, window: usize },
-    FrequencyPresence { frequency: f32, presence: f32, window: usize },
-    Dry { rule: DryRule, window: usize },
+    Repetition {
+        penalty: f32,
+        window: usize,
+    },
+    FrequencyPresence {
+        frequency: f32,
+        presence: f32,
+        window: usize,
+    },
+    Dry {
+        rule: DryRule,
+        window: usize,
+    },
     #[cfg(feature = "constrained")]
     Constraint,
     TopNSigma(f32),
     TopK(usize),
     Typical(f32),
     TopP(f32),
-    MinP { p: f32, exclusive: bool },
-    Xtc { probability: f64, threshold: f32 },
+    MinP {
+        p: f32,
+        exclusive: bool,
+    },
+    Xtc {
+        probability: f64,
+        threshold: f32,
+    },
     Temperature(f32),
-    DynamicTemperature { coldest: f32, hottest: f32, exponent: f32 },
-    Mirostat { version: MirostatVersion, tau: f32, eta: f32 },
+    DynamicTemperature {
+        coldest: f32,
+        hottest: f32,
+        exponent: f32,
+    },
+    Mirostat {
+        version: MirostatVersion,
+        tau: f32,
+        eta: f32,
+    },
     Greedy,
 }
 

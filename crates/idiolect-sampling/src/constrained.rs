@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use llguidance::api::TopLevelGrammar;
+use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::json;
-use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
 
 use crate::{ConstraintSpec, Vocabulary};
 
@@ -23,7 +23,9 @@ impl Grammars {
         // So do tokens that end the output: the letters of their names must not end it early.
         let words: Vec<Vec<u8>> = (0..n)
             .map(|token| match vocabulary.bytes(token) {
-                bytes if bytes.is_empty() || vocabulary.ends().contains(&token) => [&[TokTrie::SPECIAL_TOKEN_MARKER], format!("[{token}]").as_bytes()].concat(),
+                bytes if bytes.is_empty() || vocabulary.ends().contains(&token) => {
+                    [&[TokTrie::SPECIAL_TOKEN_MARKER], format!("[{token}]").as_bytes()].concat()
+                }
                 bytes => bytes.to_vec(),
             })
             .collect();
@@ -131,7 +133,8 @@ mod tests {
     /// Every byte as a token, some words, tokens without text, and two that end the output.
     fn vocabulary() -> Arc<Vocabulary> {
         let mut tokens: Vec<Vec<u8>> = (0u8..=255).map(|byte| vec![byte]).collect();
-        let words = ["yes", "no", "{\"", "\":", "name", "true", "12", "age", "\"}", ", ", "yes or no", "", "", "</s>", "<end>"];
+        let words =
+            ["yes", "no", "{\"", "\":", "name", "true", "12", "age", "\"}", ", ", "yes or no", "", "", "</s>", "<end>"];
         tokens.extend(words.map(|word| word.as_bytes().to_vec()));
         let n = tokens.len() as u32;
         Arc::new(Vocabulary::new(tokens, &[n - 1, n - 2]))

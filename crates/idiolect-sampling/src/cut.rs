@@ -48,7 +48,8 @@ impl Cutter {
     /// index. `None` when all of them together don't meet it, or just do. No key may be NaN.
     pub(crate) fn cut(&mut self, keys: &[f32], weight: impl Fn(usize) -> f64, goal: Goal) -> Option<Cut> {
         let n = u32::try_from(keys.len()).ok()?;
-        let mut search = Search { active: &mut self.active, buckets: &mut self.buckets, goal, reached: 0.0, n_above: 0 };
+        let mut search =
+            Search { active: &mut self.active, buckets: &mut self.buckets, goal, reached: 0.0, n_above: 0 };
         search.active.clear();
         if keys.len() <= FEW {
             search.active.extend(0..n);
@@ -57,7 +58,11 @@ impl Cutter {
             let greatest = keys.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let least = keys.iter().copied().fold(f32::INFINITY, f32::min);
             let steps = (STEPS - 1) as f32 / (greatest - least);
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "what is no number counts as 0")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "what is no number counts as 0"
+            )]
             let step = |i: u32| STEPS - 1 - (((greatest - keys[i as usize]) * steps) as usize).min(STEPS - 1);
             if !search.narrow(0..n, STEPS, step, &weight) {
                 return None;

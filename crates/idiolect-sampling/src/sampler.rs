@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use idiolect_kernels::scan;
 
+use crate::MirostatVersion;
 use crate::candidates::{Candidates, Choice};
 use crate::chain::{Chain, Step};
 use crate::cut::{Cutter, Goal};
 use crate::dry::DryScratch;
 use crate::history::History;
 use crate::random::{Random, Stream, Use};
-use crate::MirostatVersion;
 
 /// Why no token was drawn.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

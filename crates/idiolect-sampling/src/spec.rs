@@ -42,8 +42,8 @@ impl Preset {
     #[must_use]
     pub const fn order(self) -> &'static [StageKind; 15] {
         use StageKind::{
-            Ban, Constraint, Dry, FrequencyPresence, Greedy, LogitBias, MinP, Mirostat, Repetition, Temperature,
-            TopK, TopNSigma, TopP, Typical, Xtc,
+            Ban, Constraint, Dry, FrequencyPresence, Greedy, LogitBias, MinP, Mirostat, Repetition, Temperature, TopK,
+            TopNSigma, TopP, Typical, Xtc,
         };
         match self {
             Self::LlamaCpp => &[

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use self::reference::{Context, Left};
 use crate::random::{Random, Use};
 use crate::{
-    Ban, Chain, Dry, DrawError, FrequencyPresence, LogitBias, MinP, Mirostat, MirostatVersion, Preset, Repetition,
+    Ban, Chain, DrawError, Dry, FrequencyPresence, LogitBias, MinP, Mirostat, MirostatVersion, Preset, Repetition,
     Sampler, Scope, Stage, Stream, Temperature, TopK, TopNSigma, TopP, Typical, Vocabulary, Xtc,
 };
 
@@ -40,14 +40,12 @@ fn any_logits() -> impl Strategy<Value = Vec<f32>> {
     let plain = prop::collection::vec(-12f32..12.0, 2..300);
     let many = (any::<u64>(), 2usize..5000, 0.01f32..8.0).prop_map(|(seed, n, width)| noise(seed, n, width));
     let stepped = prop::collection::vec((-6i8..6).prop_map(|step| f32::from(step) * 0.5), 2..300);
-    let masked = prop::collection::vec(
-        prop_oneof![3 => -12f32..12.0, 1 => Just(f32::NEG_INFINITY)],
-        2..200,
-    )
-    .prop_map(|mut logits| {
-        logits[0] = 1.0;
-        logits
-    });
+    let masked = prop::collection::vec(prop_oneof![3 => -12f32..12.0, 1 => Just(f32::NEG_INFINITY)], 2..200).prop_map(
+        |mut logits| {
+            logits[0] = 1.0;
+            logits
+        },
+    );
     prop_oneof![3 => plain, 2 => many, 1 => stepped, 1 => masked]
 }
 
@@ -84,8 +82,11 @@ fn edit() -> impl Strategy<Value = Stage> {
             .prop_map(|bias| Stage::LogitBias(LogitBias { bias })),
         (prop::collection::vec(0u32..12, 0..3), prop::collection::vec("[ab]{1,3}", 0..3))
             .prop_map(|(tokens, phrases)| Stage::Ban(Ban { tokens, phrases })),
-        (0.2f32..3.0, last_n(), scope())
-            .prop_map(|(penalty, last_n, scope)| Stage::Repetition(Repetition { penalty, last_n, scope })),
+        (0.2f32..3.0, last_n(), scope()).prop_map(|(penalty, last_n, scope)| Stage::Repetition(Repetition {
+            penalty,
+            last_n,
+            scope
+        })),
         (-2f32..2.0, -2f32..2.0, last_n(), scope()).prop_map(|(frequency, presence, last_n, scope)| {
             Stage::FrequencyPresence(FrequencyPresence { frequency, presence, last_n, scope })
         }),
@@ -99,7 +100,8 @@ fn edit() -> impl Strategy<Value = Stage> {
 
 fn shape() -> impl Strategy<Value = Stage> {
     prop_oneof![
-        (0.05f32..3.0).prop_map(|temperature| Stage::Temperature(Temperature { temperature, ..Temperature::default() })),
+        (0.05f32..3.0)
+            .prop_map(|temperature| Stage::Temperature(Temperature { temperature, ..Temperature::default() })),
         Just(Stage::Temperature(Temperature { temperature: 0.0, ..Temperature::default() })),
         (0.05f32..3.0, 0f32..2.0, 0.2f32..3.0).prop_map(|(temperature, range, exponent)| {
             Stage::Temperature(Temperature { temperature, range, exponent })

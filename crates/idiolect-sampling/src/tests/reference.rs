@@ -49,7 +49,13 @@ impl Left {
     }
 
     /// Keeps the first of the tokens, sorted by falling keys, until `is_enough` of the probability so far.
-    fn keep_by(&mut self, key: impl Fn(&(u32, f64)) -> f64, goal: f64, exceeds: bool, weight: impl Fn(&(u32, f64)) -> f64) {
+    fn keep_by(
+        &mut self,
+        key: impl Fn(&(u32, f64)) -> f64,
+        goal: f64,
+        exceeds: bool,
+        weight: impl Fn(&(u32, f64)) -> f64,
+    ) {
         self.tokens.sort_by(|a, b| key(b).total_cmp(&key(a)).then(a.0.cmp(&b.0)));
         let mut sum = 0.0;
         let mut n = self.tokens.len();
