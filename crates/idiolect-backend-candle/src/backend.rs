@@ -1,6 +1,7 @@
 //! The backend: a handle on the engine's thread.
 
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
@@ -8,32 +9,48 @@ use idiolect_backend::{
     Backend, Candidate, Capabilities, Completion, CompletionStream, Error, Event, FinishReason, Health, Message,
     Request, Score, ScoreSupport,
 };
-use tokio::sync::{mpsc, oneshot};
+use idiolect_kernels::Tier;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
 
 use crate::config::CandleConfig;
 use crate::device::{DeviceChoice, OpenDevice};
-use crate::engine::{Engine, Llama, Tensors};
+use crate::engine::{Engine, Settings, Tensors, Transformer};
 use crate::error::{LoadError, guard};
+use crate::intake::{Answer, Intake, Job};
 use crate::prompt::{Prompter, count};
+use crate::speed::{Meter, Speed};
+use crate::sampling::{self, Texts};
 use crate::template::Template;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
-use crate::worker::{Job, Worker};
+use crate::worker::Worker;
 
 /// Tokens that the memory for keys and values must be enough for.
-const MIN_KV_TOKENS: u64 = 16;
+const MIN_KV_TOKENS: usize = 16;
 
 /// A local GGUF model.
 ///
-/// One thread owns the engine, with a bounded queue in front: a full queue is [`Error::Overloaded`]. All candidates of
-/// a request are drawn in one batch that shares the prompt. Dropping a future or stream stops the work within one
-/// step. The handle is cheap to share behind `Arc`; when the last one goes, the thread ends and the memory is free.
+/// One thread owns the engine, with a bounded queue in front: a full queue is [`Error::Overloaded`]. The candidates of all
+/// requests grow side by side, one token a step for each; those of one request share its prompt, and prompts that begin
+/// alike share that. Requests join and leave at every step, and whose deadline is nearest comes first. What one candidate
+/// says does not depend on the others.
+///
+/// Deadlines: a request is given as many candidates as can be expected to end in time, going by the
+/// [speed](Self::speed) measured so far, but two at least. While they grow, the worst are given up where that lets the
+/// others end; at the deadline, all are. What is given up is part of the answer, with
+/// [`FinishReason::Deadline`].
+///
+/// Dropping a future or stream stops the work within one step. The handle is cheap to share behind `Arc`; when the last
+/// one goes, the threads end and the memory is free.
 #[derive(Debug)]
 pub struct CandleBackend {
     name: String,
     capabilities: Capabilities,
     max_candidates: usize,
     jobs: mpsc::Sender<Job>,
+    /// Places in the queue.
+    places: Arc<Semaphore>,
+    meter: Arc<Mutex<Meter>>,
 }
 
 impl CandleBackend {
@@ -45,9 +62,15 @@ impl CandleBackend {
         config.validate()?;
         guard(path, || {
             if config.device == DeviceChoice::Cpu {
-                return Self::load_with(path, config, |weights, config| match weights.gguf_mut() {
-                    Some(gguf) => Llama::load(gguf, config.context_tokens, config.n_threads()),
-                    None => Err(LoadError::unsupported(path, "a folder of safetensors", "GGUF files")),
+                return Self::load_with(path, config, |weights, config| {
+                    let settings = Settings {
+                        threads: config.n_threads(),
+                        tier: Tier::detect(),
+                        kv_type: config.kv_type,
+                        max_kv_bytes: config.max_kv_bytes,
+                        max_kept_bytes: config.max_kept_bytes,
+                    };
+                    Transformer::load(weights, &settings)
                 });
             }
             let device = OpenDevice::open(config.device)?;
@@ -55,7 +78,7 @@ impl CandleBackend {
         })
     }
 
-    fn load_with<E: Engine>(
+    pub(crate) fn load_with<E: Engine>(
         path: &Path,
         config: CandleConfig,
         load: impl FnOnce(&mut Weights, &CandleConfig) -> Result<E, LoadError>,
@@ -92,9 +115,12 @@ impl CandleBackend {
         family: String,
         config: CandleConfig,
     ) -> Result<Self, LoadError> {
-        let (allowed, least) = (config.max_kv_bytes, engine.kv_bytes_per_token().saturating_mul(MIN_KV_TOKENS));
-        if allowed < least {
-            let reason = format!("max_kv_bytes is {allowed}, this model takes {least} for {MIN_KV_TOKENS} tokens");
+        let portion = engine.portion();
+        let tokens = MIN_KV_TOKENS.next_multiple_of(portion.tokens);
+        let least = (tokens / portion.tokens) as u64 * portion.bytes;
+        if config.max_kv_bytes < least {
+            let allowed = config.max_kv_bytes;
+            let reason = format!("max_kv_bytes is {allowed}, this model takes {least} for {tokens} tokens");
             return Err(LoadError::Config(reason));
         }
         let mut capabilities = Capabilities::new(&model);
@@ -103,22 +129,55 @@ impl CandleBackend {
         capabilities.logprobs = true;
         capabilities.batched_candidates = true;
         capabilities.score = ScoreSupport::Rows;
+        capabilities.min_tokens = true;
+        capabilities.stages = sampling::stages();
         capabilities.family = Some(family);
         let (jobs, queue) = mpsc::channel(config.queue);
-        let worker =
-            Worker { engine, prompter, name: config.name.clone(), model, banned, max_kv_bytes: config.max_kv_bytes };
-        std::thread::Builder::new()
-            .name(format!("{}-worker", config.name))
-            .spawn(move || worker.run(queue))
-            .map_err(LoadError::Thread)?;
-        Ok(Self { name: config.name, capabilities, max_candidates: config.max_candidates, jobs })
+        let (ready, arrivals) = mpsc::channel(config.queue);
+        let (prompter, meter) = (Arc::new(prompter), Arc::new(Mutex::new(Meter::default())));
+        let intake = Intake {
+            prompter: Arc::clone(&prompter),
+            portion,
+            max_kv_bytes: config.max_kv_bytes,
+            preset: config.preset,
+            texts: Texts::default(),
+        };
+        let worker = Worker {
+            engine,
+            prompter,
+            name: config.name.clone(),
+            model,
+            banned,
+            portions: config.max_kv_bytes / portion.bytes.max(1),
+            max_batch: config.max_batch,
+            meter: Arc::clone(&meter),
+        };
+        let spawn = |what: &str, work: Box<dyn FnOnce() + Send>| {
+            let thread = std::thread::Builder::new().name(format!("{}-{what}", config.name));
+            thread.spawn(work).map(drop).map_err(LoadError::Thread)
+        };
+        spawn("intake", Box::new(move || intake.run(queue, &ready)))?;
+        spawn("worker", Box::new(move || worker.run(arrivals)))?;
+        let places = Arc::new(Semaphore::new(config.queue.min(Semaphore::MAX_PERMITS)));
+        Ok(Self { name: config.name, capabilities, max_candidates: config.max_candidates, jobs, places, meter })
+    }
+
+    /// Returns how fast prompts and candidates were computed of late.
+    #[must_use]
+    pub fn speed(&self) -> Speed {
+        self.meter.lock().unwrap_or_else(PoisonError::into_inner).speed()
+    }
+
+    fn place(&self) -> Result<OwnedSemaphorePermit, Error> {
+        Arc::clone(&self.places).try_acquire_owned().map_err(|error| match error {
+            TryAcquireError::NoPermits => Error::Overloaded { backend: self.name.clone(), retry_after: None },
+            TryAcquireError::Closed => self.gone(),
+        })
     }
 
     fn submit(&self, job: Job) -> Result<(), Error> {
-        self.jobs.try_send(job).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => Error::Overloaded { backend: self.name.clone(), retry_after: None },
-            mpsc::error::TrySendError::Closed(_) => self.gone(),
-        })
+        // Who has a place finds room in the channel.
+        self.jobs.try_send(job).map_err(|_| self.gone())
     }
 
     fn gone(&self) -> Error {
@@ -128,6 +187,7 @@ impl CandleBackend {
     /// Checks a request, queues it, and waits until its prompt is computed.
     async fn begin(&self, request: Request) -> Result<mpsc::Receiver<Result<Event, Error>>, Error> {
         request.validate()?;
+        self.capabilities.check_stages(&self.name, &request.sampling)?;
         if request.n > self.max_candidates {
             let (n, most) = (request.n, self.max_candidates);
             return Err(Error::InvalidRequest(format!("n is {n}, expected at most {most}")));
@@ -137,7 +197,8 @@ impl CandleBackend {
         let context = self.capabilities.context_tokens.unwrap_or(u32::MAX);
         let most_tokens = request.sampling.max_tokens.min(context) as usize;
         let (events, received) = mpsc::channel(request.n * (most_tokens + 3) + 1);
-        self.submit(Job::Generate { request: Box::new(request), started, events })?;
+        let (place, answer) = (self.place()?, Answer { started: Some(started), events });
+        self.submit(Job::Generate { request: Box::new(request), answer, place })?;
         // A worker that panics drops its end without a word.
         begun.await.unwrap_or_else(|_| Err(self.gone()))?;
         Ok(received)
@@ -206,7 +267,8 @@ impl Backend for CandleBackend {
     async fn score(&self, messages: &[Message], completion: &str) -> Result<Score, Error> {
         Request::new(messages.to_vec()).validate()?;
         let (reply, score) = oneshot::channel();
-        self.submit(Job::Score { messages: messages.to_vec(), completion: completion.to_owned(), reply })?;
+        let (messages, completion, place) = (messages.to_vec(), completion.to_owned(), self.place()?);
+        self.submit(Job::Score { messages, completion, reply, place })?;
         score.await.unwrap_or_else(|_| Err(self.gone()))
     }
 
@@ -224,7 +286,9 @@ mod tests {
     use idiolect_backend::ErrorKind;
     use idiolect_backend::testkit::Conformance;
 
-    use crate::engine::{EngineError, Session};
+    use idiolect_kernels::Team;
+
+    use crate::engine::{EngineError, Feed, Portion, Seq, Wants};
     use crate::testing::TinyGguf;
 
     /// What the engine does after some steps.
@@ -240,13 +304,16 @@ mod tests {
     struct Scripted {
         fault: Fault,
         after: usize,
+        team: Team,
+        sequences: Vec<Option<Script>>,
+        logits: Vec<f32>,
     }
 
-    struct Script<'a> {
-        engine: &'a Scripted,
-        faulty: bool,
-        steps: usize,
-        logits: Vec<f32>,
+    #[derive(Clone, Copy, Debug)]
+    struct Script {
+        prompt: usize,
+        room: usize,
+        tokens: usize,
     }
 
     const VOCABULARY: usize = 259;
@@ -264,64 +331,68 @@ mod tests {
             4096
         }
 
-        fn kv_bytes_per_token(&self) -> u64 {
-            1000
+        fn portion(&self) -> Portion {
+            Portion { tokens: 1, bytes: 1000 }
         }
 
-        fn within(&self, work: &mut (dyn FnMut() + Send)) {
-            work();
+        fn team(&self) -> &Team {
+            &self.team
         }
 
-        fn start(
-            &self,
-            prompt: &[u32],
-            slots: usize,
-            room: usize,
-            _go_on: &mut dyn FnMut() -> bool,
-        ) -> Result<Box<dyn Session + '_>, EngineError> {
-            assert!((prompt.len() + slots * room) as u64 * 1000 <= ALLOWED, "an engine is asked for what it may give");
-            let mut script = Script { engine: self, faulty: prompt.len() > 100, steps: 0, logits: Vec::new() };
-            script.compute(1);
-            Ok(Box::new(script))
+        fn begin(&mut self, prompt: &[u32], _known: usize, room: usize) -> Result<(Seq, usize), EngineError> {
+            self.sequences.push(Some(Script { prompt: prompt.len(), room, tokens: 0 }));
+            Ok((Seq(u32::try_from(self.sequences.len() - 1).unwrap()), 0))
         }
 
-        fn rows(
-            &self,
-            _tokens: &[u32],
-            _from: usize,
-            _go_on: &mut dyn FnMut() -> bool,
-            _sink: &mut dyn FnMut(&[f32]),
-        ) -> Result<(), EngineError> {
-            Err(EngineError::NotFinite)
+        fn fork(&mut self, seq: Seq) -> Result<Seq, EngineError> {
+            self.sequences.push(self.sequences[seq.0 as usize]);
+            Ok(Seq(u32::try_from(self.sequences.len() - 1).unwrap()))
         }
-    }
 
-    impl Script<'_> {
+        fn release(&mut self, seq: Seq) {
+            self.sequences[seq.0 as usize].take().expect("a sequence is released once");
+        }
+
         #[expect(clippy::disallowed_methods, reason = "the engine's own thread is meant to be slow")]
-        fn compute(&mut self, rows: usize) {
-            self.logits = vec![0.0; rows * VOCABULARY];
-            for row in self.logits.chunks_exact_mut(VOCABULARY) {
-                row[HE] = 50.0;
-            }
-            if self.faulty && self.steps >= self.engine.after {
-                match self.engine.fault {
-                    Fault::NotANumber => self.logits[3] = f32::NAN,
-                    Fault::Panic => panic!("as told"),
-                    Fault::Slow => std::thread::sleep(Duration::from_millis(20)),
+        fn forward(&mut self, feeds: &[Feed<'_>]) -> Result<(), EngineError> {
+            self.logits.clear();
+            for (i, feed) in feeds.iter().enumerate() {
+                assert!(feeds[..i].iter().all(|other| other.seq != feed.seq), "each sequence once");
+                let script = self.sequences[feed.seq.0 as usize].as_mut().expect("a sequence that is there");
+                script.tokens += feed.tokens.len();
+                assert!(script.tokens <= script.prompt + script.room, "no more than was said");
+                let script = *script;
+                if feed.wants == Wants::Nothing {
+                    continue;
+                }
+                let rows = if feed.wants == Wants::All { feed.tokens.len() } else { 1 };
+                for _ in 0..rows {
+                    let begin = self.logits.len();
+                    self.logits.resize(begin + VOCABULARY, 0.0);
+                    self.logits[begin + HE] = 50.0;
+                    if script.prompt <= 100 || script.tokens.saturating_sub(script.prompt) < self.after {
+                        continue;
+                    }
+                    match self.fault {
+                        Fault::NotANumber => self.logits[begin + 3] = f32::NAN,
+                        Fault::Panic => panic!("as told"),
+                        Fault::Slow if i == 0 => std::thread::sleep(Duration::from_millis(20)),
+                        Fault::Slow => {}
+                    }
                 }
             }
+            // Of an engine's memory, sequences share what they began with.
+            let held: usize = self.sequences.iter().flatten().map(|script| script.tokens.saturating_sub(script.prompt)).sum();
+            assert!(held as u64 * 1000 <= ALLOWED, "an engine is asked for what it may give");
+            Ok(())
         }
-    }
 
-    impl Session for Script<'_> {
         fn logits(&self) -> &[f32] {
             &self.logits
         }
 
-        fn step(&mut self, batch: &[(usize, u32)]) -> Result<(), EngineError> {
-            self.steps += 1;
-            self.compute(batch.len());
-            Ok(())
+        fn reset(&mut self) {
+            self.sequences.clear();
         }
     }
 
@@ -332,7 +403,9 @@ mod tests {
         let prompter = Prompter { tokenizer, template, context: 4096 };
         let (model, family) = ("script".to_owned(), "script".to_owned());
         let config = CandleConfig { max_kv_bytes: ALLOWED, ..CandleConfig::default() };
-        CandleBackend::start(Scripted { fault, after }, prompter, Vec::new(), model, family, config).unwrap()
+        let team = Team::new(2).unwrap();
+        let engine = Scripted { fault, after, team, sequences: Vec::new(), logits: Vec::new() };
+        CandleBackend::start(engine, prompter, Vec::new(), model, family, config).unwrap()
     }
 
     fn request(faulty: bool) -> Request {
@@ -377,7 +450,7 @@ mod tests {
         let (_dir, path) = TinyGguf::model("llama").write();
         let config = CandleConfig { max_kv_bytes: 1000, ..CandleConfig::default() };
         let error = CandleBackend::load(&path, config).unwrap_err();
-        assert_eq!(error.to_string(), "max_kv_bytes is 1000, this model takes 8192 for 16 tokens");
+        assert_eq!(error.to_string(), "max_kv_bytes is 1000, this model takes 4096 for 16 tokens");
     }
 
     #[tokio::test]
@@ -393,7 +466,8 @@ mod tests {
             assert!(matches!(events.last(), Some(Err(Error::Internal { .. }))));
             assert_eq!(events.iter().filter(|e| e.is_err()).count(), 1);
             backend.complete(request(false)).await.unwrap();
-            assert!(backend.score(&[Message::user("x")], "he").await.is_err());
+            let score = backend.score(&[Message::user("x".repeat(100))], "he").await;
+            assert_eq!(score.is_err(), after == 0);
         }
     }
 

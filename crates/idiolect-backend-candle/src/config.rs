@@ -2,7 +2,8 @@
 
 use std::num::NonZeroUsize;
 
-use idiolect_kernels::Format;
+use idiolect_kernels::{Format, KvType};
+use idiolect_sampling::Preset;
 
 use crate::device::DeviceChoice;
 use crate::error::LoadError;
@@ -29,16 +30,29 @@ pub struct CandleConfig {
     ///
     /// Memory grows with use, not with this: see [`max_kv_bytes`](Self::max_kv_bytes).
     pub context_tokens: usize,
-    /// Most memory that the keys and values of one request may take, in bytes. Default 1 GiB.
+    /// How keys and values are kept on the processor. Default [`KvType::F16`].
+    pub kv_type: KvType,
+    /// Most memory that the keys and values of all requests together may take, in bytes. Default 1 GiB.
     ///
-    /// A request takes its share for each token of the prompt, and the same for each token of each candidate: 46 KB with
-    /// a 135M-parameter model, 128 to 512 KB with one of 8 billion. One that might take more than this, were all its
-    /// candidates to run to their full length, is refused as invalid before any of it is allocated.
+    /// A request takes its share for each token of the prompt, and the same for each token of each candidate: 23 KB with
+    /// a 135M-parameter model in half precision, 64 to 256 KB with one of 8 billion. One that might take more than this,
+    /// were all its candidates to run to their full length, is refused as invalid before any of it is allocated; one that
+    /// fits, but not beside those that run, waits for them.
     pub max_kv_bytes: u64,
-    /// Requests that may wait while one runs; more are refused as overloaded. Default 16.
+    /// Most of that memory that may hold what prompts began with, for later prompts that begin alike, in bytes. Default
+    /// 128 MiB; 0 keeps nothing. It is given up whenever a request needs it. On the processor only.
+    pub max_kept_bytes: u64,
+    /// Requests that may wait for their turn; more are refused as overloaded. Default 16.
     pub queue: usize,
+    /// Candidates, of all requests together, that may grow side by side. A request for more than this runs alone.
+    /// Default 64.
+    pub max_batch: usize,
     /// Most candidates of one request. Default 32.
     pub max_candidates: usize,
+    /// The order of sampling stages for requests without a chain of their own. Default [`Preset::LlamaCpp`]: truncation
+    /// first, temperature last. The preset's own defaults play no part: temperature 0.7 and top-p 0.95 stand in for what a
+    /// request leaves open.
+    pub preset: Preset,
 }
 
 impl Default for CandleConfig {
@@ -50,9 +64,13 @@ impl Default for CandleConfig {
             quantize: None,
             threads: None,
             context_tokens: 4096,
+            kv_type: KvType::F16,
             max_kv_bytes: 1 << 30,
+            max_kept_bytes: 128 << 20,
             queue: 16,
+            max_batch: 64,
             max_candidates: 32,
+            preset: Preset::LlamaCpp,
         }
     }
 }
@@ -68,6 +86,7 @@ impl CandleConfig {
             ("context_tokens", self.context_tokens, 16),
             ("queue", self.queue, 1),
             ("max_candidates", self.max_candidates, 1),
+            ("max_batch", self.max_batch, 1),
         ];
         let bad: Vec<String> = checks
             .into_iter()

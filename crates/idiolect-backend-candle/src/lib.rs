@@ -75,22 +75,27 @@
 
 mod assembly;
 mod backend;
+mod candidate;
 mod config;
 mod device;
 mod encoder;
 mod engine;
 mod error;
-mod kernels;
+mod intake;
 mod loader;
 mod math;
+pub mod metrics;
 mod prompt;
 mod safetensors;
 mod sampling;
+mod speed;
 mod template;
 mod tokenizer;
 mod weights;
 mod worker;
 
+#[cfg(test)]
+mod quality;
 #[cfg(test)]
 mod testing;
 
@@ -99,4 +104,6 @@ pub use config::{CandleConfig, EncoderConfig};
 pub use device::{DeviceChoice, ParseDeviceError};
 pub use encoder::SentenceEncoder;
 pub use error::LoadError;
+pub use idiolect_kernels::KvType;
+pub use speed::{DecodeSpeed, Speed};
 pub use idiolect_kernels::Format;

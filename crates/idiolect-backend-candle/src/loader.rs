@@ -1,7 +1,4 @@
-//! Reading GGUF files: metadata with checks, and tensors as eight-bit matrices or plain vectors.
-//!
-//! candle reads the container and decodes block formats; the formats that matter most are decoded here, faster.
-//! Matrices are read a band of rows at a time, so that loading needs little more memory than the result.
+//! Reading GGUF files: metadata with checks, and the places of tensors. candle reads the container.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,17 +8,11 @@ use std::path::{Path, PathBuf};
 use candle_core::Device;
 use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::quantized::gguf_file::{Content, Value};
-use candle_core::quantized::{GgmlDType, QTensor, gguf_file};
+use candle_core::quantized::{GgmlDType, gguf_file};
 use half::f16;
-use rayon::prelude::*;
 
-use crate::device::OpenDevice;
 use crate::error::{LoadError, first_line};
-use crate::kernels::{BLOCK, Matrix, encode_block};
 use crate::safetensors::Stored;
-
-/// Bytes of a file that are decoded at once.
-const BAND_BYTES: usize = 4 << 20;
 
 /// An open GGUF file.
 pub(crate) struct Gguf {
@@ -199,60 +190,6 @@ impl Gguf {
         Ok(values)
     }
 
-    /// Reads a matrix.
-    pub(crate) fn matrix(&mut self, tensor: &str, rows: usize, cols: usize) -> Result<Matrix, LoadError> {
-        self.stacked(&[(tensor, rows)], cols)
-    }
-
-    /// Reads several matrices of the same width as one, each below the one before.
-    pub(crate) fn stacked(&mut self, tensors: &[(&str, usize)], cols: usize) -> Result<Matrix, LoadError> {
-        if !cols.is_multiple_of(BLOCK) || cols == 0 {
-            let supported = format!("rows of a multiple of {BLOCK} values");
-            return Err(LoadError::unsupported(&self.path, format!("a matrix with rows of {cols} values"), supported));
-        }
-        for (tensor, rows) in tensors {
-            self.check_matrix(tensor, *rows, cols)?;
-        }
-        let mut matrix = Matrix::zeros(tensors.iter().map(|(_, rows)| rows).sum(), cols);
-        let mut first = 0;
-        for (tensor, rows) in tensors {
-            self.fill(tensor, *rows, cols, first, &mut matrix)?;
-            first += rows;
-        }
-        if matrix.is_finite() {
-            Ok(matrix)
-        } else {
-            let reason = format!("tensor {:?} holds a value that is no number", tensors[0].0);
-            Err(LoadError::damaged(&self.path, reason))
-        }
-    }
-
-    /// Reads a matrix onto a device, in the file's own format.
-    pub(crate) fn quantized(
-        &mut self,
-        tensor: &str,
-        rows: usize,
-        cols: usize,
-        device: &OpenDevice,
-    ) -> Result<QTensor, LoadError> {
-        self.check_matrix(tensor, rows, cols)?;
-        let info = self.info(tensor)?;
-        let (dtype, offset) = (info.ggml_dtype, info.offset);
-        let layout = Layout::new(dtype, cols).ok_or_else(|| self.misaligned(tensor, cols, dtype))?;
-        let bytes = self.read(tensor, offset, rows * layout.row_bytes)?;
-        qtensor_from_ggml(dtype, &bytes, vec![rows, cols], device.handle()).map_err(|e| device.error(&e))
-    }
-
-    /// Checks a matrix's dimensions, and that its bytes are in the file.
-    fn check_matrix(&self, tensor: &str, rows: usize, cols: usize) -> Result<(), LoadError> {
-        let found = self.dimensions(tensor)?;
-        if found != [rows, cols] {
-            let reason = format!("tensor {tensor:?} is {found:?}, expected [{rows}, {cols}]");
-            return Err(LoadError::damaged(&self.path, reason));
-        }
-        self.check_extent(tensor)
-    }
-
     /// Checks that a tensor's bytes are in the file, before memory is taken for them.
     fn check_extent(&self, tensor: &str) -> Result<(), LoadError> {
         let info = self.info(tensor)?;
@@ -311,39 +248,6 @@ impl Gguf {
             Err(e) => Err(LoadError::io(&self.path, e)),
         }
     }
-
-    /// Decodes a tensor into the rows of `matrix` from `first` on, band by band.
-    fn fill(
-        &mut self,
-        tensor: &str,
-        rows: usize,
-        cols: usize,
-        first: usize,
-        matrix: &mut Matrix,
-    ) -> Result<(), LoadError> {
-        let info = self.info(tensor)?;
-        let (dtype, offset) = (info.ggml_dtype, info.offset);
-        let layout = Layout::new(dtype, cols).ok_or_else(|| self.misaligned(tensor, cols, dtype))?;
-        let per_row = cols / BLOCK;
-        let band_rows = (BAND_BYTES / layout.row_bytes).max(1);
-        for start in (0..rows).step_by(band_rows) {
-            let n = band_rows.min(rows - start);
-            let bytes = self.read(tensor, offset + (start * layout.row_bytes) as u64, n * layout.row_bytes)?;
-            let (scales, quants) = matrix.blocks_mut();
-            let scales = &mut scales[(first + start) * per_row..][..n * per_row];
-            let quants = &mut quants[(first + start) * cols..][..n * cols];
-            bytes
-                .par_chunks_exact(layout.row_bytes)
-                .zip(scales.par_chunks_exact_mut(per_row).zip(quants.par_chunks_exact_mut(cols)))
-                .with_min_len(16)
-                .try_for_each_init(
-                    || vec![0.0; cols],
-                    |row, (bytes, (scales, quants))| layout.encode(bytes, row, scales, quants),
-                )
-                .map_err(|e| LoadError::damaged(&self.path, format!("{tensor:?}: {e}")))?;
-        }
-        Ok(())
-    }
 }
 
 fn integer(value: &Value) -> Option<u64> {
@@ -375,26 +279,6 @@ impl Layout {
         (cols > 0 && cols.is_multiple_of(dtype.block_size()))
             .then(|| Some(Self { dtype, cols, row_bytes: blocks.checked_mul(dtype.type_size())? }))
             .flatten()
-    }
-
-    /// Encodes one row as eight-bit blocks. `row` is room for its values.
-    fn encode(self, bytes: &[u8], row: &mut [f32], scales: &mut [f32], quants: &mut [i8]) -> Result<(), String> {
-        if self.dtype == GgmlDType::Q8_0 {
-            // The same format but for the width of the scale: nothing is lost.
-            let blocks = bytes.chunks_exact(2 + BLOCK).zip(scales.iter_mut().zip(quants.chunks_exact_mut(BLOCK)));
-            for (block, (scale, quants)) in blocks {
-                *scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
-                for (quant, byte) in quants.iter_mut().zip(&block[2..]) {
-                    *quant = byte.cast_signed();
-                }
-            }
-            return Ok(());
-        }
-        self.decode(bytes, row)?;
-        for ((values, quants), scale) in row.chunks_exact(BLOCK).zip(quants.chunks_exact_mut(BLOCK)).zip(scales) {
-            *scale = encode_block(values, quants);
-        }
-        Ok(())
     }
 
     /// Decodes one row.

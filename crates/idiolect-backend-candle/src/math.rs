@@ -1,13 +1,8 @@
-//! Small vector functions that the engine and the encoder share, written so that compilers vectorise them.
-//!
-//! Always inlined, so that [`wide`](crate::kernels::wide) reaches them.
+//! Small functions over numbers.
 
-#![expect(clippy::inline_always, reason = "see above")]
-
-use crate::kernels::{Wide, wide};
+use idiolect_kernels::scan;
 
 /// Returns e^x with a relative error below 3e-7; 0 below -87, and saturates above 88.
-#[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     // e^x = 2^n · e^r with n the nearest integer to x / ln 2 and |r| <= ln 2 / 2; e^r by its Taylor series.
     const MAGIC: f32 = 12_582_912.0;
@@ -23,7 +18,6 @@ pub(crate) fn exp(x: f32) -> f32 {
 }
 
 /// Returns the dot product.
-#[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     // Sixteen running sums: enough for the compiler to keep four vector registers busy.
     let mut sums = [0f32; 16];
@@ -38,64 +32,12 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum::<f32>() + rest
 }
 
-/// Adds `factor · x` to `y`.
-#[inline(always)]
-pub(crate) fn add_scaled(y: &mut [f32], factor: f32, x: &[f32]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y += factor * x;
-    }
-}
-
-/// Turns scores into weights that sum to 1.
-#[inline(always)]
-pub(crate) fn softmax(scores: &mut [f32]) {
-    let largest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0.0;
-    for score in scores.iter_mut() {
-        *score = exp(*score - largest);
-        sum += *score;
-    }
-    let inverse = 1.0 / sum;
-    for score in scores.iter_mut() {
-        *score *= inverse;
-    }
-}
-
-/// Returns the natural logarithm of the sum of exponentials, or NaN when any value is NaN or none is finite.
+/// Returns the natural logarithm of the sum of exponentials; no finite number when any value is NaN or none is finite.
 pub(crate) fn log_sum_exp(values: &[f32]) -> f32 {
-    struct LogSumExp<'a>(&'a [f32]);
-    impl Wide for LogSumExp<'_> {
-        type Output = f32;
-
-        #[inline(always)]
-        fn run(self) -> f32 {
-            log_sum_exp_inlined(self.0)
-        }
-    }
-    wide(LogSumExp(values))
-}
-
-#[inline(always)]
-fn log_sum_exp_inlined(values: &[f32]) -> f32 {
-    let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let mut sum = 0f64;
-    // Short runs in f32, for speed; their sums in f64, for precision.
-    for chunk in values.chunks(1024) {
-        let mut sums = [0f32; 16];
-        let (sixteens, rest) = chunk.as_chunks::<16>();
-        for sixteen in sixteens {
-            for i in 0..16 {
-                sums[i] += exp(sixteen[i] - largest);
-            }
-        }
-        for value in rest {
-            sums[0] += exp(value - largest);
-        }
-        sum += f64::from(sums.iter().sum::<f32>());
-    }
+    let greatest = scan::block_maxima(values, &mut Vec::new());
     #[expect(clippy::cast_possible_truncation, reason = "a logarithm of a vocabulary-sized sum")]
-    let log = sum.ln() as f32;
-    largest + log
+    let log = scan::sum_exp(values, greatest, 1.0, &mut Vec::new()).ln() as f32;
+    greatest + log
 }
 
 #[cfg(test)]
@@ -119,9 +61,6 @@ mod tests {
     fn sums_are_right() {
         let a: Vec<f32> = (0..37).map(|i| i as f32).collect();
         assert_eq!(dot(&a, &a), (0..37).map(|i| (i * i) as f32).sum::<f32>());
-        let mut weights = [1.0, 2.0, 3.0];
-        softmax(&mut weights);
-        assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-6);
         assert!((log_sum_exp(&[0.0; 8]) - 8f32.ln()).abs() < 1e-6);
         assert!((log_sum_exp(&[1000.0, 1000.0]) - 1000.693).abs() < 1e-3);
     }

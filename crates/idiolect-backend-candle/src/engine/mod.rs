@@ -3,85 +3,109 @@
 //! An engine turns tokens into logits. It knows nothing of text, sampling, requests or deadlines, so that another
 //! set of kernels can take its place.
 
+mod blocks;
 #[cfg(test)]
-mod checks;
-mod llama;
+pub(crate) mod checks;
+#[cfg(test)]
+mod families;
 mod params;
 mod rope;
 mod tensor;
+mod transformer;
 
-use crate::error::LoadError;
+use idiolect_kernels::Team;
 
-pub(crate) use llama::Llama;
 pub(crate) use params::{Activation, LayerParams, Pairs, Params, SUPPORTED, Size, inverse_root, root};
 pub(crate) use rope::{RopeSpec, Scaling};
 pub(crate) use tensor::Tensors;
+pub(crate) use transformer::{Settings, Transformer};
 
 /// Why the engine stopped.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EngineError {
-    /// The caller said not to go on.
-    #[error("interrupted")]
-    Interrupted,
     /// The weights or the activations ran over.
     #[error("the model computed a value that is no number")]
     NotFinite,
     /// The device refused, or ran out of memory.
     #[error("the device failed: {0}")]
     Device(String),
-    /// More tokens than the sequence was given room for, or a token that the vocabulary does not have.
+    /// More tokens than a sequence may have, or a token that the vocabulary does not have.
     #[error("{0}")]
     Misuse(&'static str),
 }
 
-/// A model that computes logits.
-pub(crate) trait Engine: std::fmt::Debug + Send + Sync + 'static {
+/// A sequence of an engine, from [`Engine::begin`] or [`Engine::fork`] to [`Engine::release`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Seq(pub(crate) u32);
+
+/// Which rows of logits are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wants {
+    Nothing,
+    /// Those after the last token.
+    Last,
+    /// Those after each token.
+    All,
+}
+
+/// Tokens that a sequence grows by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Feed<'a> {
+    pub(crate) seq: Seq,
+    pub(crate) tokens: &'a [u32],
+    pub(crate) wants: Wants,
+}
+
+/// In what portions an engine takes memory for keys and values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Portion {
+    /// Tokens of a portion.
+    pub(crate) tokens: usize,
+    /// Bytes of a portion.
+    pub(crate) bytes: u64,
+}
+
+/// A model that computes logits for any number of sequences at a time.
+///
+/// Who uses it sees to it that its sequences never hold more memory than the engine was given.
+pub(crate) trait Engine: std::fmt::Debug + Send + 'static {
     /// Length of a row of logits.
     fn vocabulary(&self) -> usize;
 
     /// Tokens that a sequence may have.
     fn context(&self) -> usize;
 
-    /// Bytes that the keys and values of one token take.
-    fn kv_bytes_per_token(&self) -> u64;
+    /// How memory for keys and values is taken.
+    fn portion(&self) -> Portion;
 
-    /// Runs `work` where the engine's threads are, so that the calls below and the caller's own loops use them.
-    fn within(&self, work: &mut (dyn FnMut() + Send));
+    /// The threads that compute, for the caller's own loops.
+    fn team(&self) -> &Team;
 
-    /// Computes a prompt for `slots` continuations of at most `room` tokens each. Asks `go_on` every fraction of a second.
-    fn start(
-        &self,
-        prompt: &[u32],
-        slots: usize,
-        room: usize,
-        go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<Box<dyn Session + '_>, EngineError>;
+    /// Begins a sequence that will grow by `prompt` first; its forks grow by at most `room` tokens each. Returns how many
+    /// of the first `known` tokens of the prompt need not be fed, as their keys and values are there.
+    fn begin(&mut self, prompt: &[u32], known: usize, room: usize) -> Result<(Seq, usize), EngineError>;
 
-    /// Computes a text, and gives the logits after each token from position `from` on.
-    fn rows(
-        &self,
-        tokens: &[u32],
-        from: usize,
-        go_on: &mut dyn FnMut() -> bool,
-        sink: &mut dyn FnMut(&[f32]),
-    ) -> Result<(), EngineError>;
-}
+    /// Makes a sequence that holds the same tokens. It shares their memory.
+    fn fork(&mut self, seq: Seq) -> Result<Seq, EngineError>;
 
-/// A prompt with its growing continuations.
-pub(crate) trait Session {
-    /// Returns the newest logits: after [`Engine::start`] one row, which all slots share; after [`step`](Self::step) one
-    /// row for each entry of the batch.
+    /// Ends a sequence.
+    fn release(&mut self, seq: Seq);
+
+    /// Computes tokens of several sequences, each of which is there once. All forks that one sequence has are fed or
+    /// released from one call to the next.
+    ///
+    /// After an error the sequences fed are good for nothing but their release.
+    fn forward(&mut self, feeds: &[Feed<'_>]) -> Result<(), EngineError>;
+
+    /// Returns the rows of logits that the last [`forward`](Self::forward) was asked for, in the order of its feeds.
+    /// Rows of which any value is no number hold one that shows it.
     fn logits(&self) -> &[f32];
 
-    /// Appends one token to each of the given slots. The others have ended: an engine may refuse them from here on.
-    fn step(&mut self, batch: &[(usize, u32)]) -> Result<(), EngineError>;
-}
+    /// Forgets all sequences and everything kept, after a panic.
+    fn reset(&mut self);
 
-/// Starts the threads of an engine.
-fn pool(threads: usize) -> Result<rayon::ThreadPool, LoadError> {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads)
-        .thread_name(|i| format!("engine-{i}"))
-        .build()
-        .map_err(|e| LoadError::Thread(std::io::Error::other(e)))
+    /// How many tokens of prompts the engine keeps beyond their sequences.
+    fn kept_tokens(&self) -> usize {
+        0
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! Weights stay on the device in the file's own formats; keys, values and activations are `f32`. The prompt is computed
 //! once, in chunks, and its keys and values are shared: all continuations attend to them in one product. What the
-//! continuations own lies in one block per layer, which grows by doubling and shrinks when some of them end.
+//! continuations own lies in one block per layer, which grows by doubling and shrinks when some of them end. Continuations
+//! of one prompt are one batch; those of different prompts are computed one batch after the other.
 //!
 //! Unlike with the processor's own kernels, the last bits of a row's numbers may depend on its batch, as the libraries
 //! below choose their kernels by size.
@@ -11,16 +12,14 @@ use candle_core::quantized::QMatMul;
 use candle_core::{D, Device, Module, Tensor};
 use candle_nn::ops::{rms_norm, silu, softmax_last_dim};
 use candle_nn::rotary_emb::{rope, rope_i};
+use idiolect_kernels::Team;
 
 use super::params::{Activation, Pairs, Params};
 use super::rope::Rope;
-use super::{Engine, EngineError, Session, pool};
+use super::{Engine, EngineError, Feed, Portion, Seq, Wants};
 use crate::device::OpenDevice;
 use crate::error::{LoadError, first_line};
 use crate::weights::{Part, Role, Weights};
-
-/// Prompt tokens that are computed at once, between two looks at the clock.
-const PREFILL: usize = 256;
 
 /// Positions that continuations get memory for at first; it doubles when they are full.
 const FIRST_ROOM: usize = 32;
@@ -33,8 +32,20 @@ impl From<candle_core::Error> for EngineError {
     }
 }
 
-/// A loaded model.
+/// A loaded model with its sequences.
 pub(crate) struct Tensors {
+    model: Model,
+    /// For the caller's loops.
+    team: Team,
+    /// For the device, where that is the processor.
+    pool: rayon::ThreadPool,
+    /// For each sequence the run that it belongs to.
+    sequences: Vec<Option<usize>>,
+    runs: Vec<Option<Run>>,
+    logits: Vec<f32>,
+}
+
+struct Model {
     params: Params,
     device: Device,
     embeddings: QMatMul,
@@ -42,10 +53,6 @@ pub(crate) struct Tensors {
     output: Option<QMatMul>,
     norm: Tensor,
     layers: Vec<Layer>,
-    /// Prompt tokens that are computed at once.
-    prefill: usize,
-    /// For the caller's loops, and for the device where that is the processor.
-    pool: rayon::ThreadPool,
 }
 
 struct Layer {
@@ -71,7 +78,8 @@ struct Projection {
 
 impl std::fmt::Debug for Tensors {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tensors").field("params", &self.params).field("device", &self.device).finish_non_exhaustive()
+        let Model { params, device, .. } = &self.model;
+        f.debug_struct("Tensors").field("params", params).field("device", device).finish_non_exhaustive()
     }
 }
 
@@ -126,24 +134,58 @@ impl Loader<'_> {
 impl Tensors {
     /// Loads all weights onto the device and computes a few tokens to prove that it can.
     pub(crate) fn load(weights: &mut Weights, threads: usize, device: &OpenDevice) -> Result<Self, LoadError> {
-        let pool = pool(threads)?;
+        let team = Team::new(threads).map_err(LoadError::Thread)?;
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("tensors-{i}"))
+            .build()
+            .map_err(|e| LoadError::Thread(std::io::Error::other(e)))?;
         let params = weights.params().clone();
         let mut loader = Loader { weights, device };
         let embeddings = loader.matrix(Role::Embeddings)?;
         let output = (!params.tied).then(|| loader.matrix(Role::Output)).transpose()?;
         let norm = loader.vector(Role::OutputNorm)?;
         let layers = (0..params.layers.len()).map(|i| loader.layer(&params, i)).collect::<Result<_, _>>()?;
-        let device_handle = device.handle().clone();
-        let model = Self { params, device: device_handle, embeddings, output, norm, layers, prefill: PREFILL, pool };
+        let model = Model { params, device: device.handle().clone(), embeddings, output, norm, layers };
+        let (sequences, runs, logits) = (Vec::new(), Vec::new(), Vec::new());
+        let mut tensors = Self { model, team, pool, sequences, runs, logits };
         // A device may lack a kernel for one of the file's formats, which shows only when it is used; and kernels for many
         // rows are others than those for few.
-        match model.pool.install(|| model.start(&[0; 15], 2, 1, &mut || true)?.step(&[(0, 0), (1, 0)])) {
+        let proof = tensors.prove();
+        tensors.reset();
+        match proof {
             Err(EngineError::Device(reason)) => Err(device.fault(reason)),
             // A model that computes no numbers says so when it is asked something.
-            _ => Ok(model),
+            _ => Ok(tensors),
         }
     }
 
+    fn prove(&mut self) -> Result<(), EngineError> {
+        let prompt = [0; 15];
+        let (first, _) = self.begin(&prompt, 0, 1)?;
+        self.forward(&[Feed { seq: first, tokens: &prompt, wants: Wants::Last }])?;
+        let second = self.fork(first)?;
+        let feed = |seq| Feed { seq, tokens: &[0], wants: Wants::Last };
+        self.forward(&[feed(first), feed(second)])
+    }
+
+    fn run_of(&self, seq: Seq) -> Result<usize, EngineError> {
+        let run = self.sequences.get(seq.0 as usize).copied().flatten();
+        run.ok_or(EngineError::Misuse("there is no such sequence"))
+    }
+
+    fn add(&mut self, run: usize) -> Result<Seq, EngineError> {
+        let place = self.sequences.iter().position(Option::is_none).unwrap_or(self.sequences.len());
+        let seq = Seq(u32::try_from(place).map_err(|_| EngineError::Misuse("there are too many sequences"))?);
+        if place == self.sequences.len() {
+            self.sequences.push(None);
+        }
+        self.sequences[place] = Some(run);
+        Ok(seq)
+    }
+}
+
+impl Model {
     /// Returns the sines and cosines of the given positions, for each of the model's rotations.
     fn rotations(&self, positions: impl ExactSizeIterator<Item = usize> + Clone) -> Outcome<Vec<Rotation>> {
         self.params.ropes.iter().map(|rope| self.rotation(rope, positions.clone())).collect()
@@ -359,44 +401,43 @@ impl Cache {
     }
 }
 
-/// The state of one request.
-struct Run<'a> {
-    model: &'a Tensors,
+/// A prompt with its growing continuations.
+struct Run {
     /// For each layer `[key head, position, element]`.
     prompt: Vec<Cache>,
+    /// Tokens that the prompt will have.
+    prompt_capacity: usize,
     prompt_len: usize,
-    /// The slots that grow, in the order of the rows of `own`.
-    active: Vec<usize>,
+    /// The sequences that grow, in the order of the rows of `own`.
+    active: Vec<Seq>,
     /// For each layer `[continuation, key head, position, element]`.
     own: Vec<Cache>,
     own_len: usize,
     own_capacity: usize,
     room: usize,
-    logits: Vec<f32>,
 }
 
-impl<'a> Run<'a> {
-    fn new(model: &'a Tensors, prompt: usize, slots: usize, room: usize) -> Result<Self, EngineError> {
+impl Run {
+    fn new(model: &Model, prompt: usize, room: usize) -> Result<Self, EngineError> {
         let p = &model.params;
         p.check_lengths(prompt, room)?;
         let shape = [p.kv_heads, prompt, p.head_width];
-        let prompt = (0..p.layers.len()).map(|_| Cache::new(&shape, &model.device)).collect::<Outcome<_>>()?;
+        let caches = (0..p.layers.len()).map(|_| Cache::new(&shape, &model.device)).collect::<Outcome<_>>()?;
         Ok(Self {
-            model,
-            prompt,
+            prompt: caches,
+            prompt_capacity: prompt,
             prompt_len: 0,
-            active: (0..slots).collect(),
+            active: Vec::new(),
             own: Vec::new(),
             own_len: 0,
             own_capacity: 0,
             room,
-            logits: Vec::new(),
         })
     }
 
     /// Computes the next tokens of the prompt; returns their final states.
-    fn prefill(&mut self, tokens: &[u32]) -> Result<Tensor, EngineError> {
-        let (model, first, seen) = (self.model, self.prompt_len, self.prompt_len + tokens.len());
+    fn prefill(&mut self, model: &Model, tokens: &[u32]) -> Result<Tensor, EngineError> {
+        let (first, seen) = (self.prompt_len, self.prompt_len + tokens.len());
         let p = &model.params;
         let (rows, group) = (tokens.len(), p.heads / p.kv_heads);
         let rotations = model.rotations(first..seen)?;
@@ -419,44 +460,44 @@ impl<'a> Run<'a> {
         Ok(states)
     }
 
-    /// Leaves only the given slots, in the given order.
-    fn keep(&mut self, slots: &[(usize, u32)]) -> Result<(), EngineError> {
-        if slots.iter().map(|(slot, _)| slot).eq(&self.active) {
+    /// Leaves only the given sequences, in the given order.
+    fn keep(&mut self, model: &Model, seqs: &[Seq]) -> Result<(), EngineError> {
+        if seqs == self.active {
             return Ok(());
         }
-        let mut kept = Vec::with_capacity(slots.len());
-        for (i, (slot, _)) in slots.iter().enumerate() {
-            let row = self.active.iter().position(|active| active == slot);
-            let row = row.ok_or(EngineError::Misuse("there is no such slot, or it missed a step"))?;
-            if slots[..i].iter().any(|(earlier, _)| earlier == slot) {
-                return Err(EngineError::Misuse("a slot is twice in a batch"));
+        let mut kept = Vec::with_capacity(seqs.len());
+        for (i, seq) in seqs.iter().enumerate() {
+            let row = self.active.iter().position(|active| active == seq);
+            let row = row.ok_or(EngineError::Misuse("there is no such sequence, or it missed a step"))?;
+            if seqs[..i].contains(seq) {
+                return Err(EngineError::Misuse("a sequence is twice in a batch"));
             }
-            #[expect(clippy::cast_possible_truncation, reason = "slots are few")]
+            #[expect(clippy::cast_possible_truncation, reason = "sequences are few")]
             kept.push(row as u32);
         }
-        let kept = Tensor::new(kept, &self.model.device)?;
+        let kept = Tensor::new(kept, &model.device)?;
         for cache in &mut self.own {
             *cache = cache.select(&kept)?;
         }
-        self.active = slots.iter().map(|(slot, _)| *slot).collect();
+        self.active = seqs.to_vec();
         Ok(())
     }
 
     /// Makes sure of memory for one more position of each continuation.
-    fn reserve(&mut self) -> Result<(), EngineError> {
+    fn reserve(&mut self, model: &Model) -> Result<(), EngineError> {
         if self.own_len == self.room {
             return Err(EngineError::Misuse("a continuation is longer than its room"));
         }
         if self.own_len == self.own_capacity {
-            let p = &self.model.params;
+            let p = &model.params;
             let capacity = (2 * self.own_capacity).max(FIRST_ROOM).min(self.room);
             let shape = [self.active.len(), p.kv_heads, capacity, p.head_width];
             if self.own.is_empty() {
                 self.own =
-                    (0..p.layers.len()).map(|_| Cache::new(&shape, &self.model.device)).collect::<Outcome<_>>()?;
+                    (0..p.layers.len()).map(|_| Cache::new(&shape, &model.device)).collect::<Outcome<_>>()?;
             } else {
                 for cache in &mut self.own {
-                    let larger = Cache::new(&shape, &self.model.device)?;
+                    let larger = Cache::new(&shape, &model.device)?;
                     larger.store(0, &cache.keys, &cache.values)?;
                     *cache = larger;
                 }
@@ -467,8 +508,7 @@ impl<'a> Run<'a> {
     }
 
     /// Computes one token for each continuation; returns their final states.
-    fn decode(&self, tokens: &[u32]) -> Result<Tensor, EngineError> {
-        let model = self.model;
+    fn decode(&self, model: &Model, tokens: &[u32]) -> Result<Tensor, EngineError> {
         let p = &model.params;
         let (n, group, shared, own) = (tokens.len(), p.heads / p.kv_heads, self.prompt_len, self.own_len + 1);
         // All continuations are at the same position, so one row's mask does for all.
@@ -503,85 +543,130 @@ impl<'a> Run<'a> {
     }
 }
 
-impl Engine for Tensors {
-    fn vocabulary(&self) -> usize {
-        self.params.vocabulary
-    }
-
-    fn context(&self) -> usize {
-        self.params.context
-    }
-
-    fn kv_bytes_per_token(&self) -> u64 {
-        self.params.kv_bytes_per_token()
-    }
-
-    fn within(&self, work: &mut (dyn FnMut() + Send)) {
-        self.pool.install(work);
-    }
-
-    fn start(
-        &self,
-        prompt: &[u32],
-        slots: usize,
-        room: usize,
-        go_on: &mut dyn FnMut() -> bool,
-    ) -> Result<Box<dyn Session + '_>, EngineError> {
-        let mut run = Run::new(self, prompt.len(), slots, room)?;
-        let mut states = None;
-        for chunk in prompt.chunks(self.prefill) {
-            if !go_on() {
-                return Err(EngineError::Interrupted);
-            }
-            states = Some((run.prefill(chunk)?, chunk.len()));
+impl Run {
+    /// Computes tokens of the prompt; returns the logits that are wanted.
+    fn feed_prompt(&mut self, model: &Model, feed: &Feed<'_>) -> Result<Vec<f32>, EngineError> {
+        let n = feed.tokens.len();
+        let states = self.prefill(model, feed.tokens)?;
+        match feed.wants {
+            Wants::Nothing => Ok(Vec::new()),
+            Wants::Last => model.project(&states.narrow(0, n - 1, 1)?),
+            Wants::All => model.project(&states),
         }
-        if let Some((states, rows)) = states {
-            run.logits = self.project(&states.narrow(0, rows - 1, 1)?)?;
-        }
-        Ok(Box::new(run))
     }
 
-    fn rows(
-        &self,
-        tokens: &[u32],
-        from: usize,
-        go_on: &mut dyn FnMut() -> bool,
-        sink: &mut dyn FnMut(&[f32]),
-    ) -> Result<(), EngineError> {
-        let mut run = Run::new(self, tokens.len(), 0, 0)?;
-        let mut start = 0;
-        for chunk in tokens.chunks(self.prefill) {
-            if !go_on() {
-                return Err(EngineError::Interrupted);
-            }
-            let states = run.prefill(chunk)?;
-            let skipped = from.saturating_sub(start);
-            if skipped < chunk.len() {
-                let logits = self.project(&states.narrow(0, skipped, chunk.len() - skipped)?)?;
-                logits.chunks_exact(self.params.vocabulary).for_each(&mut *sink);
-            }
-            start += chunk.len();
-        }
-        Ok(())
+    /// Computes one token of each continuation; returns the logits of all.
+    fn step(&mut self, model: &Model, seqs: &[Seq], tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
+        self.keep(model, seqs)?;
+        self.reserve(model)?;
+        let states = self.decode(model, tokens)?;
+        self.own_len += 1;
+        model.project(&states)
+    }
+
+    const fn is_in_prompt(&self) -> bool {
+        self.prompt_len < self.prompt_capacity
     }
 }
 
-impl Session for Run<'_> {
+impl Engine for Tensors {
+    fn vocabulary(&self) -> usize {
+        self.model.params.vocabulary
+    }
+
+    fn context(&self) -> usize {
+        self.model.params.context
+    }
+
+    fn portion(&self) -> Portion {
+        Portion { tokens: 1, bytes: self.model.params.kv_bytes_per_token() }
+    }
+
+    fn team(&self) -> &Team {
+        &self.team
+    }
+
+    fn begin(&mut self, prompt: &[u32], _known: usize, room: usize) -> Result<(Seq, usize), EngineError> {
+        let run = Run::new(&self.model, prompt.len(), room)?;
+        let place = self.runs.iter().position(Option::is_none).unwrap_or(self.runs.len());
+        let seq = self.add(place)?;
+        if place == self.runs.len() {
+            self.runs.push(None);
+        }
+        self.runs[place] = Some(Run { active: vec![seq], ..run });
+        Ok((seq, 0))
+    }
+
+    fn fork(&mut self, seq: Seq) -> Result<Seq, EngineError> {
+        let place = self.run_of(seq)?;
+        let fork = self.add(place)?;
+        match &mut self.runs[place] {
+            Some(run) if run.own.is_empty() => run.active.push(fork),
+            _ => {
+                self.sequences[fork.0 as usize] = None;
+                return Err(EngineError::Misuse("a continuation cannot be forked"));
+            }
+        }
+        Ok(fork)
+    }
+
+    fn release(&mut self, seq: Seq) {
+        let Ok(place) = self.run_of(seq) else { return };
+        self.sequences[seq.0 as usize] = None;
+        // Its memory goes with the next step of the others, or with the last of them.
+        if !self.sequences.contains(&Some(place)) {
+            self.runs[place] = None;
+        }
+    }
+
+    fn forward(&mut self, feeds: &[Feed<'_>]) -> Result<(), EngineError> {
+        self.logits.clear();
+        let places = feeds.iter().map(|feed| self.run_of(feed.seq)).collect::<Result<Vec<_>, _>>()?;
+        let mut logits: Vec<Vec<f32>> = vec![Vec::new(); feeds.len()];
+        let Self { model, pool, runs, .. } = self;
+        pool.install(|| {
+            for (i, feed) in feeds.iter().enumerate() {
+                if feed.tokens.is_empty() {
+                    return Err(EngineError::Misuse("a sequence grows by no token"));
+                }
+                if places[..i].contains(&places[i]) {
+                    // Computed with the first of its run.
+                    continue;
+                }
+                let Some(run) = &mut runs[places[i]] else { continue };
+                if run.is_in_prompt() {
+                    if run.prompt_len + feed.tokens.len() > run.prompt_capacity {
+                        return Err(EngineError::Misuse("a prompt is longer than was said"));
+                    }
+                    logits[i] = run.feed_prompt(model, feed)?;
+                    continue;
+                }
+                let rows: Vec<usize> = (i..feeds.len()).filter(|row| places[*row] == places[i]).collect();
+                if rows.iter().any(|row| feeds[*row].tokens.len() != 1) {
+                    return Err(EngineError::Misuse("a continuation grows by one token at a time"));
+                }
+                let seqs: Vec<Seq> = rows.iter().map(|row| feeds[*row].seq).collect();
+                let tokens: Vec<u32> = rows.iter().map(|row| feeds[*row].tokens[0]).collect();
+                let all = run.step(model, &seqs, &tokens)?;
+                for (row, values) in rows.iter().zip(all.chunks_exact(model.params.vocabulary)) {
+                    if feeds[*row].wants != Wants::Nothing {
+                        logits[*row] = values.to_vec();
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        self.logits = logits.concat();
+        Ok(())
+    }
+
     fn logits(&self) -> &[f32] {
         &self.logits
     }
 
-    fn step(&mut self, batch: &[(usize, u32)]) -> Result<(), EngineError> {
-        if batch.is_empty() {
-            return Err(EngineError::Misuse("a batch has no rows"));
-        }
-        self.keep(batch)?;
-        self.reserve()?;
-        let tokens: Vec<u32> = batch.iter().map(|(_, token)| *token).collect();
-        let states = self.decode(&tokens)?;
-        self.own_len += 1;
-        self.logits = self.model.project(&states)?;
-        Ok(())
+    fn reset(&mut self) {
+        self.sequences.clear();
+        self.runs.clear();
     }
 }
 
@@ -593,9 +678,8 @@ mod tests {
 
     use super::*;
     use crate::device::DeviceChoice;
-    use crate::engine::Llama;
-    use crate::engine::checks::{check_near, cosine, go, prompt, reference, reference_of};
-    use crate::loader::Gguf;
+    use crate::engine::{Settings, Transformer};
+    use crate::engine::checks::{Model, Session, check_near, cosine, prompt, reference, reference_of};
     use crate::testing::family::{FAMILIES, Family};
     use crate::testing::{self, TinyGguf, VOCABULARY};
 
@@ -609,20 +693,24 @@ mod tests {
     const ARCHITECTURES: [&str; 3] = ["llama", "qwen2", "qwen3"];
 
     /// The processor stands in for other devices; short chunks show their seams.
-    fn load(tiny: &TinyGguf) -> Result<Tensors, LoadError> {
+    fn load(tiny: &TinyGguf) -> Result<Model<Tensors>, LoadError> {
         let (_dir, path) = tiny.write();
         load_from(&path, None)
     }
 
-    fn load_from(path: &std::path::Path, format: Option<Format>) -> Result<Tensors, LoadError> {
+    fn load_from(path: &std::path::Path, format: Option<Format>) -> Result<Model<Tensors>, LoadError> {
         let mut weights = Weights::open(path, 4096, format)?;
-        let model = Tensors::load(&mut weights, 2, &OpenDevice::open(DeviceChoice::Cpu)?)?;
-        Ok(Tensors { prefill: 32, ..model })
+        Tensors::load(&mut weights, 2, &OpenDevice::open(DeviceChoice::Cpu)?).map(Model::new)
     }
 
-    fn kernels(tiny: &TinyGguf) -> Llama {
-        let (_dir, mut gguf) = tiny.open();
-        Llama::load(&mut gguf, 4096, 2).unwrap()
+    fn kernels(tiny: &TinyGguf) -> Model<Transformer> {
+        let (_dir, path) = tiny.write();
+        kernels_from(&path)
+    }
+
+    fn kernels_from(path: &std::path::Path) -> Model<Transformer> {
+        let mut weights = Weights::open(path, 4096, None).unwrap();
+        Model::new(Transformer::load(&mut weights, &Settings::for_tests()).unwrap())
     }
 
     /// Of the largest logit: what the same sums in another order may be off.
@@ -639,16 +727,15 @@ mod tests {
             let off = got.iter().zip(&expected[at]).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
             assert!(off <= EXACT * largest.max(1.0), "{what}, {how} {}: off by {off} of {largest}", lengths[at]);
         };
-        let mut rows = Vec::new();
-        model.rows(&text, 0, &mut go(), &mut |row| rows.push(row.to_vec())).unwrap();
+        let rows = model.rows(&text, 0).unwrap();
         for (at, len) in lengths.into_iter().enumerate() {
             check(&rows[len - 1], at, "at a stretch");
         }
-        let mut session = model.start(&text[..2], 2, 88, &mut go()).unwrap();
+        let mut session = model.start(&text[..2], 2, 88).unwrap();
         for (at, token) in text.iter().enumerate().skip(2) {
             session.step(&[(0, *token), (1, *token)]).unwrap();
             if let Some(at) = lengths.iter().position(|len| *len == at + 1) {
-                check(row(&*session, 1), at, "token by token");
+                check(row(&session, 1), at, "token by token");
             }
         }
     }
@@ -671,7 +758,7 @@ mod tests {
             family.config["sliding_window"] = serde_json::json!(window);
             let folder = family.folder(candle_core::DType::F32);
             let model = load_from(folder.path(), None).unwrap();
-            let session = model.start(&prompt(), 1, 1, &mut go()).unwrap();
+            let session = model.start(&prompt(), 1, 1).unwrap();
             session.logits().to_vec()
         };
         let (wide, narrow) = (logits(None), logits(Some(20)));
@@ -679,7 +766,7 @@ mod tests {
         assert_eq!(wide, logits(Some(70)), "none where all is in sight");
     }
 
-    fn row(session: &dyn Session, row: usize) -> &[f32] {
+    fn row<'a>(session: &'a Session<'_, Tensors>, row: usize) -> &'a [f32] {
         &session.logits()[row * VOCABULARY..(row + 1) * VOCABULARY]
     }
 
@@ -692,7 +779,7 @@ mod tests {
             let model = load(&tiny).unwrap();
             let then = [5, 6, 7];
             let expected = reference(architecture, &tiny, &prompt(), &then);
-            let mut session = model.start(&prompt(), 1, 3, &mut go()).unwrap();
+            let mut session = model.start(&prompt(), 1, 3).unwrap();
             check_near(session.logits(), &expected[0], NEAR_CANDLE, architecture);
             for (token, expected) in then.iter().zip(&expected[1..]) {
                 session.step(&[(0, *token)]).unwrap();
@@ -706,8 +793,8 @@ mod tests {
         for architecture in ARCHITECTURES {
             let tiny = TinyGguf::model(architecture);
             let (model, kernels) = (load(&tiny).unwrap(), kernels(&tiny));
-            let mut session = model.start(&prompt(), 3, 8, &mut go()).unwrap();
-            let mut expected = kernels.start(&prompt(), 3, 8, &mut go()).unwrap();
+            let mut session = model.start(&prompt(), 3, 8).unwrap();
+            let mut expected = kernels.start(&prompt(), 3, 8).unwrap();
             check_near(session.logits(), expected.logits(), NEAR_KERNELS, architecture);
             for step in 0..8 {
                 let batch: Vec<(usize, u32)> = (0..3).map(|slot| (slot, 70 * slot as u32 + step)).collect();
@@ -722,12 +809,12 @@ mod tests {
     fn heads_that_turn_in_part_are_those_of_the_kernels() {
         for architecture in ARCHITECTURES {
             let mut tiny = TinyGguf::model(architecture);
-            let whole = load(&tiny).unwrap().start(&prompt(), 1, 1, &mut go()).unwrap().logits().to_vec();
+            let whole = load(&tiny).unwrap().start(&prompt(), 1, 1).unwrap().logits().to_vec();
             tiny.set(&format!("{architecture}.rope.dimension_count"), Value::U32(8));
             let model = load(&tiny).unwrap();
-            let session = model.start(&prompt(), 1, 1, &mut go()).unwrap();
+            let session = model.start(&prompt(), 1, 1).unwrap();
             let kernels = kernels(&tiny);
-            let expected = kernels.start(&prompt(), 1, 1, &mut go()).unwrap();
+            let expected = kernels.start(&prompt(), 1, 1).unwrap();
             check_near(session.logits(), expected.logits(), NEAR_KERNELS, architecture);
             assert!(cosine(session.logits(), &whole) < 0.99, "{architecture}: it makes a difference");
         }
@@ -737,12 +824,12 @@ mod tests {
     fn the_default_model_computes_what_candle_and_the_kernels_compute() {
         let path = testing::smollm2();
         let model = load_from(&path, None).unwrap();
-        let kernels = Llama::load(&mut Gguf::open(&path).unwrap(), 256, 2).unwrap();
+        let kernels = kernels_from(&path);
         let tokens = [1, 4093, 198, 504, 3575, 282, 4649, 314];
         let then = [7042, 30];
         let expected = reference_of("llama", std::fs::File::open(&path).unwrap(), &tokens, &then);
-        let mut session = model.start(&tokens, 2, 2, &mut go()).unwrap();
-        let mut of_kernels = kernels.start(&tokens, 2, 2, &mut go()).unwrap();
+        let mut session = model.start(&tokens, 2, 2).unwrap();
+        let mut of_kernels = kernels.start(&tokens, 2, 2).unwrap();
         let check = |ours: &[f32], of_kernels: &[f32], expected: &[f32]| {
             check_near(ours, expected, NEAR_CANDLE, "candle");
             let cosine = cosine(ours, of_kernels);
@@ -763,7 +850,7 @@ mod tests {
         for architecture in ARCHITECTURES {
             let model = load(&TinyGguf::model(architecture)).unwrap();
             let texts: [[u32; 3]; 5] = std::array::from_fn(|i| [1, 2, 3].map(|j| (i as u32 + 1) * 10 + j));
-            let mut together = model.start(&prompt(), 5, 3, &mut go()).unwrap();
+            let mut together = model.start(&prompt(), 5, 3).unwrap();
             let mut rows = Vec::new();
             for step in 0..3 {
                 let batch: Vec<(usize, u32)> =
@@ -772,7 +859,7 @@ mod tests {
                 rows.push(together.logits().to_vec());
             }
             for (slot, text) in texts.iter().enumerate() {
-                let mut alone = model.start(&prompt(), 1, 3, &mut go()).unwrap();
+                let mut alone = model.start(&prompt(), 1, 3).unwrap();
                 for (token, rows) in text.iter().zip(&rows) {
                     alone.step(&[(0, *token)]).unwrap();
                     let own = &rows[slot * VOCABULARY..(slot + 1) * VOCABULARY];
@@ -785,16 +872,17 @@ mod tests {
     #[test]
     fn slots_may_leave_and_change_places() {
         let model = load(&TinyGguf::model("llama")).unwrap();
-        let mut session = model.start(&prompt(), 4, 4, &mut go()).unwrap();
+        let mut session = model.start(&prompt(), 4, 4).unwrap();
         session.step(&[(0, 1), (1, 2), (2, 3), (3, 7)]).unwrap();
         session.step(&[(3, 8), (0, 9), (2, 4)]).unwrap();
         session.step(&[(2, 6), (3, 5)]).unwrap();
+        let last = session.logits().to_vec();
         for (place, text) in [(0, [3, 4, 6]), (1, [7, 8, 5])] {
-            let mut alone = model.start(&prompt(), 1, 4, &mut go()).unwrap();
+            let mut alone = model.start(&prompt(), 1, 4).unwrap();
             for token in text {
                 alone.step(&[(0, token)]).unwrap();
             }
-            check_near(row(&*session, place), alone.logits(), NEAR_ITSELF, "a slot that stayed");
+            check_near(&last[place * VOCABULARY..][..VOCABULARY], alone.logits(), NEAR_ITSELF, "a slot that stayed");
         }
         assert!(matches!(session.step(&[(0, 1)]), Err(EngineError::Misuse(_))), "it left");
         session.step(&[(3, 5)]).unwrap();
@@ -803,9 +891,9 @@ mod tests {
     #[test]
     fn slots_may_leave_before_the_first_step() {
         let model = load(&TinyGguf::model("llama")).unwrap();
-        let mut session = model.start(&prompt(), 3, 4, &mut go()).unwrap();
+        let mut session = model.start(&prompt(), 3, 4).unwrap();
         session.step(&[(2, 5)]).unwrap();
-        let mut alone = model.start(&prompt(), 1, 4, &mut go()).unwrap();
+        let mut alone = model.start(&prompt(), 1, 4).unwrap();
         alone.step(&[(0, 5)]).unwrap();
         check_near(session.logits(), alone.logits(), NEAR_ITSELF, "the one that stayed");
     }
@@ -814,13 +902,13 @@ mod tests {
     fn continuations_grow_beyond_their_first_memory() {
         let model = load(&TinyGguf::model("llama")).unwrap();
         let text: Vec<u32> = (0..2 * FIRST_ROOM as u32 + 3).map(|i| i * 31 % 256).collect();
-        let mut session = model.start(&[1, 2], 2, text.len(), &mut go()).unwrap();
+        let mut session = model.start(&[1, 2], 2, text.len()).unwrap();
         for token in &text {
             session.step(&[(0, *token), (1, 255 - token)]).unwrap();
         }
         let whole = [&[1, 2], &text[..]].concat();
-        let expected = model.start(&whole, 1, 0, &mut go()).unwrap();
-        check_near(row(&*session, 0), expected.logits(), NEAR_ITSELF, "a long continuation");
+        let expected = model.start(&whole, 1, 0).unwrap();
+        check_near(row(&session, 0), expected.logits(), NEAR_ITSELF, "a long continuation");
         assert!(session.step(&[(0, 1)]).is_err(), "no more than its room");
     }
 
@@ -829,12 +917,11 @@ mod tests {
         let model = load(&TinyGguf::model("qwen3")).unwrap();
         let tokens = prompt();
         for from in [0, 31, 32, 33, 69] {
-            let mut rows = Vec::new();
-            model.rows(&tokens, from, &mut go(), &mut |row| rows.push(row.to_vec())).unwrap();
+            let rows = model.rows(&tokens, from).unwrap();
             assert_eq!(rows.len(), tokens.len() - from);
-            let start = model.start(&tokens[..=from], 1, tokens.len() - from, &mut go()).unwrap();
+            let start = model.start(&tokens[..=from], 1, tokens.len() - from).unwrap();
             check_near(start.logits(), &rows[0], NEAR_ITSELF, "the first");
-            let last = model.start(&tokens, 1, 1, &mut go()).unwrap();
+            let last = model.start(&tokens, 1, 1).unwrap();
             check_near(last.logits(), rows.last().unwrap(), NEAR_ITSELF, "the last");
         }
     }
@@ -853,7 +940,7 @@ mod tests {
             tiny.tensor("token_embd.weight", embeddings.clone(), &[VOCABULARY, testing::WIDTH], format);
             let expected = reference("llama", &tiny, &prompt(), &[]).remove(0);
             let model = load(&tiny).unwrap();
-            let session = model.start(&prompt(), 1, 1, &mut go()).unwrap();
+            let session = model.start(&prompt(), 1, 1).unwrap();
             check_near(session.logits(), &expected, 0.01, &format!("{format:?}"));
         }
     }
@@ -861,14 +948,11 @@ mod tests {
     #[test]
     fn misuse_is_an_error() {
         let model = load(&TinyGguf::model("llama")).unwrap();
-        assert!(model.start(&[], 1, 1, &mut go()).is_err());
-        assert!(model.start(&[999], 1, 1, &mut go()).is_err());
-        assert!(model.start(&[1; 128], 1, 1, &mut go()).is_err(), "no room in the context");
-        assert!(matches!(model.start(&prompt(), 1, 1, &mut || false), Err(EngineError::Interrupted)));
-        let mut session = model.start(&[1], 2, 1, &mut go()).unwrap();
-        assert!(session.step(&[]).is_err(), "nothing");
-        assert!(session.step(&[(2, 1)]).is_err(), "no such slot");
-        assert!(session.step(&[(1, 1), (1, 1)]).is_err(), "twice");
+        assert!(model.start(&[], 1, 1).is_err());
+        assert!(model.start(&[999], 1, 1).is_err());
+        assert!(model.start(&[1; 128], 1, 1).is_err(), "no room in the context");
+        let mut session = model.start(&[1], 2, 1).unwrap();
+        assert!(session.step(&[(0, 1), (1, 1), (1, 1)]).is_err(), "twice");
         session.step(&[(0, 1), (1, 1)]).unwrap();
         assert!(session.step(&[(0, 1)]).is_err(), "no room");
     }
@@ -880,7 +964,7 @@ mod tests {
         embeddings[prompt()[7] as usize * testing::WIDTH + 5] = 3e38;
         tiny.tensor("token_embd.weight", embeddings, &[VOCABULARY, testing::WIDTH], GgmlDType::F32);
         let model = load(&tiny).unwrap();
-        assert!(matches!(model.start(&prompt(), 1, 1, &mut go()), Err(EngineError::NotFinite)));
+        assert!(matches!(model.start(&prompt(), 1, 1), Err(EngineError::NotFinite)));
     }
 
     #[test]

@@ -185,14 +185,6 @@ impl Weights {
         }
     }
 
-    /// As [`gguf`](Self::gguf), to read from.
-    pub(crate) fn gguf_mut(&mut self) -> Option<&mut Gguf> {
-        match &mut self.source {
-            Source::Gguf(gguf) => Some(gguf),
-            Source::Hub(_) => None,
-        }
-    }
-
     /// Refuses models with parts in their layers that nothing here would use.
     fn check_names(&self) -> Result<(), LoadError> {
         let known: std::collections::HashSet<String> =

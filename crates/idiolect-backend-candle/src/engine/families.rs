@@ -1,0 +1,123 @@
+//! Every family of models, on every engine, against candle's own implementation of the family.
+
+use std::path::Path;
+
+use candle_core::DType;
+use candle_core::quantized::GgmlDType;
+use idiolect_kernels::{Format, KvType, Tier};
+
+use super::checks::{Model, check_near};
+use super::{Engine, Settings, Tensors, Transformer};
+use crate::device::{DeviceChoice, OpenDevice};
+use crate::testing::family::{FAMILIES, Family, VOCABULARY};
+use crate::weights::Weights;
+
+/// Of the largest logit: what the same sums in another order may be off.
+const EXACT: f32 = 1e-3;
+
+/// Lengths of texts whose logits are compared: around the window of twenty and the seams of stretches.
+const LENGTHS: [usize; 9] = [1, 2, 19, 20, 21, 33, 64, 65, 90];
+
+fn text() -> Vec<u32> {
+    (0..90).map(|i| (i * 37 + 11) % 256).collect()
+}
+
+fn on_tensors(path: &Path, quantize: Option<Format>) -> Model<Tensors> {
+    let mut weights = Weights::open(path, 4096, quantize).unwrap();
+    let device = OpenDevice::open(DeviceChoice::Cpu).unwrap();
+    Model::new(Tensors::load(&mut weights, 2, &device).unwrap())
+}
+
+fn on_kernels(path: &Path, settings: &Settings) -> Model<Transformer> {
+    let mut weights = Weights::open(path, 4096, None).unwrap();
+    Model::new(Transformer::load(&mut weights, settings).unwrap())
+}
+
+/// Returns the logits after each of [`LENGTHS`], as candle's own implementation has them.
+fn expected(family: &Family) -> Vec<Vec<f32>> {
+    LENGTHS.iter().map(|len| family.reference(&text()[..*len])).collect()
+}
+
+/// Checks logits computed at a stretch, and those of a text that grew token by token beside another.
+fn check<E: Engine>(model: &Model<E>, expected: &[Vec<f32>], what: &str) {
+    let text = text();
+    let near = |got: &[f32], at: usize, how: &str| {
+        let largest = expected[at].iter().fold(0f32, |most, logit| most.max(logit.abs()));
+        let off = got.iter().zip(&expected[at]).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(off <= EXACT * largest.max(1.0), "{what}, {how} {}: off by {off} of {largest}", LENGTHS[at]);
+    };
+    let rows = model.rows(&text, 0).unwrap();
+    for (at, len) in LENGTHS.into_iter().enumerate() {
+        near(&rows[len - 1], at, "at a stretch");
+    }
+    let mut session = model.start(&text[..2], 2, 88).unwrap();
+    for (at, token) in text.iter().enumerate().skip(2) {
+        session.step(&[(0, 255 - *token), (1, *token)]).unwrap();
+        if let Some(at) = LENGTHS.iter().position(|len| *len == at + 1) {
+            near(&session.logits()[VOCABULARY..], at, "token by token");
+        }
+    }
+}
+
+#[test]
+fn on_tensors_they_compute_what_candles_own_models_compute() {
+    for name in FAMILIES {
+        let family = Family::new(name);
+        let expected = expected(&family);
+        let (_dir, path) = family.gguf(GgmlDType::F32).write();
+        check(&on_tensors(&path, None), &expected, &format!("{name} as GGUF"));
+        let folder = family.folder(DType::F32);
+        check(&on_tensors(folder.path(), None), &expected, &format!("{name} as safetensors"));
+    }
+}
+
+#[test]
+fn on_kernels_they_compute_what_candles_own_models_compute() {
+    for name in FAMILIES {
+        let family = Family::new(name);
+        let expected = expected(&family);
+        let (_dir, path) = family.gguf(GgmlDType::F32).write();
+        for tier in Tier::available() {
+            let settings = Settings { tier, ..Settings::for_tests() };
+            check(&on_kernels(&path, &settings), &expected, &format!("{name} as GGUF, {tier}"));
+        }
+        let folder = family.folder(DType::F32);
+        check(&on_kernels(folder.path(), &Settings::for_tests()), &expected, &format!("{name} as safetensors"));
+    }
+}
+
+#[test]
+fn quantised_they_are_near_exact_products_of_the_same_weights() {
+    for name in FAMILIES {
+        let family = Family::new(name);
+        for (format, kv_type, tolerance) in [
+            (GgmlDType::Q8_0, KvType::F32, 0.03),
+            (GgmlDType::Q8_0, KvType::F16, 0.03),
+            (GgmlDType::Q8_0, KvType::Q8, 0.05),
+            (GgmlDType::Q4_0, KvType::F16, 0.03),
+            (GgmlDType::F16, KvType::F16, 0.005),
+            (GgmlDType::BF16, KvType::F16, 0.005),
+        ] {
+            let (_dir, path) = family.gguf(format).write();
+            let expected = on_tensors(&path, Some(Format::F32)).rows(&text(), 0).unwrap();
+            let settings = Settings { kv_type, ..Settings::for_tests() };
+            let got = on_kernels(&path, &settings).rows(&text(), 0).unwrap();
+            check_near(&got.concat(), &expected.concat(), tolerance, &format!("{name} in {format:?}, {kv_type:?}"));
+        }
+    }
+}
+
+#[test]
+fn windows_hide_what_is_far() {
+    let logits = |window: Option<u64>| {
+        let mut family = Family::new("mistral");
+        family.config["sliding_window"] = serde_json::json!(window);
+        let folder = family.folder(DType::F32);
+        let model = on_kernels(folder.path(), &Settings::for_tests());
+        model.rows(&text(), 89).unwrap().remove(0)
+    };
+    let wide = logits(None);
+    let off = |other: Vec<f32>| wide.iter().zip(&other).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+    assert!(off(logits(Some(20))) > 0.1, "it makes a difference");
+    assert_eq!(off(logits(Some(90))), 0.0, "none where all is in sight");
+}

@@ -1,0 +1,233 @@
+//! What happens to a request before it is computed: tokens are made of it, and what can never be answered is refused.
+//!
+//! In a thread of its own, so that a long text to tokenise holds up no candidate that grows.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use idiolect_backend::{Error, Event, Message, Preset, Request, Score};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use crate::engine::Portion;
+use crate::prompt::{Prompt, Prompter, count};
+use crate::sampling::{Plan, Texts};
+
+/// What a backend is asked to do. The permit is a place in the queue.
+pub(crate) enum Job {
+    /// Draw candidates.
+    Generate { request: Box<Request>, answer: Answer, place: OwnedSemaphorePermit },
+    /// Score a given reply.
+    Score {
+        messages: Vec<Message>,
+        completion: String,
+        reply: oneshot::Sender<Result<Score, Error>>,
+        place: OwnedSemaphorePermit,
+    },
+}
+
+/// Where the candidates of a request go.
+pub(crate) struct Answer {
+    /// Hears whether the prompt was computed; afterwards `events` has the rest.
+    pub(crate) started: Option<oneshot::Sender<Result<(), Error>>>,
+    /// Has room for everything: for each candidate `max_tokens` (or the context, if less) and three, and one.
+    pub(crate) events: mpsc::Sender<Result<Event, Error>>,
+}
+
+impl Answer {
+    /// Says whether somebody still waits.
+    pub(crate) fn is_wanted(&self) -> bool {
+        !self.events.is_closed() && !self.started.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+
+    /// Ends in an error.
+    pub(crate) fn fail(mut self, error: Error) {
+        match self.started.take() {
+            Some(started) => drop(started.send(Err(error))),
+            None => drop(self.events.try_send(Err(error))),
+        }
+    }
+}
+
+/// A request that is ready to be computed.
+pub(crate) enum Arrival {
+    Generate(Generate),
+    Score(Scoring),
+}
+
+/// A request for candidates.
+pub(crate) struct Generate {
+    pub(crate) request: Box<Request>,
+    pub(crate) prompt: Vec<u32>,
+    /// Tokens that were left out of the prompt.
+    pub(crate) trimmed: u32,
+    /// Most tokens of a candidate.
+    pub(crate) room: usize,
+    /// How tokens are drawn.
+    pub(crate) plan: Plan,
+    pub(crate) answer: Answer,
+    pub(crate) place: Option<OwnedSemaphorePermit>,
+}
+
+/// A request for log-probabilities of a given reply.
+pub(crate) struct Scoring {
+    /// All tokens but the last, whose own logits nobody needs.
+    pub(crate) tokens: Vec<u32>,
+    /// Where the reply begins.
+    pub(crate) begin: usize,
+    pub(crate) ids: Vec<u32>,
+    pub(crate) reply: oneshot::Sender<Result<Score, Error>>,
+    pub(crate) place: Option<OwnedSemaphorePermit>,
+}
+
+/// What a request takes of the memory for keys and values, in portions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cost {
+    /// For what all candidates share.
+    pub(crate) shared: u64,
+    /// For each candidate.
+    pub(crate) each: u64,
+}
+
+impl Cost {
+    /// Returns the most that candidates of `room` tokens after a prompt can come to need.
+    pub(crate) const fn new(portion: Portion, prompt: usize, room: usize) -> Self {
+        let (shared, rest) = (prompt / portion.tokens, prompt % portion.tokens);
+        Self { shared: shared as u64, each: rest.saturating_add(room).div_ceil(portion.tokens) as u64 }
+    }
+
+    /// Returns the portions of `n` candidates.
+    pub(crate) const fn of(self, n: usize) -> u64 {
+        self.each.saturating_mul(n as u64).saturating_add(self.shared)
+    }
+}
+
+/// Makes tokens of requests.
+pub(crate) struct Intake {
+    pub(crate) prompter: Arc<Prompter>,
+    pub(crate) portion: Portion,
+    /// Most bytes of keys and values.
+    pub(crate) max_kv_bytes: u64,
+    /// The order of stages for requests without a chain of their own.
+    pub(crate) preset: Preset,
+    /// The texts of tokens, for stages that look at them.
+    pub(crate) texts: Texts,
+}
+
+impl Intake {
+    /// Takes jobs until no one can send any more.
+    pub(crate) fn run(&self, mut jobs: mpsc::Receiver<Job>, arrivals: &mpsc::Sender<Arrival>) {
+        while let Some(job) = jobs.blocking_recv() {
+            // A panic drops the job's channels, which the asking side sees; the next job starts afresh.
+            let arrival = catch_unwind(AssertUnwindSafe(|| self.take(job)));
+            if let Ok(Some(arrival)) = arrival
+                && arrivals.blocking_send(arrival).is_err()
+            {
+                return;
+            }
+        }
+    }
+
+    fn take(&self, job: Job) -> Option<Arrival> {
+        match job {
+            Job::Generate { request, answer, place } => {
+                if !answer.is_wanted() {
+                    return None;
+                }
+                match self.prepare(&request) {
+                    Ok((prompt, room, plan)) => {
+                        let (prompt, trimmed, place) = (prompt.tokens, prompt.trimmed, Some(place));
+                        Some(Arrival::Generate(Generate { request, prompt, trimmed, room, plan, answer, place }))
+                    }
+                    Err(error) => {
+                        answer.fail(error);
+                        None
+                    }
+                }
+            }
+            Job::Score { messages, completion, reply, place } => {
+                if reply.is_closed() {
+                    return None;
+                }
+                match self.prepare_score(&messages, &completion) {
+                    Ok(Some((tokens, begin, ids))) => {
+                        Some(Arrival::Score(Scoring { tokens, begin, ids, reply, place: Some(place) }))
+                    }
+                    Ok(None) => {
+                        let empty = Score { tokens: Vec::new(), token_ids: Vec::new(), rows: Some(Vec::new()) };
+                        drop(reply.send(Ok(empty)));
+                        None
+                    }
+                    Err(error) => {
+                        drop(reply.send(Err(error)));
+                        None
+                    }
+                }
+            }
+        }
+    }
+
+    fn prepare(&self, request: &Request) -> Result<(Prompt, usize, Plan), Error> {
+        if request.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return Err(Error::DeadlineExceeded);
+        }
+        let max_tokens = request.sampling.max_tokens;
+        let prompt = self.prompter.prompt(&request.messages, max_tokens)?;
+        let room = self.prompter.context.saturating_sub(prompt.tokens.len());
+        let room = usize::try_from(max_tokens).unwrap_or(usize::MAX).min(room);
+        self.check_memory(prompt.tokens.len(), request.n, room)?;
+        let plan = Plan::new(&request.sampling, self.preset, &self.texts, &self.prompter.tokenizer)?;
+        Ok((prompt, room, plan))
+    }
+
+    /// Refuses what would take more memory than there is.
+    fn check_memory(&self, prompt: usize, n: usize, room: usize) -> Result<(), Error> {
+        let needed = Cost::new(self.portion, prompt, room).of(n).saturating_mul(self.portion.bytes);
+        let allowed = self.max_kv_bytes;
+        if needed <= allowed {
+            return Ok(());
+        }
+        Err(Error::InvalidRequest(format!(
+            "{n} candidates of {room} tokens after a prompt of {prompt} need {needed} bytes of keys and values, \
+             {allowed} are allowed"
+        )))
+    }
+
+    fn prepare_score(&self, messages: &[Message], completion: &str) -> Result<Option<(Vec<u32>, usize, Vec<u32>)>, Error> {
+        let context = self.prompter.context;
+        let too_long =
+            |tokens| Error::ContextTooLong { prompt_tokens: count(tokens), context_tokens: count(context) };
+        let ids = self.prompter.tokenizer.encode(completion).map_err(|e| Error::InvalidRequest(e.to_string()))?;
+        if ids.is_empty() {
+            return Ok(None);
+        }
+        if ids.len() >= context {
+            return Err(too_long(ids.len()));
+        }
+        let mut tokens = self.prompter.prompt(messages, count(ids.len()))?.tokens;
+        let begin = tokens.len();
+        tokens.extend_from_slice(&ids);
+        if tokens.len() > context {
+            return Err(too_long(tokens.len()));
+        }
+        self.check_memory(begin, 1, ids.len())?;
+        tokens.pop();
+        Ok(Some((tokens, begin, ids)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn costs_are_whole_portions() {
+        let portion = Portion { tokens: 16, bytes: 100 };
+        assert_eq!(Cost::new(portion, 32, 16), Cost { shared: 2, each: 1 });
+        assert_eq!(Cost::new(portion, 33, 15), Cost { shared: 2, each: 1 });
+        assert_eq!(Cost::new(portion, 33, 16), Cost { shared: 2, each: 2 });
+        assert_eq!(Cost::new(portion, 33, 16).of(3), 8);
+        assert_eq!(Cost::new(Portion { tokens: 1, ..portion }, 33, 16).of(3), 33 + 48);
+        assert_eq!(Cost::new(portion, 1, usize::MAX).of(usize::MAX), u64::MAX);
+    }
+}
