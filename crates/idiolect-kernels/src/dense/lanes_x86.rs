@@ -1,7 +1,6 @@
 //! Vectors of AVX2 and AVX-512.
 
 #![expect(unsafe_code, reason = "instructions that not every processor has, found at run time")]
-#![expect(clippy::inline_always, reason = "what is not inlined is not compiled for the wider instructions")]
 
 use std::arch::x86_64::*;
 
