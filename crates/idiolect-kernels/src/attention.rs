@@ -140,6 +140,8 @@ pub struct Rotation {
     neighbours: bool,
     /// For each row `width` cosines, then `width` sines, signed so that `x * cos + partner(x) * sin` is the result.
     table: Vec<f32>,
+    /// The row that is being appended.
+    pairs: Vec<(f32, f32)>,
 }
 
 impl Rotation {
@@ -151,13 +153,15 @@ impl Rotation {
     }
 
     /// Appends the rotation of one row: the sine and cosine of each pair. All rows have as many.
-    pub fn push(&mut self, pairs: &[(f32, f32)]) {
-        let half = pairs.len();
+    pub fn push(&mut self, pairs: impl Iterator<Item = (f32, f32)>) {
+        self.pairs.clear();
+        self.pairs.extend(pairs);
+        let half = self.pairs.len();
         self.width = 2 * half;
         let begin = self.table.len();
         self.table.resize(begin + 4 * half, 0.0);
         let (cosines, sines) = self.table[begin..].split_at_mut(2 * half);
-        for (i, (sin, cos)) in pairs.iter().enumerate() {
+        for (i, (sin, cos)) in self.pairs.iter().enumerate() {
             let (a, b) = if self.neighbours { (2 * i, 2 * i + 1) } else { (i, half + i) };
             (cosines[a], cosines[b]) = (*cos, *cos);
             (sines[a], sines[b]) = (-sin, *sin);
@@ -1112,7 +1116,7 @@ mod tests {
             rotation.begin(self.neighbours);
             for position in positions {
                 let angles = (0..self.rotated / 2).map(|i| (*position as f32 * 0.7f32.powi(i as i32)).sin_cos());
-                rotation.push(&angles.collect::<Vec<_>>());
+                rotation.push(angles);
             }
             rotation
         }
