@@ -5,8 +5,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
+use idiolect_backend::{Preset, Stage};
+use serde::Deserialize;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use crate::operator::{Operator, Place, SamplingOverrides};
 use crate::route::{Facts, Mode, Route, route};
@@ -70,7 +72,7 @@ fn list(name: &str, problems: &[Problem]) -> String {
 ///     text = "Answer using academic language."
 ///     weight = 2.0                     # default 1
 ///     tasks = ["answer", "unknown"]    # default: all
-///     sampling = { temperature = 0.8 }
+///     sampling = { temperature = 0.8 }  # or a preset and stages of a chain, see `SamplingOverrides`
 ///
 ///     [[route]]
 ///     transport = ["epistula"]
@@ -367,6 +369,17 @@ impl Reader<'_> {
                 "top_k" => {
                     sampling.top_k = self.integer("top_k", value, 0, 1_000_000).and_then(|v| u32::try_from(v).ok());
                 }
+                "preset" => {
+                    let name = self.string("preset", value);
+                    match name.as_deref().map(str::parse::<Preset>).transpose() {
+                        Ok(preset) => sampling.preset = preset,
+                        Err(problem) => self.note(value.span().start, problem),
+                    }
+                }
+                "stages" => match Vec::<Stage>::deserialize(ValueDeserializer::from(value.clone())) {
+                    Ok(stages) => sampling.stages = stages,
+                    Err(error) => self.note(value.span().start, format!("stages: {}", error.message())),
+                },
                 other => self.note(key.span().start, format!("unknown sampling setting {other:?}")),
             }
         }

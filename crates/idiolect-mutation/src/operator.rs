@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Mutex;
 
-use idiolect_backend::{Error, Sampling};
+use idiolect_backend::{Error, Preset, Sampling, Stage};
 use minijinja::value::Value;
 use minijinja::{Environment, ErrorKind, UndefinedBehavior, context};
 use rand_chacha::ChaCha8Rng;
@@ -56,7 +56,9 @@ impl FromStr for Place {
 }
 
 /// Sampling settings that an operator changes; `None` leaves a setting alone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+///
+/// In a library: `sampling = { temperature = 0.9, preset = "llamacpp", stages = [{ stage = "xtc", probability = 0.5 }] }`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct SamplingOverrides {
     /// See [`Sampling::temperature`].
@@ -73,6 +75,13 @@ pub struct SamplingOverrides {
     pub frequency_penalty: Option<f32>,
     /// See [`Sampling::presence_penalty`].
     pub presence_penalty: Option<f32>,
+    /// The preset of [`Sampling::chain`]: its order and its defaults.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<Preset>,
+    /// Stages that replace those of their kind in [`Sampling::chain`], or are added where its preset puts them. Where there
+    /// is no chain they make one of the preset `llamacpp`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<Stage>,
 }
 
 impl SamplingOverrides {
@@ -94,6 +103,13 @@ impl SamplingOverrides {
         set(&mut sampling.repetition_penalty, self.repetition_penalty);
         set(&mut sampling.frequency_penalty, self.frequency_penalty);
         set(&mut sampling.presence_penalty, self.presence_penalty);
+        if self.preset.is_some() || !self.stages.is_empty() {
+            let chain = sampling.chain.get_or_insert_with(|| Preset::default().into());
+            chain.preset = self.preset.or(chain.preset);
+            for stage in &self.stages {
+                chain.preset.unwrap_or_default().place(&mut chain.stages, stage.clone());
+            }
+        }
     }
 
     /// Checks the ranges that [`Sampling`] states.

@@ -161,7 +161,7 @@ impl RecipeSampler {
             let Some(operator) = pick_by_weight(&free, unit(random)) else { break };
             match operator.render(task, random.next_u64()) {
                 Ok(text) => {
-                    operator.sampling.merge_into(&mut recipe.sampling);
+                    operator.sampling.clone().merge_into(&mut recipe.sampling);
                     recipe.operators.push(Applied {
                         name: operator.name.clone(),
                         version: operator.version,
@@ -180,6 +180,11 @@ impl RecipeSampler {
 
 impl SamplingOverrides {
     fn merge_into(self, target: &mut Self) {
+        let preset = self.preset.or(target.preset);
+        let mut stages = std::mem::take(&mut target.stages);
+        for stage in self.stages {
+            preset.unwrap_or_default().place(&mut stages, stage);
+        }
         *target = Self {
             temperature: self.temperature.or(target.temperature),
             top_k: self.top_k.or(target.top_k),
@@ -188,6 +193,8 @@ impl SamplingOverrides {
             repetition_penalty: self.repetition_penalty.or(target.repetition_penalty),
             frequency_penalty: self.frequency_penalty.or(target.frequency_penalty),
             presence_penalty: self.presence_penalty.or(target.presence_penalty),
+            preset,
+            stages,
         };
     }
 }
@@ -230,6 +237,38 @@ mod tests {
         let mut sampling = Sampling::default();
         recipes[0].apply_sampling(&mut sampling);
         assert_eq!(sampling, Sampling::default());
+    }
+
+    #[test]
+    fn recipes_set_stages_of_the_chain() {
+        use idiolect_backend::{Preset, Stage};
+
+        let text = "[[operator]]\nname = \"a.x\"\nslot = \"a\"\nplace = \"append\"\ntext = \"T\"\n\
+                    sampling = { temperature = 0.9, preset = \"vllm\", stages = [{ stage = \"top_k\", k = 7 }] }\n";
+        let recipes = sampler(Library::parse(text, "x.toml").unwrap(), 1).draw(2, 1, Task::Unknown, &Mode::mutate());
+        let mut sampling = Sampling::default();
+        recipes[1].apply_sampling(&mut sampling);
+        let chain = sampling.chain.as_ref().unwrap();
+        assert_eq!((chain.preset, chain.stages.len()), (Some(Preset::Vllm), 1));
+        // Laid over a chain that is there, it changes what it names and nothing else.
+        let stages: Vec<Stage> =
+            serde_json::from_str(r#"[{"stage": "top_k", "k": 3}, {"stage": "xtc", "probability": 0.1}]"#).unwrap();
+        let mut sampling = Sampling { chain: Some(stages.clone().into()), ..Sampling::default() };
+        recipes[1].sampling.stages.iter().for_each(|stage| assert_eq!(stage.kind(), stages[0].kind()));
+        recipes[1].apply_sampling(&mut sampling);
+        let chain = sampling.chain.unwrap();
+        assert_eq!(chain.stages[0], recipes[1].sampling.stages[0]);
+        assert_eq!(chain.stages[1], stages[1]);
+
+        for (sampling, said) in [
+            ("{ preset = \"x\" }", "unknown preset \"x\", expected llamacpp, vllm or mistralrs"),
+            ("{ stages = [{ stage = \"top_q\" }] }", "unknown variant `top_q`"),
+            ("{ stages = [{ stage = \"top_p\", p = 7 }] }", "top_p.p is 7, expected above 0 and at most 1"),
+        ] {
+            let bad = text.lines().filter(|line| !line.starts_with("sampling")).collect::<Vec<_>>().join("\n");
+            let error = Library::parse(&format!("{bad}\nsampling = {sampling}\n"), "x.toml").unwrap_err().to_string();
+            assert!(error.contains(said), "{error}");
+        }
     }
 
     #[test]
