@@ -15,6 +15,7 @@ use idiolect_backend::{
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
+use crate::chain;
 use crate::config::{Candidates, Flavour, OpenAiConfig};
 use crate::fault::Fault;
 use crate::health::HealthCheck;
@@ -63,6 +64,8 @@ impl OpenAiBackend {
             Candidates::Auto => matches!(config.flavour, Flavour::OpenAi | Flavour::Vllm),
         };
         capabilities.score = if config.flavour == Flavour::Vllm { ScoreSupport::Tokens } else { ScoreSupport::None };
+        capabilities.min_tokens = config.flavour == Flavour::Vllm;
+        capabilities.stages = config.flavour.stages();
         capabilities.paid = config.prices.is_some();
         capabilities.family = config.family.clone();
         let health = HealthCheck::new(server.clone());
@@ -319,6 +322,7 @@ impl Backend for OpenAiBackend {
 
     async fn complete(&self, request: Request) -> Result<Completion, Error> {
         request.validate()?;
+        chain::fields(self.shared.config.flavour, &self.shared.config.name, &request.sampling)?;
         let deadline = request.deadline.map(Instant::from_std);
         if is_past(deadline) {
             return Err(Error::DeadlineExceeded);
@@ -328,6 +332,7 @@ impl Backend for OpenAiBackend {
 
     async fn stream(&self, request: Request) -> Result<CompletionStream, Error> {
         request.validate()?;
+        chain::fields(self.shared.config.flavour, &self.shared.config.name, &request.sampling)?;
         let deadline = request.deadline.map(Instant::from_std);
         if is_past(deadline) {
             return Err(Error::DeadlineExceeded);

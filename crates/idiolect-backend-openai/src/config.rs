@@ -11,14 +11,14 @@ use serde::{Deserialize, Serialize};
 
 /// What kind of server is asked. It decides which fields a request may have beyond OpenAI's own.
 ///
-/// | | `n` at once | extra sampling fields | log-probabilities | `score` |
-/// | --- | --- | --- | --- | --- |
-/// | `openai` | yes | none | yes | no |
-/// | `vllm` | yes | `top_k`, `min_p`, `repetition_penalty` | yes | yes |
-/// | `tgi` | no | none | yes | no |
-/// | `ollama` | no | none | no | no |
-/// | `llamacpp` | newer ones | `top_k`, `min_p`, `repeat_penalty` | yes | no |
-/// | `openrouter` | no | `top_k`, `min_p`, `repetition_penalty` | no | no |
+/// | | `n` at once | extra sampling fields | log-probabilities | `score` | stages of a chain |
+/// | --- | --- | --- | --- | --- | --- |
+/// | `openai` | yes | none | yes | no | temperature, top-p, penalties by count, logit bias, JSON |
+/// | `vllm` | yes | `top_k`, `min_p`, `repetition_penalty`, `min_tokens` | yes | yes | those, top-k, min-p, repetition, banned tokens |
+/// | `tgi` | no | none | yes | no | temperature, top-p, penalties by count |
+/// | `ollama` | no | none | no | no | those, JSON |
+/// | `llamacpp` | newer ones | `top_k`, `min_p`, `repeat_penalty`, `ignore_eos` | yes | no | all but banned phrases and regular expressions, in any order |
+/// | `openrouter` | no | `top_k`, `min_p`, `repetition_penalty` | no | no | temperature, top-k, top-p, min-p, penalties, logit bias |
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Flavour {

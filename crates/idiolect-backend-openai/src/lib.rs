@@ -40,6 +40,11 @@
 //! Main types: [`OpenAiBackend`] with [`OpenAiConfig`], [`OpenAiEmbedder`] with [`OpenAiEmbedderConfig`], and what both
 //! configurations share in [`ServerConfig`].
 //!
+//! # Sampler chains
+//! A [`Sampling::chain`](idiolect_backend::Sampling::chain) is put into the server's words where it has them, and refused
+//! with the stage's name where it has not: [`Flavour`] lists the stages. vLLM has one order, that of its preset; llama.cpp is
+//! told the order; the others keep theirs to themselves. Constraints are sent as `response_format`: any JSON, or a schema.
+//!
 //! # What is read from outside
 //! No environment variable is read except the one that [`KeySource::Env`] names: no `OPENAI_API_KEY`, no
 //! `OPENAI_BASE_URL`, no `HTTPS_PROXY` behind the operator's back. (The certificates that `https` is checked against
@@ -57,6 +62,7 @@
 //! prompt are 0 where the server did not count them.
 
 mod backend;
+mod chain;
 mod config;
 mod embedder;
 mod fault;

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use idiolect_backend::{FinishReason, Message, Request, TokenLogprob, TopLogprob};
+use idiolect_backend::{FinishReason, Message, Request, Sampling, TokenLogprob, TopLogprob};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
+use crate::chain;
 use crate::config::{Flavour, LengthField, OpenAiConfig};
 use crate::fault::Fault;
 
@@ -51,10 +52,6 @@ pub(crate) fn chat_body(
         },
         json!(sampling.max_tokens),
     );
-    set("temperature", json!(sampling.temperature.map(exact)));
-    set("top_p", json!(sampling.top_p.map(exact)));
-    set("frequency_penalty", json!(sampling.frequency_penalty.map(exact)));
-    set("presence_penalty", json!(sampling.presence_penalty.map(exact)));
     // Seeds are signed 64-bit numbers on the other side.
     set("seed", json!(seed.map(|seed| seed & (i64::MAX as u64))));
     if !sampling.stop.is_empty() {
@@ -64,20 +61,38 @@ pub(crate) fn chat_body(
         set("logprobs", json!(true));
         set("top_logprobs", json!(n_top.min(MAX_TOP)));
     }
-    let repetition = sampling.repetition_penalty.map(exact);
-    match config.flavour {
-        Flavour::Vllm | Flavour::OpenRouter | Flavour::LlamaCpp => {
-            set("top_k", json!(top_k(config.flavour, sampling.top_k)));
-            set("min_p", json!(sampling.min_p.map(exact)));
-            let name = if config.flavour == Flavour::LlamaCpp { "repeat_penalty" } else { "repetition_penalty" };
-            set(name, json!(repetition));
-        }
-        Flavour::OpenAi | Flavour::Tgi | Flavour::Ollama => {}
+    match (config.flavour, sampling.min_tokens) {
+        (Flavour::Vllm, Some(n)) => set("min_tokens", json!(n)),
+        // It knows all or nothing.
+        (Flavour::LlamaCpp, Some(n)) if n == sampling.max_tokens => set("ignore_eos", json!(true)),
+        _ => {}
     }
+    if sampling.chain.is_none() {
+        plain_fields(config.flavour, sampling, set);
+    }
+    // Chains that cannot be said were refused before.
+    body.extend(chain::fields(config.flavour, &config.name, sampling).unwrap_or_default());
     for (name, value) in &config.extra {
         body.insert(name.clone(), value.clone());
     }
     Value::Object(body)
+}
+
+/// Sets what sampling says without a chain.
+fn plain_fields(flavour: Flavour, sampling: &Sampling, mut set: impl FnMut(&str, Value)) {
+    set("temperature", json!(sampling.temperature.map(exact)));
+    set("top_p", json!(sampling.top_p.map(exact)));
+    set("frequency_penalty", json!(sampling.frequency_penalty.map(exact)));
+    set("presence_penalty", json!(sampling.presence_penalty.map(exact)));
+    match flavour {
+        Flavour::Vllm | Flavour::OpenRouter | Flavour::LlamaCpp => {
+            set("top_k", json!(top_k(flavour, sampling.top_k)));
+            set("min_p", json!(sampling.min_p.map(exact)));
+            let name = if flavour == Flavour::LlamaCpp { "repeat_penalty" } else { "repetition_penalty" };
+            set(name, json!(sampling.repetition_penalty.map(exact)));
+        }
+        Flavour::OpenAi | Flavour::Tgi | Flavour::Ollama => {}
+    }
 }
 
 /// "All tokens" is 0 here and in most servers, and -1 in vLLM.
@@ -86,7 +101,7 @@ fn top_k(flavour: Flavour, top_k: Option<u32>) -> Option<i64> {
 }
 
 /// Keeps 0.7_f32 from becoming 0.699999988 on the wire.
-fn exact(value: f32) -> f64 {
+pub(crate) fn exact(value: f32) -> f64 {
     value.to_string().parse().unwrap_or_else(|_| f64::from(value))
 }
 
@@ -310,6 +325,25 @@ mod tests {
         assert_eq!(keys(Flavour::Ollama), "max_tokens");
         assert_eq!(keys(Flavour::LlamaCpp), "logprobs max_tokens min_p repeat_penalty top_k top_logprobs");
         assert_eq!(keys(Flavour::OpenRouter), "max_tokens min_p repetition_penalty top_k");
+    }
+
+    #[test]
+    fn least_lengths_and_chains_are_sent_where_they_are_known() {
+        let body = |flavour, min_tokens, chain| {
+            let mut request = request();
+            request.sampling.min_tokens = Some(min_tokens);
+            request.sampling.chain = chain;
+            chat_body(&OpenAiConfig { flavour, ..OpenAiConfig::new("m") }, &request, 1, false, None)
+        };
+        assert_eq!(body(Flavour::Vllm, 5, None)["min_tokens"], 5);
+        assert_eq!(body(Flavour::LlamaCpp, 256, None)["ignore_eos"], true);
+        for body in [body(Flavour::LlamaCpp, 255, None), body(Flavour::OpenAi, 256, None)] {
+            assert!(body.get("ignore_eos").is_none() && body.get("min_tokens").is_none(), "{body}");
+        }
+        let stages = vec![idiolect_backend::Stage::Greedy {}];
+        let body = body(Flavour::LlamaCpp, 1, Some(stages.into()));
+        assert_eq!((&body["samplers"], &body["temperature"]), (&json!(["temperature"]), &json!(0)));
+        assert!(body.get("top_p").is_none() && body.get("repeat_penalty").is_none(), "a chain is all there is: {body}");
     }
 
     #[test]

@@ -269,6 +269,7 @@ impl State {
         request.n = if self.ignores_n { 1 } else { body["n"].as_u64().unwrap_or(1) as usize };
         let length = body.get("max_tokens").or_else(|| body.get("max_completion_tokens"));
         request.sampling.max_tokens = length.and_then(Value::as_u64).unwrap_or(100) as u32;
+        request.sampling.min_tokens = body.get("min_tokens").and_then(Value::as_u64).map(|n| n as u32);
         request.sampling.seed = body["seed"].as_u64();
         let stops = body["stop"].as_array().cloned().unwrap_or_default();
         request.sampling.stop = stops.iter().filter_map(|s| s.as_str().map(str::to_owned)).collect();
