@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::{FutureExt, StreamExt};
-use idiolect_sampling::{ChainSpec, Dry, Stage, TopK, TopNSigma, Xtc};
+use idiolect_sampling::{ChainSpec, Dry, Scope, Stage, TopK, TopNSigma, Xtc};
 use tokio::time::Instant;
 
 use crate::{
@@ -279,7 +279,7 @@ impl Conformance {
         let stages = [
             Stage::Xtc(Xtc { probability: 0.5, threshold: 0.1 }),
             Stage::TopNSigma(TopNSigma { n: 1.0 }),
-            Stage::Dry(Dry { multiplier: 0.8, ..Dry::default() }),
+            Stage::Dry(Dry { multiplier: 0.8, scope: Scope::All, ..Dry::default() }),
             Stage::TopK(TopK { k: 10 }),
         ];
         for stage in stages {
