@@ -149,7 +149,8 @@ impl Table {
             self.count(owner, n_before, n_after);
             return Ok(());
         }
-        if !has_room && !(room.is_known && self.make_room(owner, now, room)) {
+        let has_room = has_room || (room.is_known && self.make_room(owner, now, room));
+        if !has_room {
             return Err(AuthError::NonceStoreFull);
         }
         let mut session = Session::new(None, keep_until);
