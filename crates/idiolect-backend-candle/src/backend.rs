@@ -18,8 +18,8 @@ use crate::engine::{Engine, Settings, Tensors, Transformer};
 use crate::error::{LoadError, guard};
 use crate::intake::{Answer, Intake, Job};
 use crate::prompt::{Prompter, count};
-use crate::speed::{Meter, Speed};
 use crate::sampling::{self, Texts};
+use crate::speed::{Meter, Speed};
 use crate::template::Template;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
@@ -224,6 +224,7 @@ impl Backend for CandleBackend {
                 mean_logprob: None,
             })
             .collect();
+        let mut ended = Vec::with_capacity(n);
         while let Some(event) = events.recv().await {
             match event? {
                 Event::Delta { candidate, text, logprobs } => {
@@ -234,12 +235,17 @@ impl Backend for CandleBackend {
                     }
                 }
                 Event::Finished { candidate, reason, n_tokens, mean_logprob } => {
+                    ended.push(candidate);
                     let candidate = &mut candidates[candidate];
                     candidate.finish_reason = reason;
                     candidate.n_tokens = n_tokens;
                     candidate.mean_logprob = mean_logprob;
                 }
-                Event::Done { usage, model, backend } => return Ok(Completion { candidates, usage, model, backend }),
+                Event::Done { usage, model, backend } => {
+                    // For a deadline, fewer may have begun.
+                    candidates.retain(|candidate| ended.contains(&candidate.index));
+                    return Ok(Completion { candidates, usage, model, backend });
+                }
             }
         }
         Err(self.gone())
@@ -276,6 +282,9 @@ impl Backend for CandleBackend {
         if self.jobs.is_closed() { Health::Unavailable("its engine stopped".to_owned()) } else { Health::Ready }
     }
 }
+
+#[cfg(test)]
+mod side_by_side;
 
 #[cfg(test)]
 mod tests {
@@ -382,7 +391,8 @@ mod tests {
                 }
             }
             // Of an engine's memory, sequences share what they began with.
-            let held: usize = self.sequences.iter().flatten().map(|script| script.tokens.saturating_sub(script.prompt)).sum();
+            let held: usize =
+                self.sequences.iter().flatten().map(|script| script.tokens.saturating_sub(script.prompt)).sum();
             assert!(held as u64 * 1000 <= ALLOWED, "an engine is asked for what it may give");
             Ok(())
         }

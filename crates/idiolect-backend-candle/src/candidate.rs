@@ -31,16 +31,7 @@ pub(crate) struct Candidate {
 
 impl Candidate {
     pub(crate) fn new(index: usize, seq: Seq, sampler: Sampler, assembly: Assembly) -> Self {
-        Self {
-            index,
-            seq,
-            assembly,
-            sampler,
-            tokens: Vec::new(),
-            sum: 0.0,
-            row: 0,
-            drawn: Err(DrawError::NotFinite),
-        }
+        Self { index, seq, assembly, sampler, tokens: Vec::new(), sum: 0.0, row: 0, drawn: Err(DrawError::NotFinite) }
     }
 
     /// Draws the next token from all rows of logits.

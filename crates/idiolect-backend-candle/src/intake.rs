@@ -193,10 +193,13 @@ impl Intake {
         )))
     }
 
-    fn prepare_score(&self, messages: &[Message], completion: &str) -> Result<Option<(Vec<u32>, usize, Vec<u32>)>, Error> {
+    fn prepare_score(
+        &self,
+        messages: &[Message],
+        completion: &str,
+    ) -> Result<Option<(Vec<u32>, usize, Vec<u32>)>, Error> {
         let context = self.prompter.context;
-        let too_long =
-            |tokens| Error::ContextTooLong { prompt_tokens: count(tokens), context_tokens: count(context) };
+        let too_long = |tokens| Error::ContextTooLong { prompt_tokens: count(tokens), context_tokens: count(context) };
         let ids = self.prompter.tokenizer.encode(completion).map_err(|e| Error::InvalidRequest(e.to_string()))?;
         if ids.is_empty() {
             return Ok(None);

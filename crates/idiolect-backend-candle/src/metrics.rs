@@ -20,7 +20,11 @@ pub fn describe() {
         "Tokens of prompts, by `backend` and `source` (computed, or kept from an earlier prompt that began alike)"
     );
     describe_counter!(TOKENS, "Tokens generated, by `backend`");
-    describe_histogram!(STEP_SECONDS, Unit::Seconds, "Time of a step, by `backend` and `kind` (decode, prefill, mixed)");
+    describe_histogram!(
+        STEP_SECONDS,
+        Unit::Seconds,
+        "Time of a step, by `backend` and `kind` (decode, prefill, mixed)"
+    );
     describe_gauge!(CANDIDATES, "Candidates that grow side by side, by `backend`");
     describe_gauge!(WAITING, "Requests that wait for memory or for room in the batch, by `backend`");
     describe_gauge!(RESERVED, Unit::Bytes, "Keys and values that running requests may come to need, by `backend`");

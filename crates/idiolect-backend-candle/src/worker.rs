@@ -548,7 +548,11 @@ impl<E: Engine> Desk<E> {
             self.conclude(index, outcome);
         }
         let took = began.elapsed();
-        self.worker.meter.lock().unwrap_or_else(PoisonError::into_inner).note(plan.prompt_tokens, plan.candidates, took);
+        self.worker.meter.lock().unwrap_or_else(PoisonError::into_inner).note(
+            plan.prompt_tokens,
+            plan.candidates,
+            took,
+        );
         self.metrics.step(plan.prompt_tokens, plan.candidates, took);
         self.report();
     }
@@ -645,7 +649,8 @@ impl<E: Engine> Desk<E> {
             // Until here all candidates are one sequence. Who goes on has one of their own from now on.
             let seq = growth.growing.first().or(ended.first().map(|(c, _)| c)).map(|candidate| candidate.seq);
             for candidate in growth.growing.iter_mut().skip(1) {
-                candidate.seq = self.worker.engine.fork(candidate.seq).map_err(|e| Error::internal("the engine failed", e))?;
+                candidate.seq =
+                    self.worker.engine.fork(candidate.seq).map_err(|e| Error::internal("the engine failed", e))?;
             }
             if growth.growing.is_empty()
                 && let Some(seq) = seq

@@ -92,6 +92,31 @@ async fn candidates_do_not_depend_on_how_many_are_drawn() {
 }
 
 #[tokio::test]
+async fn candidates_do_not_depend_on_other_requests() {
+    let backend = shared();
+    let asks: Vec<Request> = ["Tell me a story.", "Tell me a story about a dog that could fly.", "Hi!", "Count to ten."]
+        .iter()
+        .enumerate()
+        .map(|(i, text)| {
+            let mut ask = request(text);
+            ask.n = 1 + i % 3;
+            ask.sampling.max_tokens = 10 + 7 * i as u32;
+            ask
+        })
+        .collect();
+    let mut alone = Vec::new();
+    for ask in &asks {
+        alone.push(backend.complete(ask.clone()).await.unwrap().candidates);
+    }
+    let fresh = load(|config| config.queue = 64);
+    for backend in [backend, fresh] {
+        let together = future::join_all(asks.iter().map(|ask| backend.complete(ask.clone()))).await;
+        let together: Vec<_> = together.into_iter().map(|answer| answer.unwrap().candidates).collect();
+        assert_eq!(together, alone);
+    }
+}
+
+#[tokio::test]
 async fn scores_are_the_log_probabilities_of_generation() {
     let backend = shared();
     let mut ask = request("Name three colours.");

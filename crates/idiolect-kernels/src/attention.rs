@@ -10,6 +10,7 @@
 
 use std::cell::RefCell;
 
+use crate::bytes::Bytes;
 use crate::lanes::{LANES, Lanes, Simd, Work, dispatch};
 use crate::team::Base;
 use crate::{Team, Tier};
@@ -22,6 +23,12 @@ const TILE_QUERIES: usize = 24;
 
 /// Blocks of values that are read for all queries before the next are.
 const VALUE_BLOCKS: usize = 8;
+
+/// About the memory that is asked for at once.
+const SLAB_BYTES: usize = 4 << 20;
+
+/// Most blocks of a slab.
+const MOST_SLAB: usize = 16;
 
 /// Elements of a head that share a scale in eight-bit blocks.
 const SCALE_LEN: usize = 32;
@@ -56,12 +63,22 @@ impl KvShape {
     /// Returns the bytes of one block over all layers.
     #[must_use]
     pub const fn block_bytes(&self) -> usize {
-        self.layers * self.kv_heads * self.dims().tile_bytes(self.kv_type)
+        let padded = self.head_width.next_multiple_of(LANES);
+        let dims = Dims { padded, scales: self.head_width.div_ceil(SCALE_LEN), values: 0 };
+        2 * self.layers * self.kv_heads * dims.part_bytes(self.kv_type)
     }
 
     const fn dims(&self) -> Dims {
         let padded = self.head_width.next_multiple_of(LANES);
-        Dims { padded, scales: self.head_width.div_ceil(SCALE_LEN) }
+        let mut dims = Dims { padded, scales: self.head_width.div_ceil(SCALE_LEN), values: 0 };
+        dims.values = self.slab() * dims.part_bytes(self.kv_type);
+        dims
+    }
+
+    /// Blocks whose memory lies together.
+    const fn slab(&self) -> usize {
+        let fits = SLAB_BYTES / (self.block_bytes() + 1);
+        if fits > MOST_SLAB { MOST_SLAB } else { fits + 1 }
     }
 }
 
@@ -72,6 +89,8 @@ struct Dims {
     padded: usize,
     /// Scales of a head.
     scales: usize,
+    /// Bytes from the first of the keys to the first of the values.
+    values: usize,
 }
 
 impl Dims {
@@ -79,8 +98,9 @@ impl Dims {
         self.padded * BLOCK_TOKENS
     }
 
-    const fn tile_bytes(self, kv_type: KvType) -> usize {
-        2 * match kv_type {
+    /// Bytes of the keys of a tile, and of its values.
+    const fn part_bytes(self, kv_type: KvType) -> usize {
+        match kv_type {
             KvType::F32 => 4 * self.elements(),
             KvType::F16 => 2 * self.elements(),
             KvType::Q8 => self.elements() + 4 * self.scales * BLOCK_TOKENS,
@@ -89,25 +109,23 @@ impl Dims {
 }
 
 /// Keys and values of all sequences of a model.
+///
+/// Blocks lie together in slabs: for each key head of each layer the keys of all blocks of the slab, then their values. So
+/// a prompt's keys are read in long stretches, which is what memory is fast at.
 pub struct KvCache {
     shape: KvShape,
     simd: Simd,
-    blocks: Vec<Box<[Line]>>,
+    slabs: Vec<Bytes>,
     /// For each block, the last [`append`](Self::append) that wrote to it.
     written: Vec<u64>,
     appends: u64,
 }
 
-/// A cache line.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line(#[expect(dead_code, reason = "read and written through pointers")] [u8; 64]);
-
 impl std::fmt::Debug for KvCache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("KvCache")
             .field("shape", &self.shape)
-            .field("blocks", &self.blocks.len())
+            .field("blocks", &self.len())
             .finish_non_exhaustive()
     }
 }
@@ -214,7 +232,7 @@ impl KvCache {
     /// Makes a cache without blocks.
     #[must_use]
     pub fn new(shape: KvShape, tier: Tier) -> Self {
-        Self { shape, simd: Simd::of(tier), blocks: Vec::new(), written: Vec::new(), appends: 0 }
+        Self { shape, simd: Simd::of(tier), slabs: Vec::new(), written: Vec::new(), appends: 0 }
     }
 
     /// Returns the shape.
@@ -226,19 +244,26 @@ impl KvCache {
     /// Returns how many blocks there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.blocks.len()
+        self.written.len()
     }
 
     /// Says whether there is no block.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.blocks.is_empty()
+        self.written.is_empty()
     }
 
-    /// Makes one more block; its number is the former [`len`](Self::len).
-    pub fn grow(&mut self) {
-        self.blocks.push(vec![Line([0; 64]); self.shape.block_bytes().div_ceil(64)].into_boxed_slice());
+    /// Makes one more block, whose number is the former [`len`](Self::len). Returns false where there is no memory for it.
+    pub fn grow(&mut self) -> bool {
+        let slab = self.shape.slab();
+        if self.len() == self.slabs.len() * slab {
+            match Bytes::zeros(slab * self.shape.block_bytes()) {
+                Some(bytes) => self.slabs.push(bytes),
+                None => return false,
+            }
+        }
         self.written.push(0);
+        true
     }
 
     /// Copies one block onto another.
@@ -246,18 +271,34 @@ impl KvCache {
     /// # Panics
     /// When either does not exist.
     pub fn copy(&mut self, from: u32, to: u32) {
-        if from != to {
-            let [from, to] = self.blocks.get_disjoint_mut([from as usize, to as usize]).expect("blocks that exist");
-            to.copy_from_slice(from);
+        assert!((from as usize) < self.len() && (to as usize) < self.len(), "blocks that exist");
+        let (slab, part) = (self.shape.slab(), self.shape.dims().part_bytes(self.shape.kv_type));
+        let place = |block: u32| (block as usize / slab, block as usize % slab * part);
+        let ((from_slab, from), (to_slab, to)) = (place(from), place(to));
+        if from_slab == to_slab {
+            for parts in self.slabs[to_slab].as_mut_slice().chunks_exact_mut(slab * part) {
+                parts.copy_within(from..from + part, to);
+            }
+        } else if let Ok([from_slab, to_slab]) = self.slabs.get_disjoint_mut([from_slab, to_slab]) {
+            let parts = from_slab.as_slice().chunks_exact(slab * part);
+            for (from_part, to_part) in parts.zip(to_slab.as_mut_slice().chunks_exact_mut(slab * part)) {
+                to_part[to..to + part].copy_from_slice(&from_part[from..from + part]);
+            }
         }
+    }
+
+    /// Returns where the tiles of a block begin, in bytes from the beginning of its slab.
+    fn place(shape: KvShape, block: u32, layer: usize, head: usize) -> usize {
+        let (slab, part) = (shape.slab(), shape.dims().part_bytes(shape.kv_type));
+        ((layer * shape.kv_heads + head) * 2 * slab + block as usize % slab) * part
     }
 
     /// Returns the first byte of a tile.
     fn tile(&self, block: u32, layer: usize, head: usize) -> *const u8 {
-        let at = (layer * self.shape.kv_heads + head) * self.shape.dims().tile_bytes(self.shape.kv_type);
-        let block = &self.blocks[block as usize];
-        assert!(at < block.len() * 64, "a tile of the model");
-        block.as_ptr().cast::<u8>().wrapping_add(at)
+        assert!((block as usize) < self.len(), "a block that exists");
+        debug_assert!(layer < self.shape.layers && head < self.shape.kv_heads, "a tile of the model");
+        let slab = self.slabs[block as usize / self.shape.slab()].as_slice();
+        slab.as_ptr().wrapping_add(Self::place(self.shape, block, layer, head))
     }
 
     /// Prepares the queries and keys of one layer, and stores its keys and values.
@@ -288,14 +329,14 @@ impl KvCache {
             assert!(*written != self.appends, "one write a block");
             *written = self.appends;
             next = write.row + write.n;
-            blocks.push(Base(self.blocks[write.block as usize].as_mut_ptr().cast::<u8>()));
+            blocks.push(Base(self.slabs[write.block as usize / self.shape.slab()].as_mut_slice().as_mut_ptr()));
         }
         let base = Base(qkv.as_mut_ptr());
         let (shape, simd) = (self.shape, self.simd);
         team.run(writes.len(), &|index| {
             let write = writes[index];
             let rows = base.at(write.row * row_width);
-            let block = blocks[index].at(layer * kv_heads * shape.dims().tile_bytes(shape.kv_type));
+            let block = blocks[index].at(Self::place(shape, write.block, layer, 0));
             dispatch(simd, Append { shape, block, turn, write, rows, row_width });
         });
     }
@@ -380,7 +421,8 @@ fn tiles(spans: &[Span<'_>], group: usize, kv_heads: usize, threads: usize) -> V
     tiles
 }
 
-/// How the elements of a tile are kept: `[element][position]` of keys, then `[position][element]` of values.
+/// How the elements of a tile are kept: `[element][position]` of keys, and `dims.values` bytes further
+/// `[position][element]` of values.
 ///
 /// # Safety
 /// All functions: `tile` is the first byte of a tile of these dimensions, positions and elements are inside it, and the
@@ -408,14 +450,14 @@ impl Store for F32 {
     #[inline(always)]
     unsafe fn value<L: Lanes>(tile: *const u8, dims: Dims, position: usize, d: usize) -> L {
         // SAFETY: as above.
-        unsafe { L::load(tile.cast::<f32>().add(dims.elements() + position * dims.padded + d)) }
+        unsafe { L::load(tile.add(dims.values).cast::<f32>().add(position * dims.padded + d)) }
     }
 
     #[inline(always)]
     unsafe fn put<L: Lanes>(tile: *mut u8, dims: Dims, position: usize, key: *const f32, value: *const f32) {
         // SAFETY: as above, and `key` and `value` have as many elements as a padded head.
         unsafe {
-            let (keys, values) = (tile.cast::<f32>(), tile.cast::<f32>().add(dims.elements()));
+            let (keys, values) = (tile.cast::<f32>(), tile.add(dims.values).cast::<f32>());
             for d in 0..dims.padded {
                 *keys.add(d * BLOCK_TOKENS + position) = *key.add(d);
             }
@@ -436,14 +478,14 @@ impl Store for F16 {
     #[inline(always)]
     unsafe fn value<L: Lanes>(tile: *const u8, dims: Dims, position: usize, d: usize) -> L {
         // SAFETY: as above.
-        unsafe { L::load_f16(tile.cast::<u16>().add(dims.elements() + position * dims.padded + d)) }
+        unsafe { L::load_f16(tile.add(dims.values).cast::<u16>().add(position * dims.padded + d)) }
     }
 
     #[inline(always)]
     unsafe fn put<L: Lanes>(tile: *mut u8, dims: Dims, position: usize, key: *const f32, value: *const f32) {
         // SAFETY: as above, and `key` and `value` have as many elements as a padded head.
         unsafe {
-            let (keys, values) = (tile.cast::<u16>(), tile.cast::<u16>().add(dims.elements()));
+            let (keys, values) = (tile.cast::<u16>(), tile.add(dims.values).cast::<u16>());
             let mut halves = [0; LANES];
             for d in (0..dims.padded).step_by(LANES) {
                 L::load(key.add(d)).store_f16(halves.as_mut_ptr());
@@ -461,8 +503,7 @@ impl Q8 {
     /// (`[position][scale]`).
     #[inline(always)]
     const fn parts(dims: Dims) -> [usize; 4] {
-        let (bytes, scales) = (dims.elements(), 4 * dims.scales * BLOCK_TOKENS);
-        [0, bytes, bytes + scales, 2 * bytes + scales]
+        [0, dims.elements(), dims.values, dims.values + dims.elements()]
     }
 }
 
@@ -548,7 +589,7 @@ impl Scratch {
 
 struct Append<'a> {
     shape: KvShape,
-    /// The first byte of the layer's part of the block.
+    /// The first byte of the layer's first tile.
     block: *mut u8,
     turn: &'a Turn<'a>,
     write: Write,
@@ -607,7 +648,7 @@ impl Append<'_> {
                 }
             }
             for (head, (key, value)) in keys.chunks_exact(head_width).zip(values.chunks_exact(head_width)).enumerate() {
-                let tile = block.wrapping_add(head * dims.tile_bytes(shape.kv_type));
+                let tile = block.wrapping_add(head * 2 * dims.values);
                 let (key, value) = if dims.padded == head_width {
                     (key.as_ptr(), value.as_ptr())
                 } else {
@@ -1004,6 +1045,7 @@ unsafe fn outputs<L: Lanes, S: Store>(board: &Board, segment: Segment, tiles: &[
                 unsafe {
                     done += if wide {
                         match left {
+                            6.. => output::<L, S, 6, 4>(board, query, at, d, tiles, n),
                             4.. => output::<L, S, 4, 4>(board, query, at, d, tiles, n),
                             3 => output::<L, S, 3, 4>(board, query, at, d, tiles, n),
                             2 => output::<L, S, 2, 4>(board, query, at, d, tiles, n),
@@ -1206,7 +1248,7 @@ mod tests {
                 for threads in [1, 3] {
                     let team = Team::new(threads).unwrap();
                     let mut cache = KvCache::new(self.shape, tier);
-                    (0..9).for_each(|_| cache.grow());
+                    (0..9).for_each(|_| assert!(cache.grow()));
                     let blocks = [3, 1, 8, 0];
                     let whole = self.forward(&mut cache, &team, &[(&seed, &blocks, 0..50)]);
                     for (i, (got, expected)) in whole.iter().zip(&expected).enumerate() {
@@ -1215,7 +1257,7 @@ mod tests {
                     }
                     // In pieces, and with blocks that hold other numbers where nothing was written.
                     let mut cache = KvCache::new(self.shape, tier);
-                    (0..9).for_each(|_| cache.grow());
+                    (0..9).for_each(|_| assert!(cache.grow()));
                     self.forward(&mut cache, &team, &[(&|p| p as u64, &[7, 2, 6, 5], 0..64)]);
                     let blocks = [7, 2, 6, 5];
                     let mut pieces = Vec::new();
@@ -1253,7 +1295,7 @@ mod tests {
                     let seed = |i: u64| move |position: usize| if position < 40 { 3 } else { 100 + i };
                     let seeds: Vec<_> = (0..11).map(seed).collect();
                     let mut cache = KvCache::new(setting.shape, tier);
-                    (0..40).for_each(|_| cache.grow());
+                    (0..40).for_each(|_| assert!(cache.grow()));
                     setting.forward(&mut cache, &team, &[(&seeds[0], &[0, 1, 2], 0..40)]);
                     let blocks: Vec<[u32; 4]> = (0..11).map(|i| [0, 1, 3 + i, 20 + i]).collect();
                     blocks.iter().for_each(|blocks| cache.copy(2, blocks[2]));
@@ -1268,7 +1310,7 @@ mod tests {
                     }
                     for (i, seed) in seeds.iter().enumerate() {
                         let mut alone = KvCache::new(setting.shape, tier);
-                        (0..4).for_each(|_| alone.grow());
+                        (0..4).for_each(|_| assert!(alone.grow()));
                         let alone = setting.forward(&mut alone, &team, &[(seed, &[0, 1, 2, 3], 0..52)]);
                         let width = setting.heads * setting.shape.head_width;
                         for (step, together) in together.iter().enumerate() {
@@ -1287,7 +1329,7 @@ mod tests {
         for tier in Tier::available() {
             let team = Team::new(1).unwrap();
             let mut cache = KvCache::new(setting.shape, tier);
-            (0..4).for_each(|_| cache.grow());
+            (0..4).for_each(|_| assert!(cache.grow()));
             let rotation = setting.rotation(&[0, 0]);
             let turn = Turn {
                 heads: 2,

@@ -1,6 +1,7 @@
 //! Who holds which block of keys and values, and which blocks hold what prompts began with.
 
-use std::collections::HashMap;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 
 use idiolect_kernels::BLOCK_TOKENS;
 
@@ -18,7 +19,8 @@ type Node = u32;
 pub(super) struct Blocks {
     /// For each block, how many sequences hold it, plus one where it is kept.
     holders: Vec<u32>,
-    free: Vec<u32>,
+    /// The first on top: blocks that are taken one after the other should lie so.
+    free: BinaryHeap<Reverse<u32>>,
     /// Blocks that there may be.
     most: usize,
     /// Blocks that may be kept.
@@ -38,20 +40,11 @@ struct Kept {
     used: u64,
 }
 
-/// A block that was not there before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Taken {
-    /// One that existed.
-    Used(u32),
-    /// One that must be made: its number is the count of those before.
-    New(u32),
-}
-
 impl Blocks {
     pub(super) fn new(most: usize, most_kept: usize) -> Self {
         Self {
             holders: Vec::new(),
-            free: Vec::new(),
+            free: BinaryHeap::new(),
             most,
             most_kept,
             nodes: HashMap::new(),
@@ -61,23 +54,19 @@ impl Blocks {
         }
     }
 
-    /// Takes a block for one holder; `None` when all are held.
-    pub(super) fn take(&mut self) -> Option<Taken> {
-        if let Some(block) = self.free.pop() {
-            self.holders[block as usize] = 1;
-            return Some(Taken::Used(block));
-        }
-        if self.holders.len() < self.most {
+    /// Takes a block for one holder, of those that are free the first; `None` when all are held.
+    pub(super) fn take(&mut self) -> Option<u32> {
+        if self.free.is_empty() && self.holders.len() < self.most {
             let block = u32::try_from(self.holders.len()).ok()?;
             self.holders.push(1);
-            return Some(Taken::New(block));
+            return Some(block);
         }
-        if !self.give_up_one() {
+        if self.free.is_empty() && !self.give_up_one() {
             return None;
         }
-        let block = self.free.pop()?;
+        let Reverse(block) = self.free.pop()?;
         self.holders[block as usize] = 1;
-        Some(Taken::Used(block))
+        Some(block)
     }
 
     /// Adds a holder.
@@ -90,7 +79,7 @@ impl Blocks {
         let holders = &mut self.holders[block as usize];
         *holders -= 1;
         if *holders == 0 {
-            self.free.push(block);
+            self.free.push(Reverse(block));
         }
     }
 
@@ -160,7 +149,7 @@ impl Blocks {
     /// Forgets all holders and all that is kept.
     pub(super) fn clear(&mut self) {
         self.holders.fill(0);
-        self.free = (0..u32::try_from(self.holders.len()).unwrap_or(u32::MAX)).rev().collect();
+        self.free = (0..u32::try_from(self.holders.len()).unwrap_or(u32::MAX)).map(Reverse).collect();
         self.nodes.clear();
         self.children.clear();
     }
@@ -173,9 +162,7 @@ mod tests {
     use super::*;
 
     fn take(blocks: &mut Blocks) -> u32 {
-        match blocks.take().unwrap() {
-            Taken::Used(block) | Taken::New(block) => block,
-        }
+        blocks.take().unwrap()
     }
 
     fn tokens(n: u32) -> Tokens {
@@ -185,15 +172,15 @@ mod tests {
     #[test]
     fn blocks_go_round() {
         let mut blocks = Blocks::new(2, 2);
-        assert_eq!(blocks.take(), Some(Taken::New(0)));
-        assert_eq!(blocks.take(), Some(Taken::New(1)));
+        assert_eq!(blocks.take(), Some(0));
+        assert_eq!(blocks.take(), Some(1));
         assert_eq!(blocks.take(), None);
         blocks.hold(1);
         assert!(!blocks.is_sole(1));
         blocks.drop_hold(1);
         assert!(blocks.is_sole(1));
         blocks.drop_hold(1);
-        assert_eq!(blocks.take(), Some(Taken::Used(1)));
+        assert_eq!(blocks.take(), Some(1));
     }
 
     #[test]
@@ -270,7 +257,7 @@ mod tests {
                     }
                     3 if n > 0 => {
                         let (held, node, kept) = &mut sequences[which % n];
-                        if let Some(Taken::New(block) | Taken::Used(block)) = blocks.take() {
+                        if let Some(block) = blocks.take() {
                             prop_assert!(blocks.is_sole(block));
                             held.push(block);
                             if *kept + 1 == held.len() && let Some(new) = blocks.keep(*node, &tokens(token), block) {
@@ -291,7 +278,7 @@ mod tests {
                     let kept = blocks.nodes.values().filter(|kept| kept.block == block).count();
                     prop_assert!(kept <= 1);
                     prop_assert_eq!(blocks.holders[block as usize] as usize, held + kept);
-                    prop_assert_eq!(blocks.free.contains(&block), held + kept == 0);
+                    prop_assert_eq!(blocks.free.iter().any(|free| free.0 == block), held + kept == 0);
                 }
                 prop_assert_eq!(blocks.nodes.len(), blocks.children.len());
             }

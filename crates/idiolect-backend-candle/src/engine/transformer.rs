@@ -9,7 +9,7 @@ use idiolect_kernels::{
     Write, add_and_normalise, gated, soft_cap,
 };
 
-use super::blocks::{Blocks, Taken};
+use super::blocks::Blocks;
 use super::params::{Activation, Pairs, Params};
 use super::{Engine, EngineError, Feed, Portion, Seq, Wants};
 use crate::error::LoadError;
@@ -30,13 +30,7 @@ pub(crate) struct Settings {
 #[cfg(test)]
 impl Settings {
     pub(crate) fn for_tests() -> Self {
-        Self {
-            threads: 2,
-            tier: Tier::detect(),
-            kv_type: KvType::F32,
-            max_kv_bytes: 1 << 30,
-            max_kept_bytes: 1 << 20,
-        }
+        Self { threads: 2, tier: Tier::detect(), kv_type: KvType::F32, max_kv_bytes: 1 << 30, max_kept_bytes: 1 << 20 }
     }
 }
 
@@ -121,7 +115,8 @@ impl Transformer {
         let team = Team::new(settings.threads).map_err(LoadError::Thread)?;
         let params = weights.params().clone();
         let tier = settings.tier;
-        let layers = (0..params.layers.len()).map(|i| Layer::load(weights, &params, i, tier)).collect::<Result<_, _>>()?;
+        let layers =
+            (0..params.layers.len()).map(|i| Layer::load(weights, &params, i, tier)).collect::<Result<_, _>>()?;
         let embeddings = weights.matrix(&[Role::Embeddings], tier)?;
         let output = if params.tied { None } else { Some(weights.matrix(&[Role::Output], tier)?) };
         let norm = weights.vector(Role::OutputNorm)?;
@@ -159,14 +154,15 @@ impl Transformer {
     }
 
     fn take_block(&mut self) -> Result<u32, EngineError> {
-        match self.blocks.take() {
-            Some(Taken::Used(block)) => Ok(block),
-            Some(Taken::New(block)) => {
-                self.cache.grow();
-                Ok(block)
+        let full = EngineError::Misuse("the memory for keys and values is full");
+        let block = self.blocks.take().ok_or(full)?;
+        while self.cache.len() <= block as usize {
+            if !self.cache.grow() {
+                self.blocks.drop_hold(block);
+                return Err(EngineError::Device("there is no memory for keys and values".to_owned()));
             }
-            None => Err(EngineError::Misuse("the memory for keys and values is full")),
         }
+        Ok(block)
     }
 
     /// Makes sure that a sequence has blocks of its own for its next `n` positions.
