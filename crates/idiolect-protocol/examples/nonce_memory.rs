@@ -58,7 +58,7 @@ fn measure(case: &str) -> Result<()> {
             for n in 0..N {
                 store.check_and_store(&counter(n), NOW)?;
                 save_now_and_then(&store, n);
-                if case == "rested" && n % 1000 == 0 {
+                if case == "rested" && n.is_multiple_of(1000) {
                     // Time goes on, and those before are used no more.
                     store.check_and_store(&counter(n + N), NOW + 600 * S * i128::try_from(n)?)?;
                 }
@@ -71,7 +71,7 @@ fn measure(case: &str) -> Result<()> {
 
 /// As a miner does every 100 ms.
 fn save_now_and_then(store: &NonceStore, n: usize) {
-    if n % 1000 == 0 {
+    if n.is_multiple_of(1000) {
         drop(store.take_unsaved());
     }
 }
