@@ -94,9 +94,9 @@ fn exp2(x: f32) -> f32 {
     let shifted = clamped + MAGIC;
     let f = clamped - (shifted - MAGIC);
     let q = f.mul_add(0.001_326_474_6, 0.009_671_52);
-    let q = f.mul_add(q, 0.055_507_338);
+    let q = f.mul_add(q, 0.055_507_34);
     let q = f.mul_add(q, 0.240_222_42);
-    let q = f.mul_add(q, 0.693_147);
+    let q = f.mul_add(q, 0.693_146_95);
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
     let result = f.mul_add(q, 1.0) * power;
     if x < -125.0 { 0.0 } else { result }

@@ -102,6 +102,7 @@ pub static KEYS: &[Key<Config>] = &[
         .expect("-2 to 2", |c| c.sampling.frequency_penalty.is_none_or(|v| (-2.0..=2.0).contains(&v))),
     key!(Config: sampling.presence_penalty, "Taken off a token's logit once it appeared.")
         .expect("-2 to 2", |c| c.sampling.presence_penalty.is_none_or(|v| (-2.0..=2.0).contains(&v))),
+    key!(Config: sampling.chain, "The order of sampling stages, and stages beyond these settings: a preset or `{\"preset\": …, \"stages\": […]}`, see [sampling](sampling.md). `none` leaves it to the backend."),
     key!(Config: sampling.stop, "Texts before which generation ends.")
         .expect("texts that are not empty", |c| c.sampling.stop.iter().all(|s| !s.is_empty())).list(),
     key!(Config: sampling.seed, "Same prompt and seed, same candidates. `none` draws afresh: two miners with one seed answer alike."),

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use idiolect_backend::{ChainSpec, Preset};
 use idiolect_protocol::Hotkey;
 use serde_json::Value;
 use toml::Spanned;
@@ -312,6 +313,30 @@ impl<T: Setting> Setting for Option<T> {
     }
 }
 
+/// A preset's name, or the chain as JSON.
+impl Setting for ChainSpec {
+    const TYPE: &'static str = "`llamacpp`, `vllm`, `mistralrs` or JSON";
+
+    fn read(raw: &Raw) -> Result<Self, String> {
+        let text = raw.text().ok_or_else(|| unexpected::<Self>(raw))?;
+        let chain = if text.trim_start().starts_with('{') {
+            serde_json::from_str(text).map_err(|error| format!("is no chain of stages: {error}"))?
+        } else {
+            Self::from(text.parse::<Preset>().map_err(|_| unexpected::<Self>(raw))?)
+        };
+        chain.validate().map_err(|error| format!("is no chain of stages: {error}"))?;
+        Ok(chain)
+    }
+
+    fn show(&self) -> Value {
+        match serde_json::to_value(self) {
+            Ok(Value::String(preset)) => Value::String(preset),
+            Ok(chain) => Value::String(chain.to_string()),
+            Err(_) => Value::Null,
+        }
+    }
+}
+
 impl Setting for Hotkey {
     const TYPE: &'static str = "hotkey";
 
@@ -409,6 +434,19 @@ mod tests {
             (Err(message), Err(expected)) => assert_eq!(message, expected),
             (read, expected) => panic!("{raw:?}: read {read:?}, expected {expected:?}"),
         }
+    }
+
+    #[test]
+    fn chains() {
+        check(Raw::word("vllm"), Ok(ChainSpec::from(Preset::Vllm)));
+        check(Raw::word("none"), Ok(None::<ChainSpec>));
+        let text = r#"{"stages":[{"stage":"top_k","k":7}]}"#;
+        let chain = ChainSpec::read(&Raw::word(text)).unwrap();
+        assert_eq!(chain.show(), Value::from(text));
+        assert_eq!(ChainSpec::from(Preset::LlamaCpp).show(), Value::from("llamacpp"));
+        check::<ChainSpec>(Raw::word("best"), Err("is \"best\", expected `llamacpp`, `vllm`, `mistralrs` or JSON"));
+        let bad = r#"{"stages":[{"stage":"top_p","p":7}]}"#;
+        check::<ChainSpec>(Raw::word(bad), Err("is no chain of stages: top_p.p is 7, expected above 0 and at most 1"));
     }
 
     #[test]
