@@ -113,7 +113,7 @@ impl Layout {
                         Format::Q4_0 => put_groups(&block[2..], 0, row, packed),
                         Format::Q4_1 => put_groups(&block[4..], 0, row, packed),
                         Format::Q8_0 => put_groups(&block[2..], 0x8080_8080, row, packed),
-                        _ => put_quants(format, &quants_of_file(format, block, part), row, packed),
+                        _ => put_quants(&quants_of_file(format, block, part), row, packed),
                     }
                 }
                 finite &= put_scales(format, block, row, &mut tile[self.scales_at(index * parts)]);
@@ -302,7 +302,7 @@ fn put_groups(bytes: &[u8], flip: u32, row: usize, packed: &mut [u8]) {
 }
 
 /// Writes the bytes of one row into a packed block.
-fn put_quants(format: Format, quants: &[u8; BLOCK], row: usize, packed: &mut [u8]) {
+fn put_quants(quants: &[u8; BLOCK], row: usize, packed: &mut [u8]) {
     let (low, high) = packed.split_at_mut(256);
     for (i, (a, b)) in quants[..16].iter().zip(&quants[16..]).enumerate() {
         low[place(row, i)] = (a & 15) | (b << 4);
