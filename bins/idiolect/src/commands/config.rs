@@ -80,7 +80,10 @@ fn check(matches: &ArgMatches) -> anyhow::Result<()> {
     for variable in config::unknown_variables(&cli::process_env()) {
         output::say(format!("environment {variable} sets nothing; see idiolect config reference"))?;
     }
-    Ok(output::say(format!("the configuration is good; settings that differ from their defaults: {}", loaded.n_given()))?)
+    Ok(output::say(format!(
+        "the configuration is good; settings that differ from their defaults: {}",
+        loaded.n_given()
+    ))?)
 }
 
 fn init(matches: &ArgMatches) -> anyhow::Result<()> {

@@ -1,6 +1,7 @@
 //! The subcommands: one file each, with `command` (its arguments) and `run`.
 
 mod ask;
+mod bench;
 mod completions;
 mod config;
 mod erase;
@@ -35,6 +36,7 @@ pub(crate) fn command() -> Command {
             ask::command(),
             probe::command(),
             explain::command(),
+            bench::command(),
             erase::command(),
             models::command(),
             config::command(),
@@ -52,6 +54,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     match matches.subcommand() {
         Some(("ask", matches)) => ask::run(matches).await,
         Some(("probe", matches)) => probe::run(matches).await,
+        Some(("bench", matches)) => bench::run(matches).await,
         Some(("explain", matches)) => explain::run(matches).await,
         Some(("erase", matches)) => erase::run(matches).await,
         Some(("models", matches)) => models::run(matches).await,
