@@ -10,6 +10,7 @@ use idiolect_backend::{
     Request, Score, ScoreSupport,
 };
 use idiolect_kernels::Tier;
+use idiolect_sampling::Chain;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
 
 use crate::config::CandleConfig;
@@ -18,7 +19,7 @@ use crate::engine::{Engine, Settings, Tensors, Transformer};
 use crate::error::{LoadError, guard};
 use crate::intake::{Answer, Intake, Job};
 use crate::prompt::{Prompter, count};
-use crate::sampling::{self, Texts};
+use crate::sampling::Texts;
 use crate::speed::{Meter, Speed};
 use crate::template::Template;
 use crate::tokenizer::Tokenizer;
@@ -130,7 +131,7 @@ impl CandleBackend {
         capabilities.batched_candidates = true;
         capabilities.score = ScoreSupport::Rows;
         capabilities.min_tokens = true;
-        capabilities.stages = sampling::stages();
+        capabilities.stages = Chain::available();
         capabilities.family = Some(family);
         let (jobs, queue) = mpsc::channel(config.queue);
         let (ready, arrivals) = mpsc::channel(config.queue);

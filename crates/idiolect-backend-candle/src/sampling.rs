@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use idiolect_backend::{Error, Sampling, StageKind};
+use idiolect_backend::{Error, Sampling};
 pub(crate) use idiolect_sampling::DrawError;
 use idiolect_sampling::{Chain, Preset, Stage, Stream, Temperature, TopP, Vocabulary};
 
@@ -13,12 +13,6 @@ use crate::tokenizer::Tokenizer;
 const TEMPERATURE: f32 = 0.7;
 /// Top-p where a request leaves the choice to us.
 const TOP_P: f32 = 0.95;
-
-/// Returns the stages that can be had.
-pub(crate) fn stages() -> Vec<StageKind> {
-    let can = |kind: &StageKind| cfg!(feature = "constrained") || *kind != StageKind::Constraint;
-    StageKind::ALL.into_iter().filter(can).collect()
-}
 
 /// What stages know of a model: made when the first one asks.
 #[derive(Debug, Default)]
@@ -114,7 +108,7 @@ impl Sampler {
 
 #[cfg(test)]
 mod tests {
-    use idiolect_sampling::{Ban, ChainSpec, ConstraintSpec};
+    use idiolect_sampling::{Ban, ChainSpec, ConstraintSpec, StageKind};
 
     use super::*;
     use crate::testing::TinyGguf;
@@ -193,7 +187,7 @@ mod tests {
         };
         let tokenizer = tokenizer();
         let plan = Plan::new(&sampling, Preset::LlamaCpp, &Texts::default(), &tokenizer);
-        assert_eq!(stages().contains(&StageKind::Constraint), plan.is_ok());
+        assert_eq!(Chain::available().contains(&StageKind::Constraint), plan.is_ok());
         let Ok(plan) = plan else { return };
         let mut sampler = plan.sampler(0, 0, &[]);
         let mut text = Vec::new();

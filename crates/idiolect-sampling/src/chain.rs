@@ -116,6 +116,13 @@ impl Chain {
         Self::new(&spec.stages(), vocabulary)
     }
 
+    /// Returns the kinds of stages that this build can run: all, but for constraints without the feature `constrained`.
+    #[must_use]
+    pub fn available() -> Vec<StageKind> {
+        let is_built_in = |kind: &StageKind| cfg!(feature = "constrained") || *kind != StageKind::Constraint;
+        StageKind::ALL.into_iter().filter(is_built_in).collect()
+    }
+
     /// Says whether any stage looks at the texts of tokens.
     #[must_use]
     pub fn needs_vocabulary(stages: &[Stage]) -> bool {

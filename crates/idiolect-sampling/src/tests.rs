@@ -11,7 +11,7 @@ use self::reference::{Context, Left};
 use crate::random::{Random, Use};
 use crate::{
     Ban, Chain, DrawError, Dry, FrequencyPresence, LogitBias, MinP, Mirostat, MirostatVersion, Preset, Repetition,
-    Sampler, Scope, Stage, Stream, Temperature, TopK, TopNSigma, TopP, Typical, Vocabulary, Xtc,
+    Sampler, Scope, Stage, StageKind, Stream, Temperature, TopK, TopNSigma, TopP, Typical, Vocabulary, Xtc,
 };
 
 fn vocabulary(n: usize) -> Arc<Vocabulary> {
@@ -577,6 +577,7 @@ fn what_cannot_be_had_is_named() {
         Stage::Ban(Ban { phrases: vec!["x".into()], ..Ban::default() }),
     ];
     assert!(Chain::needs_vocabulary(&stages));
+    assert_eq!(Chain::available().contains(&StageKind::Constraint), cfg!(feature = "constrained"));
     let error = Chain::new(&stages, None).unwrap_err();
     assert_eq!(
         error.to_string(),
