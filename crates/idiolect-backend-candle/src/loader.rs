@@ -5,14 +5,13 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
-use candle_core::quantized::ggml_file::qtensor_from_ggml;
 use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::quantized::{GgmlDType, gguf_file};
-use half::f16;
 
 use crate::error::{LoadError, first_line};
+use crate::header::unknown_format;
 use crate::safetensors::Stored;
+use crate::weights::RowLayout;
 
 /// An open GGUF file.
 pub(crate) struct Gguf {
@@ -41,7 +40,13 @@ impl Gguf {
             return Err(LoadError::damaged(path, "it does not begin with the letters GGUF"));
         }
         reader.rewind().map_err(|e| LoadError::io(path, e))?;
-        let content = Content::read(&mut reader).map_err(|e| LoadError::damaged(path, first_line(&e)))?;
+        let content = Content::read(&mut reader).map_err(|e| match unknown_format(path) {
+            Some((tensor, format)) => {
+                let supported = "F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K";
+                LoadError::unsupported(path, format!("tensor {tensor:?} in {format}"), supported)
+            }
+            None => LoadError::damaged(path, first_line(&e)),
+        })?;
         Ok(Self { path: path.to_owned(), content, reader })
     }
 
@@ -174,14 +179,14 @@ impl Gguf {
 
     /// Reads a tensor of `len` numbers.
     pub(crate) fn vector(&mut self, tensor: &str, len: usize) -> Result<Vec<f32>, LoadError> {
-        let info = self.info(tensor)?;
-        if info.shape.dims() != [len] {
-            let found = info.shape.dims();
-            return Err(LoadError::damaged(&self.path, format!("tensor {tensor:?} is {found:?}, expected [{len}]")));
+        let Stored { format, dimensions, begin } = self.stored(tensor)?;
+        if dimensions != [len] {
+            let reason = format!("tensor {tensor:?} is {dimensions:?}, expected [{len}]");
+            return Err(LoadError::damaged(&self.path, reason));
         }
-        let (dtype, offset) = (info.ggml_dtype, info.offset);
-        let layout = Layout::new(dtype, len).ok_or_else(|| self.misaligned(tensor, len, dtype))?;
-        let bytes = self.read(tensor, offset, layout.row_bytes)?;
+        let layout = RowLayout::new(format, len).ok_or_else(|| self.misaligned(tensor, len, format))?;
+        let mut bytes = vec![0; layout.bytes];
+        self.read_at(begin, &mut bytes)?;
         let mut values = vec![0.0; len];
         layout.decode(&bytes, &mut values).map_err(|e| LoadError::damaged(&self.path, format!("{tensor:?}: {e}")))?;
         if values.iter().any(|v| !v.is_finite()) {
@@ -194,14 +199,14 @@ impl Gguf {
     fn check_extent(&self, tensor: &str) -> Result<(), LoadError> {
         let info = self.info(tensor)?;
         let (dtype, cols) = (info.ggml_dtype, info.shape.dims().last().copied().unwrap_or(0));
-        let layout = Layout::new(dtype, cols).ok_or_else(|| self.misaligned(tensor, cols, dtype))?;
+        let layout = RowLayout::new(dtype, cols).ok_or_else(|| self.misaligned(tensor, cols, dtype))?;
         let rows = match info.shape.dims() {
             [rows, ..] if info.shape.rank() > 1 => *rows,
             _ => 1,
         };
         let size = self.reader.get_ref().metadata().map_err(|e| LoadError::io(&self.path, e))?.len();
         let end = (rows as u64)
-            .checked_mul(layout.row_bytes as u64)
+            .checked_mul(layout.bytes as u64)
             .and_then(|len| len.checked_add(info.offset))
             .and_then(|end| end.checked_add(self.content.tensor_data_offset));
         if end.is_none_or(|end| end > size) {
@@ -235,19 +240,6 @@ impl Gguf {
             format!("tensor {tensor:?} has rows of {cols} values, which {dtype:?} cannot hold"),
         )
     }
-
-    fn read(&mut self, tensor: &str, offset: u64, len: usize) -> Result<Vec<u8>, LoadError> {
-        let start = self.content.tensor_data_offset.saturating_add(offset);
-        let mut bytes = vec![0; len];
-        let read = self.reader.seek(SeekFrom::Start(start)).and_then(|_| self.reader.read_exact(&mut bytes));
-        match read {
-            Ok(()) => Ok(bytes),
-            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
-                Err(LoadError::damaged(&self.path, format!("tensor {tensor:?} goes beyond the end of the file")))
-            }
-            Err(e) => Err(LoadError::io(&self.path, e)),
-        }
-    }
 }
 
 fn integer(value: &Value) -> Option<u64> {
@@ -261,59 +253,6 @@ fn integer(value: &Value) -> Option<u64> {
         Value::I32(v) => v.try_into().ok(),
         Value::I64(v) => v.try_into().ok(),
         _ => None,
-    }
-}
-
-/// How the rows of a tensor lie in the file.
-#[derive(Clone, Copy, Debug)]
-struct Layout {
-    dtype: GgmlDType,
-    cols: usize,
-    row_bytes: usize,
-}
-
-impl Layout {
-    /// Returns `None` where rows do not fill whole blocks.
-    fn new(dtype: GgmlDType, cols: usize) -> Option<Self> {
-        let blocks = cols.checked_div(dtype.block_size())?;
-        (cols > 0 && cols.is_multiple_of(dtype.block_size()))
-            .then(|| Some(Self { dtype, cols, row_bytes: blocks.checked_mul(dtype.type_size())? }))
-            .flatten()
-    }
-
-    /// Decodes one row.
-    fn decode(self, bytes: &[u8], row: &mut [f32]) -> Result<(), String> {
-        match self.dtype {
-            GgmlDType::Q4_1 => {
-                for (block, out) in bytes.chunks_exact(20).zip(row.chunks_exact_mut(32)) {
-                    let scale = f16::from_le_bytes([block[0], block[1]]).to_f32();
-                    let least = f16::from_le_bytes([block[2], block[3]]).to_f32();
-                    let (low, high) = out.split_at_mut(16);
-                    for ((low, high), byte) in low.iter_mut().zip(high).zip(&block[4..]) {
-                        *low = f32::from(byte & 15) * scale + least;
-                        *high = f32::from(byte >> 4) * scale + least;
-                    }
-                }
-            }
-            GgmlDType::F32 => {
-                for (value, bytes) in row.iter_mut().zip(bytes.as_chunks::<4>().0) {
-                    *value = f32::from_le_bytes(*bytes);
-                }
-            }
-            GgmlDType::F16 => {
-                for (value, bytes) in row.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *value = f16::from_le_bytes(*bytes).to_f32();
-                }
-            }
-            other => {
-                let decoded = qtensor_from_ggml(other, bytes, vec![self.cols], &Device::Cpu)
-                    .and_then(|tensor| tensor.dequantize(&Device::Cpu))
-                    .and_then(|tensor| tensor.to_vec1::<f32>())
-                    .map_err(|e| first_line(&e))?;
-                row.copy_from_slice(&decoded);
-            }
-        }
-        Ok(())
     }
 }
 

@@ -493,8 +493,7 @@ impl Run {
             let capacity = (2 * self.own_capacity).max(FIRST_ROOM).min(self.room);
             let shape = [self.active.len(), p.kv_heads, capacity, p.head_width];
             if self.own.is_empty() {
-                self.own =
-                    (0..p.layers.len()).map(|_| Cache::new(&shape, &model.device)).collect::<Outcome<_>>()?;
+                self.own = (0..p.layers.len()).map(|_| Cache::new(&shape, &model.device)).collect::<Outcome<_>>()?;
             } else {
                 for cache in &mut self.own {
                     let larger = Cache::new(&shape, &model.device)?;
@@ -678,9 +677,8 @@ mod tests {
 
     use super::*;
     use crate::device::DeviceChoice;
-    use crate::engine::{Settings, Transformer};
     use crate::engine::checks::{Model, Session, check_near, cosine, prompt, reference, reference_of};
-    use crate::testing::family::{FAMILIES, Family};
+    use crate::engine::{Settings, Transformer};
     use crate::testing::{self, TinyGguf, VOCABULARY};
 
     /// Of the logits' size: what candle's own models may be off, which run the same kernels in another order.
@@ -711,59 +709,6 @@ mod tests {
     fn kernels_from(path: &std::path::Path) -> Model<Transformer> {
         let mut weights = Weights::open(path, 4096, None).unwrap();
         Model::new(Transformer::load(&mut weights, &Settings::for_tests()).unwrap())
-    }
-
-    /// Of the largest logit: what the same sums in another order may be off.
-    const EXACT: f32 = 1e-3;
-
-    /// Checks the logits after some of a text's tokens, once computed at a stretch and once grown token by token.
-    fn check_family(family: &Family, path: &std::path::Path, what: &str) {
-        let model = load_from(path, None).unwrap();
-        let text: Vec<u32> = (0..90).map(|i| (i * 37 + 11) % 256).collect();
-        let lengths = [1, 2, 19, 20, 21, 33, 64, 65, 90];
-        let expected: Vec<Vec<f32>> = lengths.iter().map(|len| family.reference(&text[..*len])).collect();
-        let check = |got: &[f32], at: usize, how: &str| {
-            let largest = expected[at].iter().fold(0f32, |most, logit| most.max(logit.abs()));
-            let off = got.iter().zip(&expected[at]).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
-            assert!(off <= EXACT * largest.max(1.0), "{what}, {how} {}: off by {off} of {largest}", lengths[at]);
-        };
-        let rows = model.rows(&text, 0).unwrap();
-        for (at, len) in lengths.into_iter().enumerate() {
-            check(&rows[len - 1], at, "at a stretch");
-        }
-        let mut session = model.start(&text[..2], 2, 88).unwrap();
-        for (at, token) in text.iter().enumerate().skip(2) {
-            session.step(&[(0, *token), (1, *token)]).unwrap();
-            if let Some(at) = lengths.iter().position(|len| *len == at + 1) {
-                check(row(&session, 1), at, "token by token");
-            }
-        }
-    }
-
-    #[test]
-    fn every_family_computes_what_candles_own_models_compute() {
-        for name in FAMILIES {
-            let family = Family::new(name);
-            let (_dir, path) = family.gguf(GgmlDType::F32).write();
-            check_family(&family, &path, &format!("{name} as GGUF"));
-            let folder = family.folder(candle_core::DType::F32);
-            check_family(&family, folder.path(), &format!("{name} as safetensors"));
-        }
-    }
-
-    #[test]
-    fn windows_hide_what_is_far() {
-        let logits = |window: Option<u64>| {
-            let mut family = Family::new("mistral");
-            family.config["sliding_window"] = serde_json::json!(window);
-            let folder = family.folder(candle_core::DType::F32);
-            let model = load_from(folder.path(), None).unwrap();
-            let session = model.start(&prompt(), 1, 1).unwrap();
-            session.logits().to_vec()
-        };
-        let (wide, narrow) = (logits(None), logits(Some(20)));
-        assert!(cosine(&wide, &narrow) < 0.999, "it makes a difference");
-        assert_eq!(wide, logits(Some(70)), "none where all is in sight");
     }
 
     fn row<'a>(session: &'a Session<'_, Tensors>, row: usize) -> &'a [f32] {
