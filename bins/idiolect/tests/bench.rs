@@ -30,6 +30,9 @@ fn fails(args: &[&str], code: i32, words: &[&str]) {
     for word in words {
         assert!(errors.contains(word), "{args:?}: {errors}\nlacks {word:?}");
     }
+    if code == 1 {
+        assert_eq!(errors.lines().count(), 1, "{errors}");
+    }
 }
 
 const SMALL: [&str; 8] = ["--prompt-tokens", "64", "--new-tokens", "4", "--repeat", "1", "--threads", "1"];

@@ -94,16 +94,17 @@ async fn candidates_do_not_depend_on_how_many_are_drawn() {
 #[tokio::test]
 async fn candidates_do_not_depend_on_other_requests() {
     let backend = shared();
-    let asks: Vec<Request> = ["Tell me a story.", "Tell me a story about a dog that could fly.", "Hi!", "Count to ten."]
-        .iter()
-        .enumerate()
-        .map(|(i, text)| {
-            let mut ask = request(text);
-            ask.n = 1 + i % 3;
-            ask.sampling.max_tokens = 10 + 7 * i as u32;
-            ask
-        })
-        .collect();
+    let asks: Vec<Request> =
+        ["Tell me a story.", "Tell me a story about a dog that could fly.", "Hi!", "Count to ten."]
+            .iter()
+            .enumerate()
+            .map(|(i, text)| {
+                let mut ask = request(text);
+                ask.n = 1 + i % 3;
+                ask.sampling.max_tokens = 10 + 7 * i as u32;
+                ask
+            })
+            .collect();
     let mut alone = Vec::new();
     for ask in &asks {
         alone.push(backend.complete(ask.clone()).await.unwrap().candidates);

@@ -123,10 +123,7 @@ pub struct KvCache {
 
 impl std::fmt::Debug for KvCache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KvCache")
-            .field("shape", &self.shape)
-            .field("blocks", &self.len())
-            .finish_non_exhaustive()
+        f.debug_struct("KvCache").field("shape", &self.shape).field("blocks", &self.len()).finish_non_exhaustive()
     }
 }
 

@@ -41,8 +41,6 @@
 //! value is off by at most 1/254 of the largest of its block; for weights in floating point they stay in single
 //! precision.
 
-pub mod limits;
-pub mod scan;
 mod activations;
 mod attention;
 mod bytes;
@@ -50,9 +48,11 @@ mod dense;
 mod encode;
 mod format;
 mod lanes;
+pub mod limits;
 mod matrix;
 mod product;
 mod rows;
+pub mod scan;
 mod team;
 mod tier;
 mod tile;

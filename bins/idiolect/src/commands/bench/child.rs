@@ -36,8 +36,21 @@ struct Peak {
     peak_rss_mb: Option<f64>,
 }
 
-/// Is the child.
+/// What a child says instead of anything else when it cannot go on.
+#[derive(Serialize, Deserialize)]
+struct Failure {
+    error: String,
+}
+
+/// Is the child. What goes wrong is told to the parent, which has the one line to say about it.
 pub(super) async fn be(settings: &Settings, n: usize, n_words: Option<usize>) -> anyhow::Result<()> {
+    if let Err(error) = serve(settings, n, n_words).await {
+        output::say(json!(Failure { error: cli::one_line(&error) }))?;
+    }
+    Ok(())
+}
+
+async fn serve(settings: &Settings, n: usize, n_words: Option<usize>) -> anyhow::Result<()> {
     let began = Instant::now();
     let backend = load(settings).await?;
     let load_s = began.elapsed().as_secs_f64();
@@ -137,7 +150,9 @@ impl Measuring {
 }
 
 async fn read<T: for<'a> Deserialize<'a>>(from: &mut Lines<BufReader<ChildStdout>>) -> anyhow::Result<T> {
-    // What went wrong stands on standard error, where the child wrote it.
-    let line = from.next_line().await?.context("the measuring process ended early, for the reason above")?;
+    let line = from.next_line().await?.context("the measuring process ended without a word")?;
+    if let Ok(Failure { error }) = serde_json::from_str(&line) {
+        bail!(error);
+    }
     serde_json::from_str(&line).with_context(|| format!("{line:?} is no answer of the measuring process"))
 }
