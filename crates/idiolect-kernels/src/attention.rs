@@ -7,6 +7,7 @@
 
 #![expect(unsafe_code, reason = "SIMD kernels over typed views of byte blocks; threads write disjoint parts")]
 #![expect(clippy::inline_always, reason = "kernels must become part of the function that has the features")]
+#![expect(clippy::needless_range_loop, reason = "numbers of registers, which several arrays are indexed with")]
 
 use std::cell::RefCell;
 
@@ -1117,6 +1118,9 @@ unsafe fn output<L: Lanes, S: Store, const Q: usize, const D: usize>(
 mod tests {
     use super::*;
 
+    /// The next rows of a sequence: its seeds by position, its blocks, and which positions.
+    type Rows<'a> = (&'a dyn Fn(usize) -> u64, &'a [u32], std::ops::Range<usize>);
+
     /// A model's attention and some sequences, with numbers that look random.
     struct Setting {
         shape: KvShape,
@@ -1160,13 +1164,8 @@ mod tests {
             rotation
         }
 
-        /// Computes the next rows of sequences: for each its seeds by position, its blocks, and which positions.
-        fn forward(
-            &self,
-            cache: &mut KvCache,
-            team: &Team,
-            sequences: &[(&dyn Fn(usize) -> u64, &[u32], std::ops::Range<usize>)],
-        ) -> Vec<f32> {
+        /// Computes the next rows of sequences.
+        fn forward(&self, cache: &mut KvCache, team: &Team, sequences: &[Rows<'_>]) -> Vec<f32> {
             let mut positions = Vec::new();
             let mut qkv = Vec::new();
             let (mut writes, mut spans) = (Vec::new(), Vec::new());
@@ -1298,7 +1297,7 @@ mod tests {
                     blocks.iter().for_each(|blocks| cache.copy(2, blocks[2]));
                     let mut together = Vec::new();
                     for position in 40..52 {
-                        let batch: Vec<(&dyn Fn(usize) -> u64, &[u32], _)> = seeds
+                        let batch: Vec<Rows<'_>> = seeds
                             .iter()
                             .zip(&blocks)
                             .map(|(seed, blocks)| (seed as &dyn Fn(usize) -> u64, &blocks[..], position..position + 1))

@@ -236,8 +236,6 @@ impl Lanes for Portable {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    #![expect(clippy::wildcard_imports, reason = "intrinsics")]
-
     use std::arch::x86_64::*;
 
     use super::{LEAST, LN_2_HIGH, LN_2_LOW, LOG2_E, Lanes, MAGIC, SERIES, Work};
