@@ -102,6 +102,9 @@ impl Cost {
     }
 }
 
+/// All tokens of a text to score, how many of them are the prompt, and the rest of them.
+type Scored = (Vec<u32>, usize, Vec<u32>);
+
 /// Makes tokens of requests.
 pub(crate) struct Intake {
     pub(crate) prompter: Arc<Prompter>,
@@ -193,11 +196,7 @@ impl Intake {
         )))
     }
 
-    fn prepare_score(
-        &self,
-        messages: &[Message],
-        completion: &str,
-    ) -> Result<Option<(Vec<u32>, usize, Vec<u32>)>, Error> {
+    fn prepare_score(&self, messages: &[Message], completion: &str) -> Result<Option<Scored>, Error> {
         let context = self.prompter.context;
         let too_long = |tokens| Error::ContextTooLong { prompt_tokens: count(tokens), context_tokens: count(context) };
         let ids = self.prompter.tokenizer.encode(completion).map_err(|e| Error::InvalidRequest(e.to_string()))?;

@@ -2,22 +2,8 @@
 
 use idiolect_kernels::scan;
 
-/// Returns e^x with a relative error below 3e-7; 0 below -87, and saturates above 88.
-pub(crate) fn exp(x: f32) -> f32 {
-    // e^x = 2^n · e^r with n the nearest integer to x / ln 2 and |r| <= ln 2 / 2; e^r by its Taylor series.
-    const MAGIC: f32 = 12_582_912.0;
-    let clamped = x.clamp(-87.0, 88.0);
-    let shifted = clamped * std::f32::consts::LOG2_E + MAGIC;
-    let n = shifted - MAGIC;
-    let r = (clamped - n * 0.693_359_4) + n * 2.121_944_4e-4;
-    let series =
-        1.0 + r * (1.0 + r * (0.5 + r * (1.0 / 6.0 + r * (1.0 / 24.0 + r * (1.0 / 120.0 + r * (1.0 / 720.0))))));
-    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
-    let result = series * power;
-    if x < -87.0 { 0.0 } else { result }
-}
-
 /// Returns the dot product.
+#[cfg(test)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     // Sixteen running sums: enough for the compiler to keep four vector registers busy.
     let mut sums = [0f32; 16];
@@ -43,19 +29,6 @@ pub(crate) fn log_sum_exp(values: &[f32]) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn exp_is_accurate() {
-        for i in -8600..8800 {
-            let x = i as f32 / 100.0;
-            let exact = f64::from(x).exp();
-            let error = (f64::from(exp(x)) - exact).abs() / exact;
-            assert!(error < 4e-7, "exp({x}) is off by {error}");
-        }
-        assert_eq!(exp(-100.0), 0.0);
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        assert_eq!(exp(0.0), 1.0);
-    }
 
     #[test]
     fn sums_are_right() {

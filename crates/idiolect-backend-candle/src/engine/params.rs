@@ -119,7 +119,7 @@ impl Params {
         let mut specs = vec![RopeSpec { base, rotated, scaling }];
         let window = optional_size(gguf, &key("attention.sliding_window"))?.filter(|n| *n > 0 && *n < context);
         let sliding = |index: usize| match architecture.as_str() {
-            "gemma2" => index % 2 == 0,
+            "gemma2" => index.is_multiple_of(2),
             "gemma3" => index % 6 != 5,
             _ => true,
         };
@@ -183,11 +183,6 @@ impl Params {
         self.kv_heads * self.head_width
     }
 
-    /// Elements of a head that are turned.
-    pub(crate) fn rotated(&self) -> usize {
-        self.ropes.first().map_or(0, |rope| 2 * rope.frequencies.len())
-    }
-
     /// Checks that a prompt and continuations of at most `room` tokens fit the context.
     pub(crate) fn check_lengths(&self, prompt: usize, room: usize) -> Result<(), EngineError> {
         if prompt == 0 {
@@ -207,22 +202,6 @@ impl Params {
     /// Values of one query over all heads.
     pub(crate) const fn q_width(&self) -> usize {
         self.heads * self.head_width
-    }
-
-    /// What beyond Llama's own shape the model needs; `None` where it needs nothing.
-    pub(crate) fn beyond_llama(&self) -> Option<&'static str> {
-        let plain_rope = self.ropes.len() == 1 && self.ropes[0].magnitude == 1.0;
-        [
-            (self.layers.iter().any(|layer| layer.window.is_some()), "sliding windows"),
-            (!plain_rope, "rotations that differ between layers or in size"),
-            (self.query_scale != inverse_root(self.head_width), "a query scale of its own"),
-            (self.attention_softcap.is_some() || self.logit_softcap.is_some(), "soft caps"),
-            (self.embedding_scale != 1.0, "scaled embeddings"),
-            (self.activation != Activation::Silu, "another activation than SiLU"),
-            (self.post_norms, "norms after attention and feed-forward"),
-        ]
-        .into_iter()
-        .find_map(|(needed, what)| needed.then_some(what))
     }
 }
 

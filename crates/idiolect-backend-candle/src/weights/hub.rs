@@ -361,7 +361,7 @@ impl Config {
         };
         let sliding = |index: usize| match period {
             Some(period) => index % period != period - 1,
-            None if architecture == "gemma2" => index % 2 == 0,
+            None if architecture == "gemma2" => index.is_multiple_of(2),
             None => index >= from,
         };
         Ok((0..n_layers).map(|index| used && architecture != "gemma" && sliding(index)).collect())

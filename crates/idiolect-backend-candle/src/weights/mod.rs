@@ -47,6 +47,9 @@ const TAKEN: [GgmlDType; 11] = [
     GgmlDType::Q6K,
 ];
 
+/// Takes a band of rows: the number of its first, and bytes.
+type Take<'a> = &'a mut dyn FnMut(usize, &[u8]) -> Result<(), LoadError>;
+
 /// An open model.
 pub(crate) struct Weights {
     source: Source,
@@ -263,11 +266,7 @@ impl Weights {
     }
 
     /// Gives the rows of a matrix in order, as [`form`](Self::form) says, in bands of whole rows: first row, bytes.
-    pub(crate) fn bands(
-        &mut self,
-        role: Role,
-        take: &mut dyn FnMut(usize, &[u8]) -> Result<(), LoadError>,
-    ) -> Result<(), LoadError> {
+    pub(crate) fn bands(&mut self, role: Role, take: Take<'_>) -> Result<(), LoadError> {
         let form = self.form(role)?;
         let stored = self.rows(role)?;
         let band = (BAND_BYTES / stored.layout.bytes.max(form.layout.bytes)).max(1).next_multiple_of(BAND_ROWS);
