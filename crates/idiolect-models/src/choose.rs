@@ -4,10 +4,12 @@
 const PREFERRED: [&str; 8] = ["q4_k_m", "q5_k_m", "q4_k_s", "q4_0", "q4_1", "q6_k", "q8_0", "f16"];
 
 /// Files that an engine may want beside safetensors weights.
-const COMPANIONS: [&str; 6] = [
+const COMPANIONS: [&str; 8] = [
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
     "special_tokens_map.json",
     "model.safetensors.index.json",
@@ -113,6 +115,8 @@ mod tests {
     fn safetensors_with_what_lies_beside() {
         let listing = ["onnx/model.safetensors", "config.json", "model.safetensors", "tokenizer.json", "vocab.txt"];
         check(&listing, &["model.safetensors", "config.json", "tokenizer.json"]);
+        let listing = ["model.safetensors", "chat_template.jinja", "config.json"];
+        check(&listing, &["model.safetensors", "config.json", "chat_template.jinja"]);
         check(&["m/x.safetensors", "m/config.json", "config.json"], &["m/x.safetensors", "m/config.json"]);
         check(
             &["model-00002-of-00002.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"],

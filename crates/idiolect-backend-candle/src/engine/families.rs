@@ -4,6 +4,7 @@ use std::path::Path;
 
 use candle_core::DType;
 use candle_core::quantized::GgmlDType;
+use idiolect_backend::{Backend, Message, Request};
 use idiolect_kernels::{Format, KvType, Tier};
 
 use super::checks::{Model, check_near};
@@ -11,6 +12,7 @@ use super::{Engine, Settings, Tensors, Transformer};
 use crate::device::{DeviceChoice, OpenDevice};
 use crate::testing::family::{FAMILIES, Family, VOCABULARY};
 use crate::weights::Weights;
+use crate::{CandleBackend, CandleConfig};
 
 /// Of the largest logit: what the same sums in another order may be off.
 const EXACT: f32 = 1e-3;
@@ -105,6 +107,28 @@ fn quantised_they_are_near_exact_products_of_the_same_weights() {
             check_near(&got.concat(), &expected.concat(), tolerance, &format!("{name} in {format:?}, {kv_type:?}"));
         }
     }
+}
+
+#[test]
+fn a_folder_of_safetensors_is_served_like_a_file() {
+    let family = Family::new("gemma3");
+    let (folder, (_dir, file)) = (family.folder(DType::F32), family.gguf(GgmlDType::F32).write());
+    let shard = folder.path().join("model-00001-of-00002.safetensors");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let texts = |path: &Path, quantize: Option<Format>| {
+        let config = CandleConfig { quantize, ..CandleConfig::default() };
+        let backend = CandleBackend::load(path, config).unwrap();
+        assert_eq!(backend.capabilities().family.as_deref(), Some("gemma3"));
+        let mut request = Request::new(vec![Message::user("he")]);
+        (request.n, request.sampling.max_tokens, request.sampling.seed) = (3, 12, Some(7));
+        let completion = runtime.block_on(backend.complete(request)).unwrap();
+        completion.candidates.into_iter().map(|candidate| candidate.text).collect::<Vec<_>>()
+    };
+    let of_folder = texts(folder.path(), None);
+    assert_eq!(of_folder.len(), 3);
+    assert_eq!(texts(&shard, None), of_folder);
+    assert_eq!(texts(&file, None), of_folder);
+    assert_eq!(texts(folder.path(), Some(Format::Q8_0)).len(), 3);
 }
 
 #[test]
