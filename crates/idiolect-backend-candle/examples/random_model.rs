@@ -125,7 +125,7 @@ fn llama(out: &Path, tokenizer: Option<&Path>) -> Outcome<()> {
     let kv = WIDTH / HEADS * KV_HEADS;
     for index in 0..LAYERS {
         // Which layers get more bits in files that are called Q4_K_M.
-        let more = index < LAYERS / 8 || index >= 7 * LAYERS / 8 || (index - LAYERS / 8) % 3 == 2;
+        let more = !(LAYERS / 8..7 * LAYERS / 8).contains(&index) || (index - LAYERS / 8) % 3 == 2;
         let better = if more { GgmlDType::Q6K } else { GgmlDType::Q4K };
         for (part, format, rows, cols) in [
             ("attn_q", GgmlDType::Q4K, WIDTH, WIDTH),
