@@ -61,6 +61,8 @@ pub fn describe() {
     describe_gauge!(BACKEND_COOLING, "1 while a backend is left alone after failures, by `backend`");
     idiolect_axon::metrics::describe();
     idiolect_pipeline::metrics::describe();
+    #[cfg(feature = "candle")]
+    idiolect_backend_candle::metrics::describe();
 }
 
 /// Notes that the process started.

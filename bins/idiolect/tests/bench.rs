@@ -149,7 +149,8 @@ fn answer(stream: &TcpStream) -> Option<()> {
     event(json!([]), json!({ "prompt_tokens": 64, "completion_tokens": max, "total_tokens": 64 + max }));
     events.push_str("data: [DONE]\n\n");
     // The work takes some time.
-    std::thread::sleep(std::time::Duration::from_millis(50));
+    let (_open, never) = std::sync::mpsc::channel::<()>();
+    let _ = never.recv_timeout(std::time::Duration::from_millis(50));
     let head = format!(
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
         events.len()

@@ -64,6 +64,8 @@ impl Backend for Sage {
 
     async fn complete(&self, request: Request) -> Result<Completion, Error> {
         request.validate()?;
+        // A request may ask for sampling that not every engine has; what is not claimed is refused by name.
+        self.capabilities.check_stages("sage", &request.sampling)?;
         if request.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
             return Err(Error::DeadlineExceeded);
         }

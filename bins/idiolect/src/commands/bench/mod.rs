@@ -293,10 +293,8 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let machine = matches.get_flag("limits").then(|| Machine::measure(threads));
     let demand = Demand::read(&weights);
 
-    if !as_json {
-        if let Some(machine) = &machine {
-            print_limits(machine, demand.as_ref())?;
-        }
+    if let (Some(machine), false) = (&machine, as_json) {
+        print_limits(machine, demand.as_ref())?;
     }
     let repeat = matches.get_one::<u32>("repeat").copied().unwrap_or(3);
     let mut bench =
