@@ -19,7 +19,8 @@ pub struct CandleConfig {
     /// Where the model computes. Default [`DeviceChoice::Cpu`].
     pub device: DeviceChoice,
     /// The format that every weight matrix is encoded in anew when the model is loaded; `None`, the default, keeps the
-    /// file's own. Matrices whose rows do not fill its blocks get [`Format::Q8_0`].
+    /// file's own. Matrices whose rows do not fill its blocks get [`Format::Q8_0`], and so do embeddings and output in place
+    /// of a format with fewer bits.
     ///
     /// For files of 16- or 32-bit numbers `Q8_0` halves or quarters the memory at next to no loss. The other way,
     /// [`Format::F32`] computes with exact products, to compare with.

@@ -252,7 +252,7 @@ impl Weights {
             return Err(LoadError::unsupported(self.source.path(file), what, "rows of a multiple of 32 values"));
         }
         let wanted = match self.quantize {
-            Some(format) => fitting(format).or_else(|| fitting(GgmlDType::Q8_0)),
+            Some(_) => self.anew(role, cols).or_else(|| fitting(GgmlDType::Q8_0)),
             None if TAKEN.contains(&stored) => fitting(stored),
             None => fitting(GgmlDType::Q8_0),
         };
@@ -263,6 +263,31 @@ impl Weights {
                 Err(LoadError::unsupported(self.source.path(file), what, "rows that fill whole blocks"))
             }
         }
+    }
+
+    /// Returns the layout that a role's rows are encoded in anew; `None` where they stay, or do not fill its blocks.
+    ///
+    /// Embeddings and output never get fewer than eight bits: much of what four lose is lost there.
+    fn anew(&self, role: Role, cols: usize) -> Option<RowLayout> {
+        let coarse = |format: &GgmlDType| {
+            matches!(
+                format,
+                GgmlDType::Q4_0
+                    | GgmlDType::Q4_1
+                    | GgmlDType::Q5_0
+                    | GgmlDType::Q5_1
+                    | GgmlDType::Q4K
+                    | GgmlDType::Q5K
+                    | GgmlDType::Q6K
+            )
+        };
+        let format = match role {
+            Role::Embeddings | Role::Output => {
+                self.quantize.filter(coarse).map_or(self.quantize, |_| Some(GgmlDType::Q8_0))
+            }
+            _ => self.quantize,
+        };
+        RowLayout::new(format?, cols)
     }
 
     /// Gives the rows of a matrix in order, as [`form`](Self::form) says, in bands of whole rows: first row, bytes.
@@ -333,7 +358,7 @@ impl Weights {
         let mut bytes = Vec::new();
         self.read_rows(&stored, 0, rows, &mut bytes)?;
         let mut layout = stored.layout;
-        if let Some(wanted) = self.quantize.and_then(|format| RowLayout::new(format, cols))
+        if let Some(wanted) = self.anew(role, cols)
             && wanted != layout
         {
             let mut values = vec![0.0; rows * cols];

@@ -223,6 +223,7 @@ fn matrices_may_be_encoded_anew() {
         assert!(coarse.iter().zip(&exact).all(|(a, b)| (a - b).abs() < tolerance), "{wanted:?}");
         assert_ne!(coarse, exact);
         assert_eq!(weights.vector(Role::OutputNorm).unwrap().len(), 64);
+        assert_eq!(weights.form(Role::Output).unwrap().layout.format, GgmlDType::Q8_0);
     }
 }
 
