@@ -118,7 +118,7 @@ impl Prompter {
     ) -> Result<Option<usize>, Error> {
         let least = text.len() / self.tokenizer.max_token_bytes();
         if least > most {
-            return Ok(Some(least));
+            return Ok(Some(least.max(text.len() / TOKEN_BYTES)));
         }
         let Some(head) = beginning(text, (most + SLACK) * HEAD_BYTES) else { return Ok(None) };
         let n = whole(head)?;
@@ -134,6 +134,8 @@ impl Prompter {
 /// Bytes of a text's beginning that are tokenised to see whether it is too long, for each token that it may have: about
 /// twice what a token of English stands for.
 const HEAD_BYTES: usize = 8;
+/// Bytes that a token of English stands for, about.
+const TOKEN_BYTES: usize = 4;
 /// Tokens that a text cut in two may have more than whole.
 const SLACK: usize = 16;
 
