@@ -56,9 +56,14 @@
 //! | `cuda`, `cuda:N` | `cuda` | candle's tensors | the file's own formats, on the card |
 //! | `metal`, `metal:N` | `metal` | candle's tensors | the file's own formats, on the card |
 //!
-//! On each of them the prompt is computed once for all candidates, which then grow in one batch; candidates that end leave
-//! it. Memory for keys and values grows with the candidates, and [`CandleConfig::max_kv_bytes`] bounds it: a request that
-//! might need more is refused before any of it is allocated.
+//! # Serving
+//! On the processor the candidates of all requests grow side by side, one token a step, beside stretches of the prompts that
+//! wait; whose deadline is nearest comes first. A prompt is computed once for all its candidates, and what prompts begin with
+//! alike once for all of them, within [`CandleConfig::max_kept_bytes`]. On the other devices the candidates of a request
+//! grow in one batch, and requests follow each other. Candidates that end leave the batch.
+//!
+//! Memory for keys and values is bounded by [`CandleConfig::max_kv_bytes`] for all requests together. A request that could
+//! never fit is refused with the numbers; one that fits, but not beside those that run, waits until its deadline.
 //!
 //! On the processor a candidate's text depends only on the request, its seed and its own number. On the other devices the
 //! last bits of its numbers may also depend on how many candidates there are, as the libraries choose kernels by size.
@@ -76,10 +81,9 @@
 //! candidate against the same one alone, and the conformance suite of `idiolect-backend`. Longer contexts of Phi-3 and YaRN
 //! are tested by formula only: candle's own models compute neither. Encoders, on kernels and on tensors:
 //! random weights of both shapes against sums in double precision (within 3e-6), and on kernels the recorded embeddings of
-//! the Python originals (within 5e-6). With `cuda` the crate is compiled and
-//! linked, and fails with a clear error where there is no card; its kernels have not been run by the tests. `metal` has
-//! not been compiled by them. Loading a model onto a device computes a few tokens first, so that a device which cannot
-//! do it is found out then, and not by the first request.
+//! the Python originals (within 5e-6). The features `cuda` and `metal` are neither compiled nor run by the tests. Loading a
+//! model onto a device computes a few tokens first, so that a device which cannot do it is found out then, and not by the
+//! first request.
 //!
 //! # What a message cannot do
 //! Its text is data: it is never read as a template, and the names of control tokens in it (`<|im_end|>`, `<s>` …) are
