@@ -31,7 +31,7 @@ const NEXT: u64 = 1 << 32;
 ///
 /// The calling thread is one of them. Tasks are dealt out in contiguous shares, and who is through with their own share
 /// takes from the others', so that a thread whose core is busy elsewhere holds up no more than the task it is in.
-/// Threads without work look for some for [a few tens of microseconds](SPIN) and then sleep.
+/// Threads without work look for some for a few tens of microseconds and then sleep.
 ///
 /// ```
 /// let team = idiolect_kernels::Team::new(2)?;
