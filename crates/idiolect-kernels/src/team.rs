@@ -10,9 +10,13 @@ use std::cell::UnsafeCell;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
+
+use pace::{OnCore, Pace, Seen};
+
+mod pace;
 
 /// How long a thread looks for work, or for the end of others' work, before it gives its core away.
 const SPIN: Duration = Duration::from_micros(40);
@@ -31,7 +35,8 @@ const NEXT: u64 = 1 << 32;
 ///
 /// The calling thread is one of them. Tasks are dealt out in contiguous shares, and who is through with their own share
 /// takes from the others', so that a thread whose core is busy elsewhere holds up no more than the task it is in.
-/// Threads without work look for some for a few tens of microseconds and then sleep.
+/// Threads without work look for some for a few tens of microseconds and then sleep. Where other programs keep threads of
+/// the team from their cores so often that waiting for them costs more than they give, fewer take part for a while.
 ///
 /// ```
 /// let team = idiolect_kernels::Team::new(2)?;
@@ -47,7 +52,9 @@ const NEXT: u64 = 1 << 32;
 pub struct Team {
     shared: Arc<Shared>,
     /// Held while a job runs; who does not get it works alone.
-    turn: Mutex<()>,
+    turn: Mutex<Pace>,
+    /// What times are counted from.
+    began: Instant,
     helpers: Vec<JoinHandle<()>>,
 }
 
@@ -60,6 +67,8 @@ impl std::fmt::Debug for Team {
 struct Shared {
     /// Number of the job (high half), [`OPEN`], and how many helpers are [`INSIDE`].
     state: AtomicU64,
+    /// Helpers that are to go into the job, by their number; others need not.
+    wanted: AtomicUsize,
     stop: AtomicBool,
     /// Written by the caller while no helper is inside and the job is closed, read by helpers while inside.
     job: UnsafeCell<Job>,
@@ -69,8 +78,11 @@ struct Shared {
     /// Whether the caller sleeps or is about to.
     caller_sleeps: AtomicBool,
     caller: Mutex<Option<Thread>>,
-    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    panic: Mutex<Panic>,
 }
+
+/// What a task panicked with, if one did.
+type Panic = Option<Box<dyn Any + Send>>;
 
 // SAFETY: the only field that is not `Sync` by itself is `job`. The caller writes it while the state says that nobody is
 // inside and nobody may come in, and helpers read it between entering and leaving, which the state orders; what it points
@@ -95,15 +107,21 @@ struct Share {
 struct Flag(AtomicBool);
 
 impl Team {
-    /// Starts `threads - 1` helpers; 0 counts as 1.
+    /// Starts `threads - 1` helpers; 0 counts as 1. No more take part at a time than the system has cores for.
     ///
     /// # Errors
     /// When the system gives no thread.
     pub fn new(threads: usize) -> io::Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(usize::MAX, std::num::NonZero::get);
         let threads = threads.clamp(1, 1024);
+        Self::with_pace(threads, Pace::new(threads.min(cores)))
+    }
+
+    fn with_pace(threads: usize, pace: Pace) -> io::Result<Self> {
         let nothing: &'static (dyn Fn(usize) + Sync) = &|_| ();
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
+            wanted: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             job: UnsafeCell::new(Job { task: nothing }),
             shares: (0..threads).map(|_| Share { next: AtomicUsize::new(0), end: AtomicUsize::new(0) }).collect(),
@@ -112,7 +130,7 @@ impl Team {
             caller: Mutex::new(None),
             panic: Mutex::new(None),
         });
-        let mut team = Self { shared, turn: Mutex::new(()), helpers: Vec::new() };
+        let mut team = Self { shared, turn: Mutex::new(pace), began: Instant::now(), helpers: Vec::new() };
         for home in 1..threads {
             let shared = Arc::clone(&team.shared);
             let helper = std::thread::Builder::new().name(format!("team-{home}")).spawn(move || shared.help(home))?;
@@ -134,13 +152,37 @@ impl Team {
     /// # Panics
     /// When a task does, after the others that had begun; tasks that had not may be left out.
     pub fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
-        let turn = if self.helpers.is_empty() || n_tasks < 2 { None } else { self.turn.try_lock().ok() };
-        let Some(_turn) = turn else {
-            (0..n_tasks).for_each(task);
-            return;
-        };
+        let pace = if self.helpers.is_empty() || n_tasks < 2 { None } else { self.take_turn() };
+        if let Some(mut pace) = pace
+            && pace.most() > 1
+        {
+            let began = self.began.elapsed();
+            let threads = pace.threads(began);
+            if threads > 1 {
+                let (seen, panic) = self.share(threads, n_tasks, task, began);
+                pace.learn(&seen, on_core);
+                drop(pace);
+                return if let Some(panic) = panic {
+                    resume_unwind(panic)
+                };
+            }
+        }
+        (0..n_tasks).for_each(task);
+    }
+
+    /// Returns the turn unless somebody has it.
+    fn take_turn(&self) -> Option<MutexGuard<'_, Pace>> {
+        match self.turn.try_lock() {
+            Ok(pace) => Some(pace),
+            Err(TryLockError::Poisoned(pace)) => Some(pace.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Runs a job of several threads; the caller has the turn.
+    fn share(&self, threads: usize, n_tasks: usize, task: &(dyn Fn(usize) + Sync), began: Duration) -> (Seen, Panic) {
         let shared = &*self.shared;
-        shared.deal(n_tasks);
+        shared.deal(n_tasks, threads);
         // SAFETY: only the lifetime changes. The pointer is followed by helpers inside the job alone, and this function
         // does not return or unwind before the job is closed and all helpers have left.
         let task = unsafe {
@@ -148,20 +190,21 @@ impl Team {
         };
         // SAFETY: the last job was closed and left by all, and this thread holds the turn: nobody else looks.
         unsafe { *shared.job.get() = Job { task } };
+        shared.wanted.store(threads, Ordering::Relaxed);
         let open = (shared.state.load(Ordering::Relaxed) & !(NEXT - 1)).wrapping_add(NEXT) | OPEN;
         shared.state.store(open, Ordering::SeqCst);
-        for (sleeps, helper) in shared.sleeps.iter().zip(&self.helpers) {
+        for (sleeps, helper) in shared.sleeps.iter().zip(&self.helpers).take(threads - 1) {
             if sleeps.0.load(Ordering::SeqCst) && sleeps.0.swap(false, Ordering::SeqCst) {
                 helper.thread().unpark();
             }
         }
-        shared.work(0, Job { task });
+        let tasks = shared.work(0, Job { task });
         shared.state.fetch_and(!OPEN, Ordering::SeqCst);
-        shared.wait();
-        let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(panic) = panic {
-            resume_unwind(panic);
-        }
+        let worked = self.began.elapsed();
+        let asleep = shared.wait();
+        let ended = asleep.map_or(worked, |_| self.began.elapsed());
+        let seen = Seen { began, worked, ended, asleep: asleep.unwrap_or_default(), tasks };
+        (seen, shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take())
     }
 
     /// Runs `f` on every chunk of `chunk_len` elements (the last may be shorter) with the chunk's number.
@@ -206,22 +249,23 @@ impl<T> Base<T> {
 }
 
 impl Shared {
-    /// Gives each thread its share of the tasks.
-    fn deal(&self, n_tasks: usize) {
-        let threads = self.shares.len();
+    /// Gives each of so many threads its share of the tasks.
+    fn deal(&self, n_tasks: usize, threads: usize) {
         let (each, more) = (n_tasks / threads, n_tasks % threads);
         let mut begin = 0;
         for (i, share) in self.shares.iter().enumerate() {
-            let end = begin + each + usize::from(i < more);
+            let end = if i < threads { begin + each + usize::from(i < more) } else { begin };
             share.next.store(begin, Ordering::Relaxed);
             share.end.store(end, Ordering::Relaxed);
             begin = end;
         }
     }
 
-    /// Works until no task is left that nobody has begun: first on the own share, then on the others'.
-    fn work(&self, home: usize, job: Job) {
+    /// Works until no task is left that nobody has begun: first on the own share, then on the others'. Returns how many
+    /// tasks that were.
+    fn work(&self, home: usize, job: Job) -> usize {
         let (before, from) = self.shares.split_at(home);
+        let mut n = 0;
         let outcome = catch_unwind(AssertUnwindSafe(|| {
             for share in from.iter().chain(before) {
                 let end = share.end.load(Ordering::Relaxed);
@@ -232,6 +276,7 @@ impl Shared {
                     }
                     // SAFETY: this thread is inside the job (or is the caller), so the closure is still there.
                     unsafe { (*job.task)(task) };
+                    n += 1;
                 }
             }
         }));
@@ -241,20 +286,27 @@ impl Shared {
             }
             self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(panic);
         }
+        n
     }
 
-    /// Waits until all helpers have left the closed job.
-    fn wait(&self) {
+    /// Waits until all helpers have left the closed job. Returns how long this thread slept, or nothing where all had
+    /// left before.
+    fn wait(&self) -> Option<Duration> {
         let is_done = || self.state.load(Ordering::SeqCst) & INSIDE == 0;
-        if spin_until(is_done) {
-            return;
+        if is_done() {
+            return None;
         }
+        if spin_until(is_done) {
+            return Some(Duration::ZERO);
+        }
+        let began = Instant::now();
         *self.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
         self.caller_sleeps.store(true, Ordering::SeqCst);
         while !is_done() {
             std::thread::park();
         }
         self.caller_sleeps.store(false, Ordering::SeqCst);
+        Some(began.elapsed())
     }
 
     /// What a helper does all its life.
@@ -264,7 +316,8 @@ impl Shared {
         loop {
             let news = || {
                 let state = self.state.load(Ordering::SeqCst);
-                (state & OPEN != 0 && state & !(NEXT - 1) != last) || self.stop.load(Ordering::SeqCst)
+                let is_wanted = || self.wanted.load(Ordering::Relaxed) > home;
+                (state & OPEN != 0 && state & !(NEXT - 1) != last && is_wanted()) || self.stop.load(Ordering::SeqCst)
             };
             while !spin_until(news) {
                 // Said anew before each sleep: a job may have been over before this thread was awake.
@@ -301,6 +354,18 @@ impl Shared {
     }
 }
 
+/// Returns how long this thread has been on a processor, where the system tells.
+fn on_core() -> Option<OnCore> {
+    #[cfg(all(target_os = "linux", not(miri)))]
+    {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        let time = Duration::try_from(time).ok()?;
+        Some(OnCore { thread: std::thread::current().id(), time })
+    }
+    #[cfg(not(all(target_os = "linux", not(miri))))]
+    None
+}
+
 /// Looks whether something is so, for a short while.
 fn spin_until(is_so: impl Fn() -> bool) -> bool {
     if is_so() {
@@ -324,6 +389,11 @@ fn spin_until(is_so: impl Fn() -> bool) -> bool {
 mod tests {
     use super::*;
 
+    /// A team whose helpers all take part, however many cores there are and whatever else runs.
+    fn steady(threads: usize) -> Team {
+        Team::with_pace(threads, Pace::steady(threads)).unwrap()
+    }
+
     fn check(team: &Team, n_tasks: usize) {
         let times: Vec<AtomicUsize> = (0..n_tasks).map(|_| AtomicUsize::new(0)).collect();
         team.run(n_tasks, &|task| {
@@ -337,6 +407,8 @@ mod tests {
         for threads in [0, 1, 2, 3, 8] {
             let team = Team::new(threads).unwrap();
             assert_eq!(team.threads(), threads.max(1));
+            check(&team, 100);
+            let team = steady(threads.max(1));
             for n_tasks in [0, 1, 2, 3, 7, 64, 1000] {
                 check(&team, n_tasks);
             }
@@ -345,7 +417,7 @@ mod tests {
 
     #[test]
     fn many_short_jobs_with_pauses_between_them() {
-        let team = Team::new(4).unwrap();
+        let team = steady(4);
         for round in 0..20_000 {
             check(&team, round % 9);
             if round % 2000 == 0 {
@@ -357,7 +429,7 @@ mod tests {
 
     #[test]
     fn several_callers_and_calls_from_within_get_their_tasks_done() {
-        let team = Team::new(3).unwrap();
+        let team = steady(3);
         std::thread::scope(|scope| {
             for _ in 0..3 {
                 scope.spawn(|| (0..500).for_each(|round| check(&team, round % 20)));
@@ -374,20 +446,99 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_the_caller_and_the_team_goes_on() {
-        let team = Team::new(3).unwrap();
+        let team = steady(3);
         for bad in [0, 1, 50, 99] {
             let outcome = catch_unwind(AssertUnwindSafe(|| {
                 team.run(100, &|task| assert!(task != bad, "task {task}"));
             }));
             let panic = outcome.unwrap_err();
             assert_eq!(panic.downcast_ref::<String>(), Some(&format!("task {bad}")));
+            // Nobody need work alone from then on.
+            assert!(team.take_turn().is_some());
             check(&team, 100);
         }
     }
 
     #[test]
+    fn fewer_threads_than_the_team_has_do_all_tasks() {
+        let team = Team::with_pace(4, Pace::steady(3)).unwrap();
+        (0..5000).for_each(|round| check(&team, round % 11));
+        let alone = Team::with_pace(4, Pace::steady(1)).unwrap();
+        let me = std::thread::current().id();
+        alone.run(100, &|_| assert_eq!(std::thread::current().id(), me));
+    }
+
+    /// What has no answer within a minute has lost a wake-up. `IDIOLECT_STRESS_S` makes the test last.
+    #[test]
+    fn several_teams_on_few_cores_never_wait_for_nothing() {
+        let seconds = std::env::var("IDIOLECT_STRESS_S").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+        let until = Instant::now() + Duration::from_secs(seconds);
+        let n_jobs = AtomicUsize::new(0);
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let watcher = scope.spawn(|| {
+                let (mut last, mut at) = (0, Instant::now());
+                while !is_over.load(Ordering::SeqCst) {
+                    std::thread::park_timeout(Duration::from_millis(100));
+                    let now = n_jobs.load(Ordering::Relaxed);
+                    if now != last {
+                        (last, at) = (now, Instant::now());
+                    } else if at.elapsed() > Duration::from_secs(60) {
+                        eprintln!("no job of a team ended for a minute, after {now}");
+                        std::process::abort();
+                    }
+                }
+            });
+            let makers: Vec<_> = (0..6_usize)
+                .map(|maker| {
+                    let n_jobs = &n_jobs;
+                    scope.spawn(move || {
+                        let mut random = 0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(maker as u64 + 1);
+                        let mut draw = |n: u64| {
+                            random ^= random << 13;
+                            random ^= random >> 7;
+                            random ^= random << 17;
+                            random % n
+                        };
+                        while Instant::now() < until {
+                            let threads = 2 + draw(4) as usize;
+                            // Half as the system allows, half come what may.
+                            let team = if draw(2) == 0 { steady(threads) } else { Team::new(threads).unwrap() };
+                            for _ in 0..draw(3000) {
+                                let (n, work) = (draw(24) as usize, draw(20) * draw(20) * draw(20));
+                                let bad = if draw(50) == 0 { draw(24) as usize } else { usize::MAX };
+                                let outcome = catch_unwind(AssertUnwindSafe(|| {
+                                    let times: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
+                                    team.run(n, &|task| {
+                                        times[task].fetch_add(1, Ordering::Relaxed);
+                                        (0..work).for_each(|i| assert!(std::hint::black_box(i) < work));
+                                        if task == bad {
+                                            std::panic::resume_unwind(Box::new(()));
+                                        }
+                                    });
+                                    assert!(times.iter().all(|n| n.load(Ordering::Relaxed) == 1));
+                                }));
+                                assert_eq!(outcome.is_err(), bad < n);
+                                n_jobs.fetch_add(1, Ordering::Relaxed);
+                                if draw(200) == 0 {
+                                    std::thread::park_timeout(Duration::from_micros(draw(300)));
+                                }
+                            }
+                        }
+                    })
+                })
+                .collect();
+            let outcomes: Vec<_> = makers.into_iter().map(|maker| maker.join()).collect();
+            is_over.store(true, Ordering::SeqCst);
+            watcher.thread().unpark();
+            assert!(outcomes.iter().all(Result::is_ok));
+        });
+        eprintln!("{} jobs", n_jobs.into_inner());
+    }
+
+    #[test]
     fn chunks_cover_the_slice() {
-        let team = Team::new(2).unwrap();
+        let team = steady(2);
         for (len, chunk) in [(0, 3), (1, 3), (9, 3), (10, 3), (100, 1), (5, 100)] {
             let mut values = vec![0; len];
             team.chunks_mut(&mut values, chunk, |i, part| {
@@ -401,7 +552,7 @@ mod tests {
 
     #[test]
     fn a_thread_that_is_held_up_holds_up_its_task_alone() {
-        let team = Team::new(2).unwrap();
+        let team = steady(2);
         let done = AtomicUsize::new(0);
         team.run(10, &|task| {
             // The first of the helper's share.
