@@ -14,6 +14,9 @@ const TEMPERATURE: f32 = 0.7;
 /// Top-p where a request leaves the choice to us.
 const TOP_P: f32 = 0.95;
 
+/// The most tokens that a sampler makes room for before they are drawn.
+const MOST_ROOM: u32 = 1024;
+
 /// What stages know of a model: made when the first one asks.
 #[derive(Debug, Default)]
 pub(crate) struct Texts {
@@ -40,6 +43,8 @@ pub(crate) struct Plan {
     min_tokens: u32,
     ends: Vec<u32>,
     top_logprobs: Option<u8>,
+    /// Tokens that samplers make room for at once.
+    room: usize,
 }
 
 impl Plan {
@@ -66,6 +71,7 @@ impl Plan {
             min_tokens,
             ends: if min_tokens > 0 { ends(tokenizer) } else { Vec::new() },
             top_logprobs: sampling.logprobs,
+            room: sampling.max_tokens.min(MOST_ROOM) as usize,
         })
     }
 
@@ -79,7 +85,8 @@ impl Plan {
         let stream = Stream { seed, request: 0, candidate: index as u64 };
         let sampler = idiolect_sampling::Sampler::new(&self.chain, stream, prompt)
             .with_min_tokens(self.min_tokens, &self.ends)
-            .with_top_logprobs(usize::from(self.top_logprobs.unwrap_or(0)));
+            .with_top_logprobs(usize::from(self.top_logprobs.unwrap_or(0)))
+            .with_room(self.room);
         Sampler(sampler)
     }
 }

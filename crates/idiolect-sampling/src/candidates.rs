@@ -44,6 +44,11 @@ pub(crate) struct Choice {
 }
 
 impl Candidates {
+    /// Makes room for changes to `n` logits.
+    pub(crate) fn reserve_changes(&mut self, n: usize) {
+        self.touched.reserve(n);
+    }
+
     /// Begins with a whole vocabulary and returns its greatest logit.
     pub(crate) fn begin(&mut self, logits: &[f32]) -> f32 {
         self.is_owned = false;

@@ -22,6 +22,14 @@ pub(crate) struct DryScratch {
     matches: Vec<(u32, u32)>,
 }
 
+impl DryScratch {
+    /// Makes room for a history of `n` tokens.
+    pub(crate) fn reserve(&mut self, n: usize) {
+        self.lengths.reserve(n);
+        self.matches.reserve(n);
+    }
+}
+
 impl DryRule {
     pub(crate) fn new(dry: &Dry, vocabulary: &Vocabulary) -> Self {
         let mut breakers = vec![0u64; vocabulary.len().div_ceil(64)];

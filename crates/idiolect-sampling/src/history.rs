@@ -69,6 +69,21 @@ impl History {
         history
     }
 
+    /// Makes room for more tokens. Returns how many there is room for.
+    pub(crate) fn reserve(&mut self, n: usize) -> usize {
+        if self.windows.is_empty() {
+            return 0;
+        }
+        self.tokens.reserve(n);
+        let most = self.tokens.len() + n;
+        for window in &mut self.windows {
+            // A token comes before another goes.
+            let counts = &mut window.counts.0;
+            counts.reserve(most.min(window.n_most.saturating_add(1)).saturating_sub(counts.len()));
+        }
+        most
+    }
+
     /// Adds a token.
     pub(crate) fn push(&mut self, token: u32) {
         if self.windows.is_empty() {

@@ -39,8 +39,8 @@ pub struct Drawn {
 /// Draws the tokens of one candidate, one after the other.
 ///
 /// What is drawn depends on the chain, the [`Stream`], the prompt, the logits and the tokens drawn before; on nothing that
-/// happens beside. Nothing is allocated from token to token once the buffers have their size (but by a constraint's
-/// parser), and the vocabulary is never sorted.
+/// happens beside. Nothing is allocated from token to token once the buffers have their size, which
+/// [`with_room`](Self::with_room) gives to those that grow with the text (but by a constraint's parser), and the vocabulary is never sorted.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     chain: Arc<Chain>,
@@ -100,6 +100,17 @@ impl Sampler {
     pub fn with_min_tokens(mut self, n: u32, ends: &[u32]) -> Self {
         self.min_tokens = u64::from(n);
         self.ends = ends.to_vec();
+        self
+    }
+
+    /// Makes room for `n` tokens at once, so that no draw of so many has to when stages look back on them.
+    #[must_use]
+    pub fn with_room(mut self, n: usize) -> Self {
+        let most = self.history.reserve(n);
+        if self.chain.steps.iter().any(|step| matches!(step, Step::Dry { .. })) {
+            self.dry.reserve(most);
+        }
+        self.candidates.reserve_changes(most * self.chain.reaches.len());
         self
     }
 
