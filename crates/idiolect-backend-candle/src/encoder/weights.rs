@@ -2,12 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::quantized::GgmlDType;
-use half::{bf16, f16};
 use serde::Deserialize;
 
 use crate::error::LoadError;
 use crate::safetensors::SafeTensors;
+use crate::weights::RowLayout;
 
 /// Bytes that are read at a time.
 const STRETCH: usize = 1 << 18;
@@ -311,11 +310,10 @@ impl Weights {
             let bytes = &mut bytes[..len];
             self.file.read(at, bytes)?;
             at += len as u64;
-            match stored.format {
-                GgmlDType::F16 => values.extend(bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32())),
-                GgmlDType::BF16 => values.extend(bytes.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32())),
-                _ => values.extend(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))),
-            }
+            let (from, n) = (values.len(), len / size);
+            values.resize(from + n, 0.0);
+            let layout = RowLayout::new(stored.format, n).ok_or_else(|| damaged("has no values".to_owned()))?;
+            layout.decode(bytes, &mut values[from..]).map_err(|reason| damaged(format!("cannot be read: {reason}")))?;
         }
         if values[first..].iter().any(|value| !value.is_finite()) {
             return Err(LoadError::damaged(&self.path, format!("tensor {name:?} holds a value that is no number")));

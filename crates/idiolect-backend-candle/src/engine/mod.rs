@@ -10,6 +10,7 @@ pub(crate) mod checks;
 mod families;
 mod params;
 mod rope;
+mod slots;
 mod tensor;
 mod transformer;
 

@@ -16,6 +16,7 @@ use idiolect_kernels::Team;
 
 use super::params::{Activation, Pairs, Params};
 use super::rope::Rope;
+use super::slots::Slots;
 use super::{Engine, EngineError, Feed, Portion, Seq, Wants};
 use crate::device::OpenDevice;
 use crate::error::{LoadError, first_line};
@@ -40,7 +41,7 @@ pub(crate) struct Tensors {
     /// For the device, where that is the processor.
     pool: rayon::ThreadPool,
     /// For each sequence the run that it belongs to.
-    sequences: Vec<Option<usize>>,
+    sequences: Slots<usize>,
     runs: Vec<Option<Run>>,
     logits: Vec<f32>,
 }
@@ -147,7 +148,7 @@ impl Tensors {
         let norm = loader.vector(Role::OutputNorm)?;
         let layers = (0..params.layers.len()).map(|i| loader.layer(&params, i)).collect::<Result<_, _>>()?;
         let model = Model { params, device: device.handle().clone(), embeddings, output, norm, layers };
-        let (sequences, runs, logits) = (Vec::new(), Vec::new(), Vec::new());
+        let (sequences, runs, logits) = (Slots::default(), Vec::new(), Vec::new());
         let mut tensors = Self { model, team, pool, sequences, runs, logits };
         // A device may lack a kernel for one of the file's formats, which shows only when it is used; and kernels for many
         // rows are others than those for few.
@@ -167,21 +168,6 @@ impl Tensors {
         let second = self.fork(first)?;
         let feed = |seq| Feed { seq, tokens: &[0], wants: Wants::Last };
         self.forward(&[feed(first), feed(second)])
-    }
-
-    fn run_of(&self, seq: Seq) -> Result<usize, EngineError> {
-        let run = self.sequences.get(seq.0 as usize).copied().flatten();
-        run.ok_or(EngineError::Misuse("there is no such sequence"))
-    }
-
-    fn add(&mut self, run: usize) -> Result<Seq, EngineError> {
-        let place = self.sequences.iter().position(Option::is_none).unwrap_or(self.sequences.len());
-        let seq = Seq(u32::try_from(place).map_err(|_| EngineError::Misuse("there are too many sequences"))?);
-        if place == self.sequences.len() {
-            self.sequences.push(None);
-        }
-        self.sequences[place] = Some(run);
-        Ok(seq)
     }
 }
 
@@ -588,7 +574,7 @@ impl Engine for Tensors {
     fn begin(&mut self, prompt: &[u32], _known: usize, room: usize) -> Result<(Seq, usize), EngineError> {
         let run = Run::new(&self.model, prompt.len(), room)?;
         let place = self.runs.iter().position(Option::is_none).unwrap_or(self.runs.len());
-        let seq = self.add(place)?;
+        let seq = self.sequences.add(place)?;
         if place == self.runs.len() {
             self.runs.push(None);
         }
@@ -597,12 +583,12 @@ impl Engine for Tensors {
     }
 
     fn fork(&mut self, seq: Seq) -> Result<Seq, EngineError> {
-        let place = self.run_of(seq)?;
-        let fork = self.add(place)?;
+        let place = *self.sequences.get(seq)?;
+        let fork = self.sequences.add(place)?;
         match &mut self.runs[place] {
             Some(run) if run.own.is_empty() => run.active.push(fork),
             _ => {
-                self.sequences[fork.0 as usize] = None;
+                self.sequences.remove(fork);
                 return Err(EngineError::Misuse("a continuation cannot be forked"));
             }
         }
@@ -610,17 +596,16 @@ impl Engine for Tensors {
     }
 
     fn release(&mut self, seq: Seq) {
-        let Ok(place) = self.run_of(seq) else { return };
-        self.sequences[seq.0 as usize] = None;
+        let Some(place) = self.sequences.remove(seq) else { return };
         // Its memory goes with the next step of the others, or with the last of them.
-        if !self.sequences.contains(&Some(place)) {
+        if !self.sequences.values().any(|other| *other == place) {
             self.runs[place] = None;
         }
     }
 
     fn forward(&mut self, feeds: &[Feed<'_>]) -> Result<(), EngineError> {
         self.logits.clear();
-        let places = feeds.iter().map(|feed| self.run_of(feed.seq)).collect::<Result<Vec<_>, _>>()?;
+        let places = feeds.iter().map(|feed| self.sequences.get(feed.seq).copied()).collect::<Result<Vec<_>, _>>()?;
         let mut logits: Vec<Vec<f32>> = vec![Vec::new(); feeds.len()];
         let Self { model, pool, runs, .. } = self;
         pool.install(|| {

@@ -11,6 +11,7 @@ use idiolect_kernels::{
 
 use super::blocks::Blocks;
 use super::params::{Activation, Pairs, Params};
+use super::slots::Slots;
 use super::{Engine, EngineError, Feed, Portion, Seq, Wants};
 use crate::error::LoadError;
 use crate::weights::{Part, Role, Weights};
@@ -40,7 +41,7 @@ pub(crate) struct Transformer {
     team: Team,
     cache: KvCache,
     blocks: Blocks,
-    sequences: Vec<Option<Sequence>>,
+    sequences: Slots<Sequence>,
     board: Board,
 }
 
@@ -133,24 +134,9 @@ impl Transformer {
             team,
             cache: KvCache::new(shape, tier),
             blocks: Blocks::new(most, blocks(settings.max_kept_bytes).min(most)),
-            sequences: Vec::new(),
+            sequences: Slots::default(),
             board: Board::default(),
         })
-    }
-
-    fn sequence(&mut self, seq: Seq) -> Result<&mut Sequence, EngineError> {
-        let sequence = self.sequences.get_mut(seq.0 as usize).and_then(Option::as_mut);
-        sequence.ok_or(EngineError::Misuse("there is no such sequence"))
-    }
-
-    fn add(&mut self, sequence: Sequence) -> Result<Seq, EngineError> {
-        let place = self.sequences.iter().position(Option::is_none).unwrap_or(self.sequences.len());
-        let seq = Seq(u32::try_from(place).map_err(|_| EngineError::Misuse("there are too many sequences"))?);
-        if place == self.sequences.len() {
-            self.sequences.push(None);
-        }
-        self.sequences[place] = Some(sequence);
-        Ok(seq)
     }
 
     fn take_block(&mut self) -> Result<u32, EngineError> {
@@ -168,7 +154,7 @@ impl Transformer {
     /// Makes sure that a sequence has blocks of its own for its next `n` positions.
     fn make_room(&mut self, seq: Seq, n: usize) -> Result<(), EngineError> {
         let context = self.model.params.context;
-        let sequence = self.sequence(seq)?;
+        let sequence = self.sequences.get(seq)?;
         let (len, held, last) = (sequence.len, sequence.blocks.len(), sequence.blocks.last().copied());
         if len + n > context {
             return Err(EngineError::Misuse("a sequence is longer than the context"));
@@ -180,11 +166,11 @@ impl Transformer {
             let own = self.take_block()?;
             self.cache.copy(last, own);
             self.blocks.drop_hold(last);
-            self.sequence(seq)?.blocks[held - 1] = own;
+            self.sequences.get_mut(seq)?.blocks[held - 1] = own;
         }
         for _ in held..(len + n).div_ceil(BLOCK_TOKENS) {
             let block = self.take_block()?;
-            self.sequence(seq)?.blocks.push(block);
+            self.sequences.get_mut(seq)?.blocks.push(block);
         }
         Ok(())
     }
@@ -192,7 +178,7 @@ impl Transformer {
     /// Keeps those blocks of a prompt that are full now.
     fn keep(&mut self, seq: Seq) -> Result<(), EngineError> {
         let Self { sequences, blocks, .. } = self;
-        let Some(sequence) = sequences.get_mut(seq.0 as usize).and_then(Option::as_mut) else { return Ok(()) };
+        let sequence = sequences.get_mut(seq)?;
         let full = sequence.prompt.len().min(sequence.len) / BLOCK_TOKENS;
         while sequence.kept < full {
             let at = sequence.kept;
@@ -249,11 +235,11 @@ struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn new(sequences: &'a [Option<Sequence>], feeds: &[Feed<'_>]) -> Self {
+    fn new(sequences: &'a Slots<Sequence>, feeds: &[Feed<'_>]) -> Self {
         let mut rows =
             Self { spans: Vec::new(), writes: Vec::new(), wanted: Vec::new(), wanted_spans: Vec::new(), n: 0 };
         for feed in feeds {
-            let Some(sequence) = sequences.get(feed.seq.0 as usize).and_then(Option::as_ref) else { continue };
+            let Ok(sequence) = sequences.get(feed.seq) else { continue };
             let (blocks, n) = (&sequence.blocks[..], feed.tokens.len());
             rows.spans.push(Span { blocks, row: rows.n, n, position: sequence.len });
             let mut done = 0;
@@ -325,7 +311,7 @@ impl Model {
         }
         self.normalise(team, board, true, delta_norm, &self.norm);
         let output = self.output.as_ref().unwrap_or(&self.embeddings);
-        product(team, output, &mut board.activations, &board.normed, &mut board.logits);
+        fine_product(team, output, &mut board.activations, &board.normed, &mut board.logits);
         if let Some(cap) = p.logit_softcap {
             soft_cap(team, self.tier, cap, &mut board.logits);
         }
@@ -361,7 +347,7 @@ impl Model {
         last: bool,
     ) {
         let (p, layer) = (&self.params, &self.layers[index]);
-        product(team, &layer.qkv, &mut board.activations, &board.normed, &mut board.qkv);
+        fine_product(team, &layer.qkv, &mut board.activations, &board.normed, &mut board.qkv);
         let about = p.layers[index];
         let turn = Turn {
             heads: p.heads,
@@ -391,7 +377,7 @@ impl Model {
 
     fn feed_forward(&self, team: &Team, board: &mut Board, layer: &Layer) {
         let p = &self.params;
-        product(team, &layer.gate_up, &mut board.activations, &board.normed, &mut board.gate_up);
+        fine_product(team, &layer.gate_up, &mut board.activations, &board.normed, &mut board.gate_up);
         board.wide.resize(board.gate_up.len() / 2, 0.0);
         let gate = match p.activation {
             Activation::Silu => Gate::Silu,
@@ -400,6 +386,13 @@ impl Model {
         gated(team, self.tier, gate, p.feed_forward, &board.gate_up, &mut board.wide);
         product(team, &layer.down, &mut board.activations, &board.wide, &mut board.delta);
     }
+}
+
+/// Multiplies rows that come from a normalisation with a matrix.
+fn fine_product(team: &Team, matrix: &Matrix, activations: &mut Activations, rows: &[f32], out: &mut Vec<f32>) {
+    activations.encode_finely_for(matrix, team, rows);
+    out.resize(rows.len() / matrix.cols() * matrix.rows(), 0.0);
+    matrix.multiply(team, activations, out);
 }
 
 /// Multiplies rows with a matrix.
@@ -437,18 +430,18 @@ impl Engine for Transformer {
         sequence.kept = sequence.blocks.len();
         sequence.len = sequence.kept * BLOCK_TOKENS;
         let found = sequence.len;
-        Ok((self.add(sequence)?, found))
+        Ok((self.sequences.add(sequence)?, found))
     }
 
     fn fork(&mut self, seq: Seq) -> Result<Seq, EngineError> {
-        let sequence = self.sequence(seq)?;
+        let sequence = self.sequences.get(seq)?;
         let (blocks, len) = (sequence.blocks.clone(), sequence.len);
         blocks.iter().for_each(|block| self.blocks.hold(*block));
-        self.add(Sequence { blocks, len, ..Sequence::default() })
+        self.sequences.add(Sequence { blocks, len, ..Sequence::default() })
     }
 
     fn release(&mut self, seq: Seq) {
-        if let Some(sequence) = self.sequences.get_mut(seq.0 as usize).and_then(Option::take) {
+        if let Some(sequence) = self.sequences.remove(seq) {
             sequence.blocks.iter().for_each(|block| self.blocks.drop_hold(*block));
         }
     }
@@ -471,7 +464,7 @@ impl Engine for Transformer {
         let rows = Rows::new(&self.sequences, feeds);
         self.model.forward(&self.team, &mut self.cache, &mut self.board, feeds, &rows);
         for feed in feeds {
-            self.sequence(feed.seq)?.len += feed.tokens.len();
+            self.sequences.get_mut(feed.seq)?.len += feed.tokens.len();
             self.keep(feed.seq)?;
         }
         Ok(())
