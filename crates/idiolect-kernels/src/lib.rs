@@ -38,8 +38,8 @@
 //! # Rounding
 //!
 //! Weights are taken as they are in the file. Activations become signed bytes with a scale for each 32 of them, so every
-//! value is off by at most 1/254 of the largest of its block; for weights in floating point they stay in single
-//! precision.
+//! value is off by at most 1/254 of the largest of its block; where it matters most, what is left over becomes bytes once
+//! more ([`Activations::encode_finely_for`]). For weights in floating point they stay in single precision.
 
 mod activations;
 mod attention;

@@ -14,8 +14,8 @@ use std::arch::x86_64::{
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
-use super::Work;
-use crate::activations::{GROUP, Group};
+use super::{Work, visited};
+use crate::activations::Group;
 use crate::format::{BLOCK, Format, SUPER};
 use crate::tile::{Kind, LINE, ROWS, kind, offset, quant_bytes, unit_blocks, unit_bytes};
 
@@ -47,25 +47,9 @@ thread_local! {
 #[repr(C, align(64))]
 struct Line([u8; LINE]);
 
-/// Checks the bounds that the kernels rely on.
-fn check(work: &Work<'_>) {
-    let layout = work.section.layout;
-    for group in work.groups {
-        let blocks = group.rows * layout.blocks();
-        assert!((1..=GROUP).contains(&group.rows), "rows in a group");
-        if layout.format.is_quantised() {
-            assert_eq!(group.quants.len(), blocks * BLOCK);
-            assert_eq!([group.scales.len(), group.sums.len(), group.halves.len()], [blocks; 3]);
-            assert!(group.starts.iter().all(|starts| starts.len() == blocks));
-        } else {
-            assert_eq!(group.floats.len(), blocks * BLOCK);
-        }
-    }
-}
-
 /// Where a group's encoded rows are.
 #[derive(Clone, Copy)]
-struct Rows {
+struct Rows<'a> {
     quants: *const i8,
     scales: *const f32,
     sums: *const f32,
@@ -74,10 +58,12 @@ struct Rows {
     n_starts: usize,
     /// Rows in the group.
     n: usize,
+    /// The blocks that come again after the last.
+    again: &'a [u32],
 }
 
-impl Rows {
-    fn new(group: &Group, format: Format) -> Self {
+impl<'a> Rows<'a> {
+    fn new(group: &'a Group, format: Format) -> Self {
         let (starts, n_starts) = match (kind(format), offset(format)) {
             (Kind::Halves, _) => (group.halves.as_ptr().cast::<i32>(), 2),
             (_, 16) => (group.starts[1].as_ptr(), 1),
@@ -91,6 +77,7 @@ impl Rows {
             starts,
             n_starts,
             n: group.rows,
+            again: &group.again,
         }
     }
 
@@ -589,8 +576,8 @@ macro_rules! kernels {
 
             /// Does the work.
             pub(in super::super) fn run(work: &Work<'_>) {
-                check(work);
-                // SAFETY: a matrix of this tier is only made where the processor has its instructions; `check`,
+                work.check();
+                // SAFETY: a matrix of this tier is only made where the processor has its instructions; `Work::check`,
                 // `Work::tile` and `Work::output` are the bounds that the kernels rely on.
                 unsafe {
                     match work.section.layout.format {
@@ -688,24 +675,26 @@ macro_rules! kernels {
             unsafe fn dots<F: Quantised, const M: usize, const N: usize>(
                 tile: *const u8,
                 half: usize,
-                rows: Rows,
+                rows: Rows<'_>,
                 blocks: usize,
             ) -> [[__m256; N]; M] {
                 let ones = _mm256_set1_epi16(1);
                 let mut sums = [[_mm256_setzero_ps(); N]; M];
                 let mut held = [const { F::NOTHING }; M];
                 let mut rows_at = rows;
-                for unit in 0..blocks.div_ceil(F::UNIT) {
+                let units = blocks.div_ceil(F::UNIT);
+                for visit in 0..units + rows.again.len() {
+                    let (unit, inside) = visited(visit, F::UNIT, blocks, rows.again);
                     // SAFETY: unit and block are below what the caller says is there, and each row index below `N`.
                     unsafe {
                         let unit_at = tile.add(unit * F::UNIT_BYTES);
-                        if F::FETCH && half == 0 {
+                        if F::FETCH && half == 0 && visit < units {
                             fetch(unit_at.wrapping_add(AHEAD), F::UNIT_BYTES);
                         }
                         for t in 0..M {
                             F::enter(unit_at.add(F::UNIT * F::SIZE), half + t, &mut held[t]);
                         }
-                        for block in 0..F::UNIT.min(blocks - unit * F::UNIT) {
+                        for block in inside {
                             let quants = unit_at.add(block * F::SIZE + half * HALF_LINE);
                             let mut first = [[_mm256_setzero_si256(); N]; M];
                             let mut second = [[_mm256_setzero_si256(); N]; M];

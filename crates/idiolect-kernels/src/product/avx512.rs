@@ -15,8 +15,8 @@ use std::arch::x86_64::{
 };
 use std::cell::RefCell;
 
-use super::Work;
-use crate::activations::{GROUP, Group};
+use super::{Work, visited};
+use crate::activations::Group;
 use crate::format::{BLOCK, Format, SUPER};
 use crate::tile::{Kind, LINE, ROWS, kind, offset, quant_bytes, unit_blocks, unit_bytes};
 
@@ -41,23 +41,11 @@ struct Line([u8; LINE]);
 
 /// Does the work.
 pub(super) fn run(work: &Work<'_>) {
-    let layout = work.section.layout;
-    // The kernels index without checks inside these bounds.
-    for group in work.groups {
-        let blocks = group.rows * layout.blocks();
-        assert!((1..=GROUP).contains(&group.rows), "rows in a group");
-        if layout.format.is_quantised() {
-            assert_eq!(group.quants.len(), blocks * BLOCK);
-            assert_eq!([group.scales.len(), group.sums.len(), group.halves.len()], [blocks; 3]);
-            assert!(group.starts.iter().all(|starts| starts.len() == blocks));
-        } else {
-            assert_eq!(group.floats.len(), blocks * BLOCK);
-        }
-    }
-    // SAFETY: a matrix of this tier is only made where the processor has its instructions; the assertions above, and
-    // `Work::tile` and `Work::output`, are the bounds that the kernels rely on.
+    work.check();
+    // SAFETY: a matrix of this tier is only made where the processor has its instructions; `Work::check`,
+    // `Work::tile` and `Work::output` are the bounds that the kernels rely on.
     unsafe {
-        match layout.format {
+        match work.section.layout.format {
             Format::F32 => floats::<F32>(work),
             Format::F16 => floats::<F16>(work),
             Format::Bf16 => floats::<Bf16>(work),
@@ -75,17 +63,19 @@ pub(super) fn run(work: &Work<'_>) {
 
 /// Where a group's encoded rows are.
 #[derive(Clone, Copy)]
-struct Rows {
+struct Rows<'a> {
     quants: *const i8,
     scales: *const f32,
     sums: *const f32,
     starts: *const i32,
     /// Rows in the group.
     n: usize,
+    /// The blocks that come again after the last.
+    again: &'a [u32],
 }
 
-impl Rows {
-    fn new(group: &Group, format: Format) -> Self {
+impl<'a> Rows<'a> {
+    fn new(group: &'a Group, format: Format) -> Self {
         let starts = match (kind(format), offset(format)) {
             (Kind::Halves, _) => group.halves.as_ptr().cast::<i32>(),
             (_, 16) => group.starts[1].as_ptr(),
@@ -98,6 +88,7 @@ impl Rows {
             sums: group.sums.as_ptr(),
             starts,
             n: group.rows,
+            again: &group.again,
         }
     }
 
@@ -115,7 +106,7 @@ impl Rows {
                 scales: self.scales.add(self.n),
                 sums: self.sums.add(self.n),
                 starts: self.starts.add(starts),
-                n: self.n,
+                ..self
             }
         }
     }
@@ -561,7 +552,7 @@ unsafe fn multiply_group<F: Quantised>(
     blocks: usize,
     index: usize,
     group: usize,
-    rows: Rows,
+    rows: Rows<'_>,
 ) {
     macro_rules! dispatch {
         ($($n:literal)*) => {
@@ -597,21 +588,23 @@ fn store(work: &Work<'_>, tile: usize, group: usize, sums: &[__m512]) {
 /// The tile and the rows have so many blocks, and there are `N` rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 #[inline(never)]
-unsafe fn dots<F: Quantised, const N: usize>(tile: *const u8, mut rows: Rows, blocks: usize) -> [__m512; N] {
+unsafe fn dots<F: Quantised, const N: usize>(tile: *const u8, mut rows: Rows<'_>, blocks: usize) -> [__m512; N] {
     let mut sums = [_mm512_setzero_ps(); N];
     let mut held = F::NOTHING;
-    for unit in 0..blocks.div_ceil(F::UNIT) {
+    let units = blocks.div_ceil(F::UNIT);
+    for visit in 0..units + rows.again.len() {
+        let (unit, inside) = visited(visit, F::UNIT, blocks, rows.again);
         // SAFETY: unit and block are below what the caller says is there, and each row index below `N`.
         unsafe {
             let unit_at = tile.add(unit * F::UNIT_BYTES);
             let scales = unit_at.add(F::UNIT * F::SIZE);
             F::enter(scales, &mut held);
-            if F::FETCH {
+            if F::FETCH && visit < units {
                 fetch(scales.wrapping_add(AHEAD), F::UNIT_BYTES - F::UNIT * F::SIZE);
             }
-            for block in 0..F::UNIT.min(blocks - unit * F::UNIT) {
+            for block in inside {
                 let quants = unit_at.add(block * F::SIZE);
-                if F::FETCH {
+                if F::FETCH && visit < units {
                     fetch(quants.wrapping_add(AHEAD), F::SIZE);
                 }
                 // Loops rather than closures: those would not become part of this function's instructions for sure.

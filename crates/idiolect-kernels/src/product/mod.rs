@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use crate::Team;
 use crate::activations::{Activations, GROUP, Group};
+use crate::format::BLOCK;
 use crate::matrix::{Matrix, Section};
 use crate::tier::Tier;
 use crate::tile::ROWS;
@@ -90,6 +91,23 @@ impl<'a> Work<'a> {
         }
     }
 
+    /// Checks the bounds that kernels without checks of their own rely on.
+    fn check(&self) {
+        let layout = self.section.layout;
+        for group in self.groups {
+            assert!((1..=GROUP).contains(&group.rows), "rows in a group");
+            if layout.format.is_quantised() {
+                assert!(group.again.iter().all(|block| (*block as usize) < layout.blocks()));
+                let blocks = group.rows * (layout.blocks() + group.again.len());
+                assert_eq!(group.quants.len(), blocks * BLOCK);
+                assert_eq!([group.scales.len(), group.sums.len(), group.halves.len()], [blocks; 3]);
+                assert!(group.starts.iter().all(|starts| starts.len() == blocks));
+            } else {
+                assert_eq!(group.floats.len(), group.rows * layout.cols);
+            }
+        }
+    }
+
     /// Returns the bytes of a tile.
     fn tile(&self, tile: usize) -> &'a [u8] {
         let size = self.section.layout.tile_bytes();
@@ -116,6 +134,18 @@ impl<'a> Work<'a> {
         // SAFETY: `output` gives room for n numbers that only this task writes, and n is at most `ROWS`.
         unsafe { std::ptr::copy_nonoverlapping(products.as_ptr(), to, n) };
     }
+}
+
+/// Returns which unit of a tile a walk comes to at its `visit`th step, and which of its blocks: all there are, or after
+/// the last unit one block that comes again.
+#[inline]
+fn visited(visit: usize, unit_blocks: usize, blocks: usize, again: &[u32]) -> (usize, Range<usize>) {
+    let units = blocks.div_ceil(unit_blocks);
+    if visit < units {
+        return (visit, 0..unit_blocks.min(blocks - visit * unit_blocks));
+    }
+    let block = again[visit - units] as usize;
+    (block / unit_blocks, block % unit_blocks..block % unit_blocks + 1)
 }
 
 #[cfg(test)]

@@ -58,8 +58,9 @@ fn quantised<const FUSED: bool>(layout: Layout, tile: &[u8], group: &Group) -> [
     let mut sums = [[0.0; ROWS]; GROUP];
     let mut block = Block::default();
     let kind = kind(layout.format);
-    for index in 0..layout.blocks() {
-        layout.unpack(tile, index, &mut block);
+    let again = group.again.iter().map(|block| *block as usize);
+    for (index, from) in (0..layout.blocks()).chain(again).enumerate() {
+        layout.unpack(tile, from, &mut block);
         for (row, sums) in sums.iter_mut().enumerate().take(group.rows) {
             let at = index * group.rows + row;
             let activations = &group.quants[at * BLOCK..][..BLOCK];

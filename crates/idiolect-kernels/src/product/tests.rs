@@ -95,7 +95,7 @@ fn weights(format: Format, n_values: usize, kind: Weights, noise: &mut Noise) ->
 
 fn product(matrix: &Matrix, team: &Team, values: &[f32]) -> Vec<f32> {
     let mut activations = Activations::default();
-    activations.encode_for(matrix, team, values);
+    activations.encode_finely_for(matrix, team, values);
     let mut out = vec![f32::NAN; activations.n() * matrix.rows()];
     matrix.multiply(team, &activations, &mut out);
     out
@@ -188,6 +188,44 @@ fn products_are_those_of_the_decoded_weights() {
                     assert!((got - exact).abs() <= tolerance, "{format} {tier}: {got} against {exact} +- {tolerance}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn what_rounding_takes_from_blocks_that_stand_out_is_given_back() {
+    let team = Team::new(1).unwrap();
+    for format in Format::ALL.into_iter().filter(|format| format.is_quantised()) {
+        let (rows, cols, n) = (21, 768, 11);
+        let mut noise = Noise(5);
+        let bytes = weights(format, rows * cols, Weights::Random, &mut noise);
+        // One column of most rows is far from the others, and of some rows another one, too.
+        let values: Vec<f32> = (0..n * cols)
+            .map(|i| match (i / cols, i % cols) {
+                (0..9, 300) => 90.0,
+                (5.., 77) => -60.0,
+                _ => noise.value(),
+            })
+            .collect();
+        for tier in tiers() {
+            let matrix = pack(format, rows, cols, &bytes, tier);
+            let mut activations = Activations::default();
+            activations.encode_for(&matrix, &team, &values);
+            let mut plain = vec![f32::NAN; n * rows];
+            matrix.multiply(&team, &activations, &mut plain);
+            let fine = product(&matrix, &team, &values);
+            let mut decoded = vec![0.0; cols];
+            let (mut of_plain, mut of_fine) = (0.0, 0.0);
+            for r in 0..rows {
+                matrix.decode_row(r, &mut decoded);
+                for j in 0..n {
+                    let row = &values[j * cols..][..cols];
+                    let exact: f64 = decoded.iter().zip(row).map(|(w, v)| f64::from(*w) * f64::from(*v)).sum();
+                    of_plain += (f64::from(plain[j * rows + r]) - exact).powi(2);
+                    of_fine += (f64::from(fine[j * rows + r]) - exact).powi(2);
+                }
+            }
+            assert!(of_fine < of_plain / 50.0, "{format} {tier}: {of_fine} against {of_plain}");
         }
     }
 }
