@@ -221,6 +221,7 @@ impl Answer {
                     prompt_tokens: sum.prompt_tokens.saturating_add(usage.prompt_tokens),
                     completion_tokens: sum.completion_tokens.saturating_add(usage.completion_tokens),
                     trimmed_tokens: 0,
+                    cached_tokens: sum.cached_tokens.saturating_add(usage.prompt_tokens_details.cached_tokens),
                 });
             }
         }

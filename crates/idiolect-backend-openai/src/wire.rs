@@ -182,6 +182,15 @@ pub(crate) struct WireUsage {
     pub(crate) prompt_tokens: u32,
     #[serde(deserialize_with = "or_default")]
     pub(crate) completion_tokens: u32,
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) prompt_tokens_details: WirePromptUsage,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct WirePromptUsage {
+    #[serde(deserialize_with = "or_default")]
+    pub(crate) cached_tokens: u32,
 }
 
 impl Chunk {
@@ -370,6 +379,11 @@ mod tests {
         assert_eq!(text(json!({"choices": [{"text": "c", "logprobs": null, "index": 0}]})), "c");
         let empty: Chunk = serde_json::from_value(json!({"choices": null, "usage": {"prompt_tokens": null}})).unwrap();
         assert!(empty.choices.is_empty() && empty.fault().is_none());
+        for (details, cached) in [(json!(null), 0), (json!({"cached_tokens": 5}), 5), (json!({"audio_tokens": 1}), 0)] {
+            let usage = json!({"usage": {"prompt_tokens": 9, "prompt_tokens_details": details}});
+            let chunk: Chunk = serde_json::from_value(usage).unwrap();
+            assert_eq!(chunk.usage.unwrap().prompt_tokens_details.cached_tokens, cached);
+        }
         let odd = json!({"choices": [{"logprobs": {"content": [
             {"token": "x", "logprob": 1e-9, "bytes": [120], "top_logprobs": [{"token": "y", "logprob": -2.0}, {"token": "x", "logprob": -0.1}]},
             {"token": "z", "logprob": null},

@@ -63,7 +63,7 @@ pub enum Health {
 ///             logprobs: None,
 ///             mean_logprob: None,
 ///         };
-///         let usage = Usage { prompt_tokens: 1, completion_tokens: request.n as u32, trimmed_tokens: 0 };
+///         let usage = Usage { prompt_tokens: 1, completion_tokens: request.n as u32, ..Usage::default() };
 ///         let model = self.capabilities.model.clone();
 ///         Ok(Completion { candidates: (0..request.n).map(say).collect(), usage, model, backend: "parrot".to_owned() })
 ///     }

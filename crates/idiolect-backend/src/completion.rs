@@ -12,7 +12,7 @@ pub enum FinishReason {
     Length,
     /// The deadline came first: the text is a true prefix of what would have been said.
     Deadline,
-    /// A filter of the server cut the text.
+    /// A filter cut the text: one of the server, or bans or a constraint after which no token could follow.
     ContentFilter,
 }
 
@@ -63,6 +63,10 @@ pub struct Usage {
     pub completion_tokens: u32,
     /// Tokens of the prompt that were left out to make it fit the context; 0 when nothing was cut.
     pub trimmed_tokens: u32,
+    /// Tokens of the prompt, among `prompt_tokens`, that need not be computed since an earlier prompt began with them; 0
+    /// where the backend does not say.
+    #[serde(default)]
+    pub cached_tokens: u32,
 }
 
 /// The whole answer to a request.

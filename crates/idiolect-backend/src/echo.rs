@@ -37,7 +37,8 @@ impl Default for EchoConfig {
 ///
 /// Candidate 0 without a seed is the message itself. Every other candidate has its words in another order and ends in
 /// a tag, both derived from the seed (0 when there is none) and the candidate's number, so that candidates differ and
-/// a seed can be seen to work. Log-probabilities are made up, but always the same for the same word, and
+/// a seed can be seen to work. A stream brings a token at a time, or where tokens take no time each candidate in one
+/// piece. Log-probabilities are made up, but always the same for the same word, and
 /// [`score`](Backend::score) agrees with them. A candidate that is shorter than `min_tokens` says its words again.
 ///
 /// ```
@@ -192,7 +193,7 @@ impl Plan {
             })
             .collect();
         let completion_tokens = candidates.iter().fold(0_u32, |sum, c| sum.saturating_add(c.n_tokens));
-        let usage = Usage { prompt_tokens: self.prompt_tokens, completion_tokens, trimmed_tokens: 0 };
+        let usage = Usage { prompt_tokens: self.prompt_tokens, completion_tokens, ..Usage::default() };
         Completion { candidates, usage, model: config.model.clone(), backend: config.name.clone() }
     }
 }
@@ -204,6 +205,7 @@ struct Speech {
     unfinished: Vec<bool>,
     /// How many bytes of each candidate were said.
     said: Vec<usize>,
+    /// How many tokens of each candidate were said, of those that have so many.
     step: usize,
     next: Instant,
     delay: Duration,
@@ -253,26 +255,31 @@ impl Speech {
         true
     }
 
+    /// Says one token of each candidate, or all of them where tokens take no time.
     fn say(&mut self) {
+        let at_once = if self.delay.is_zero() { usize::MAX } else { 1 };
+        self.step = self.step.saturating_add(at_once);
         for candidate in 0..self.plan.candidates.len() {
             if !self.unfinished[candidate] {
                 continue;
             }
             let planned = &self.plan.candidates[candidate];
-            let mut rest = tokens(&planned.text[self.said[candidate]..]);
-            if let Some(token) = rest.next() {
-                self.said[candidate] += token.len();
-                let logprobs = self.logprobs.map(|n| likelihood(token, n)).into_iter().collect();
-                self.queue.push_back(Event::Delta { candidate, text: token.to_owned(), logprobs });
+            let rest = &planned.text[self.said[candidate]..];
+            let length: usize = tokens(rest).take(at_once).map(str::len).sum();
+            if length > 0 {
+                let text = &rest[..length];
+                self.said[candidate] += length;
+                let likelihoods = |n| tokens(text).map(|token| likelihood(token, n)).collect();
+                let logprobs = self.logprobs.map(likelihoods).unwrap_or_default();
+                self.queue.push_back(Event::Delta { candidate, text: text.to_owned(), logprobs });
             }
-            if rest.next().is_none() {
+            if tokens(&rest[length..]).next().is_none() {
                 let (reason, n_tokens) = (planned.reason, count(&planned.text));
                 let mean_logprob = mean(&planned.text);
                 self.queue.push_back(Event::Finished { candidate, reason, n_tokens, mean_logprob });
                 self.unfinished[candidate] = false;
             }
         }
-        self.step += 1;
         if !self.unfinished.contains(&true) {
             self.end(FinishReason::Stop);
         }
@@ -290,7 +297,7 @@ impl Speech {
         }
         let said = self.plan.candidates.iter().map(|planned| count(&planned.text).min(step));
         let completion_tokens = said.fold(0, u32::saturating_add);
-        let usage = Usage { prompt_tokens: self.plan.prompt_tokens, completion_tokens, trimmed_tokens: 0 };
+        let usage = Usage { prompt_tokens: self.plan.prompt_tokens, completion_tokens, ..Usage::default() };
         let (model, backend) = (std::mem::take(&mut self.model), std::mem::take(&mut self.backend));
         self.queue.push_back(Event::Done { usage, model, backend });
         self.over = true;

@@ -102,11 +102,12 @@ fn one_by_one(outcomes: &[Outcome]) -> Option<bool> {
 
 impl Generated {
     fn take(&mut self, recipe: usize, completion: Completion, model: &str, verbatim: bool) {
-        let Usage { prompt_tokens, completion_tokens, trimmed_tokens } = completion.usage;
+        let Usage { prompt_tokens, completion_tokens, trimmed_tokens, cached_tokens } = completion.usage;
         // The recipes share the caller's prompt: the longest says most of what it cost to read.
         self.usage.prompt_tokens = self.usage.prompt_tokens.max(prompt_tokens);
         self.usage.completion_tokens = self.usage.completion_tokens.saturating_add(completion_tokens);
         self.usage.trimmed_tokens = self.usage.trimmed_tokens.max(trimmed_tokens);
+        self.usage.cached_tokens = self.usage.cached_tokens.max(cached_tokens);
         // An answer that was cut short never says whose it is.
         let model = if completion.model.is_empty() { model.to_owned() } else { completion.model };
         for mut candidate in completion.candidates {

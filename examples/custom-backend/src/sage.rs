@@ -74,7 +74,7 @@ impl Backend for Sage {
         let usage = Usage {
             prompt_tokens: request.messages.iter().map(|m| words(&m.content)).fold(0, u32::saturating_add),
             completion_tokens: candidates.iter().map(|c| c.n_tokens).fold(0, u32::saturating_add),
-            trimmed_tokens: 0,
+            ..Usage::default()
         };
         Ok(Completion { candidates, usage, model: self.capabilities.model.clone(), backend: "sage".to_owned() })
     }

@@ -154,7 +154,7 @@ impl FaultyBackend {
         events.extend((0..n).map(|candidate| {
             Ok(Event::Finished { candidate, reason: FinishReason::Stop, n_tokens, mean_logprob: None })
         }));
-        let usage = Usage { prompt_tokens: 1, completion_tokens: n_tokens * n as u32, trimmed_tokens: 0 };
+        let usage = Usage { prompt_tokens: 1, completion_tokens: n_tokens * n as u32, ..Usage::default() };
         let name = self.capabilities.model.clone();
         events.push(Ok(Event::Done { usage, model: name.clone(), backend: name }));
         events

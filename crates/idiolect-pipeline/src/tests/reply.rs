@@ -200,7 +200,7 @@ async fn one_recipe_that_fails_does_not_cost_the_reply() {
 
 #[tokio::test]
 async fn trimmed_prompts_are_noted() {
-    let usage = Usage { prompt_tokens: 100, completion_tokens: 9, trimmed_tokens: 7 };
+    let usage = Usage { prompt_tokens: 100, completion_tokens: 9, trimmed_tokens: 7, cached_tokens: 0 };
     let answer = start(1, parts(Scripted::new(vec![says(SKY)]).with_usage(usage))).await.answer(ask()).await.unwrap();
     let p = answer.provenance;
     assert_eq!((p.prompt_tokens, p.completion_tokens, p.trimmed_tokens), (100, 9, 7));
