@@ -1,29 +1,24 @@
 //! Keys: public keys as values, their SS58 text, key pairs, signatures.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use bip39::Mnemonic;
 use blake2::digest::consts::U32;
 use blake2::{Blake2b, Blake2b512, Digest};
 use hmac::{Hmac, KeyInit, Mac};
-use schnorrkel::context::SigningContext;
 use schnorrkel::derive::{ChainCode, Derivation};
 use schnorrkel::{ExpansionMode, MiniSecretKey};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::Sha512;
 
 use crate::Scheme;
+use crate::sr25519::{self, SUBSTRATE};
 
 /// Network prefix of Bittensor (and of generic Substrate) addresses.
 const SS58_PREFIX: u8 = 42;
 /// Prefix byte, key, two bytes of checksum.
 const SS58_LEN: usize = 35;
-
-/// The hash state after the context `substrate`, from which every sr25519 transcript starts.
-static SUBSTRATE: LazyLock<SigningContext> = LazyLock::new(|| schnorrkel::signing_context(b"substrate"));
 
 /// A public key of 32 bytes. Two spellings of one address are one key.
 ///
@@ -379,41 +374,12 @@ fn scale_compact(len: usize) -> Vec<u8> {
 /// Says whether `signature` is `key`'s over `message`.
 pub(crate) fn verify(scheme: Scheme, key: &Hotkey, message: &[u8], signature: &[u8; 64]) -> bool {
     match scheme {
-        Scheme::Sr25519 => verify_sr25519(key, message, signature),
+        Scheme::Sr25519 => sr25519::verify(&key.0, message, signature),
         Scheme::Ed25519 => ed25519_dalek::VerifyingKey::from_bytes(&key.0).is_ok_and(|public| {
             // The strict form refuses keys of small order, for which anybody can sign.
             public.verify_strict(message, &ed25519_dalek::Signature::from_bytes(signature)).is_ok()
         }),
     }
-}
-
-fn verify_sr25519(key: &Hotkey, message: &[u8], signature: &[u8; 64]) -> bool {
-    // The neutral element is a valid point (and the chain's default account) for which anybody can sign.
-    if key.0 == [0; 32] {
-        return false;
-    }
-    let known = points().get(&key.0).copied();
-    let Some(public) = known.or_else(|| schnorrkel::PublicKey::from_bytes(&key.0).ok()) else { return false };
-    let Ok(signature) = schnorrkel::Signature::from_bytes(signature) else { return false };
-    let is_valid = public.verify(SUBSTRATE.bytes(message), &signature).is_ok();
-    if is_valid && known.is_none() {
-        let mut points = points();
-        if points.len() >= MAX_POINTS {
-            points.clear();
-        }
-        points.insert(key.0, public);
-    }
-    is_valid
-}
-
-/// More than a subnet has validators.
-const MAX_POINTS: usize = 1024;
-
-/// The points on the curve of keys that lately proved themselves: to find one takes a tenth of a verification.
-fn points() -> MutexGuard<'static, HashMap<[u8; 32], schnorrkel::PublicKey>> {
-    static POINTS: LazyLock<Mutex<HashMap<[u8; 32], schnorrkel::PublicKey>>> = LazyLock::new(Mutex::default);
-    // Nothing panics half-way through a change.
-    POINTS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Reads `0x` and 2N hexadecimal digits.
@@ -430,7 +396,13 @@ pub(crate) fn parse_signature(text: &str) -> Option<[u8; 64]> {
 
 /// Writes a signature as headers carry it.
 pub(crate) fn format_signature(signature: &[u8; 64]) -> String {
-    format!("0x{}", hex::encode(signature))
+    let mut digits = [0; 128];
+    // 64 bytes fill 128 digits exactly. (`hex::encode` writes one character after the other.)
+    let _ = hex::encode_to_slice(signature, &mut digits);
+    let mut text = String::with_capacity(2 + digits.len());
+    text.push_str("0x");
+    text.push_str(std::str::from_utf8(&digits).unwrap_or_default());
+    text
 }
 
 #[cfg(test)]

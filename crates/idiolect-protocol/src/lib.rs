@@ -54,6 +54,7 @@ pub mod pb;
 mod prompt;
 mod python_json;
 mod python_repr;
+mod sr25519;
 pub mod status;
 #[cfg(test)]
 mod testdata;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::SynapseBody;
-use crate::{AuthError, Caller, Category, Hotkey, Keypair, status};
+use crate::{AuthError, Caller, Category, Hotkey, Keypair, keys, status};
 
 /// The version that replies carry: 10.5.0, as new as any client of this protocol. Clients do not look at it.
 const VERSION: u32 = 10_005_000;
@@ -38,7 +38,8 @@ const SIGNATURE: HeaderName = HeaderName::from_static("bt_header_axon_signature"
 pub struct SynapseReplier {
     identity: HeaderMap,
     hotkey: Hotkey,
-    uuid: String,
+    /// What every signed text ends with: the miner's address and the UUID.
+    signed_end: String,
     key: Option<Arc<Keypair>>,
 }
 
@@ -61,7 +62,7 @@ impl SynapseReplier {
             add("bt_header_axon_ip", external.ip().to_string());
             add("bt_header_axon_port", external.port().to_string());
         }
-        Self { identity, hotkey: *hotkey, uuid, key: None }
+        Self { identity, hotkey: *hotkey, signed_end: format!("{hotkey}.{uuid}"), key: None }
     }
 
     /// Lets [`sign`](Self::sign) sign, with the miner's own key; another key is ignored.
@@ -78,8 +79,8 @@ impl SynapseReplier {
     pub fn sign(&self, headers: &mut HeaderMap, caller: &Caller) {
         let Some(key) = self.key.as_ref().filter(|_| *caller.hotkey() != self.hotkey) else { return };
         let nonce = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        let text = format!("{nonce}.{}.{}.{}", caller.hotkey(), self.hotkey, self.uuid);
-        let signature = format!("0x{}", hex::encode(key.sign(text.as_bytes())));
+        let text = format!("{nonce}.{}.{}", caller.hotkey(), self.signed_end);
+        let signature = keys::format_signature(&key.sign(text.as_bytes()));
         // Digits are plain ASCII.
         if let (Ok(nonce), Ok(signature)) = (nonce.to_string().try_into(), signature.try_into()) {
             headers.insert(NONCE, nonce);
