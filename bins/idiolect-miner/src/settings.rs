@@ -47,6 +47,7 @@ pub(crate) fn limits(config: &Config) -> Limits {
     Limits {
         max_timeout: config.axon.max_client_timeout,
         grpc: transports.grpc,
+        grpc_clock_nonces: transports.grpc_clock_nonces,
         http: transports.http,
         legacy_http: transports.legacy_http,
         epistula: transports.epistula,

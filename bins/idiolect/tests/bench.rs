@@ -47,6 +47,8 @@ fn what_makes_no_sense_is_refused() {
     fails(&["--threads", "0"], 64, &["--threads"]);
     fails(&["--repeat", "0"], 64, &["0"]);
     fails(&["--against-model", "m"], 64, &["--against"]);
+    fails(&["--kv-type", "q4_0"], 64, &["q4_0", "f32, f16, q8_0"]);
+    fails(&["--quantize", "int8"], 64, &["int8", "q4_0", "q8_0"]);
     fails(&["--model", "no-such-model"], 1, &["unknown model \"no-such-model\""]);
     fails(&["--against", "no address"], 1, &["--against no address"]);
     fails(&["--device", "abacus", "-n", "1"], 1, &["abacus"]);
@@ -56,9 +58,11 @@ fn what_makes_no_sense_is_refused() {
 
 #[test]
 fn rows_and_limits_are_told_as_json() {
-    let said = says(&[&SMALL[..], &["-n", "1,3", "--limits", "--json"]].concat());
+    let formats = ["--kv-type", "q8_0", "--quantize", "q8_0"];
+    let said = says(&[&SMALL[..], &formats, &["-n", "1,3", "--limits", "--json"]].concat());
     let told: Value = serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"));
     assert_eq!((told["model"].as_str(), told["threads"].as_u64()), (Some("smollm2-135m"), Some(1)));
+    assert_eq!((told["kv_type"].as_str(), told["quantize"].as_str()), (Some("q8_0"), Some("q8_0")));
     assert!(told["load_s"].as_f64().is_some_and(|s| s > 0.0 && s < 60.0), "{told}");
     let rows = told["rows"].as_array().expect("rows");
     assert_eq!(rows.iter().map(|row| row["n"].as_u64()).collect::<Vec<_>>(), [Some(1), Some(3)]);
@@ -96,7 +100,10 @@ fn a_server_does_the_same_work_and_the_ratio_is_told() {
 
     let shown = says(&args);
     assert!(
-        shown.contains("smollm2-135m on cpu") && shown.contains("ours by theirs:") && shown.contains(" x"),
+        shown.contains("smollm2-135m on cpu")
+            && shown.contains("keys and values in f16")
+            && shown.contains("ours by theirs:")
+            && shown.contains(" x"),
         "{shown}"
     );
     let dead = [&SMALL[..], &["-n", "2", "--against", "http://127.0.0.1:9/v1"]].concat();

@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use idiolect_backend::Preset as SamplingPreset;
+
 use super::key::{Key, key};
-use super::value::words;
+use super::value::{Bytes, words};
 
 words! {
     /// What kind of backend an entry describes.
@@ -36,6 +38,46 @@ words! {
     }
 }
 
+words! {
+    /// How keys and values of a local model are kept.
+    pub enum KvFormat {
+        /// Single precision.
+        F32 = "f32",
+        /// Half precision.
+        F16 = "f16",
+        /// Eight bits and a scale for 32.
+        Q8_0 = "q8_0",
+    }
+}
+
+words! {
+    /// The format that a local model's weights are encoded in anew.
+    pub enum WeightFormat {
+        /// Single precision.
+        F32 = "f32",
+        /// Half precision.
+        F16 = "f16",
+        /// The upper half of single precision.
+        Bf16 = "bf16",
+        /// Four bits and a scale for 32.
+        Q4_0 = "q4_0",
+        /// Four bits, a scale and a minimum for 32.
+        Q4_1 = "q4_1",
+        /// Five bits and a scale for 32.
+        Q5_0 = "q5_0",
+        /// Five bits, a scale and a minimum for 32.
+        Q5_1 = "q5_1",
+        /// Eight bits and a scale for 32.
+        Q8_0 = "q8_0",
+        /// Four bits, with scales and minima in blocks of 256.
+        Q4K = "q4_k",
+        /// Five bits, with scales and minima in blocks of 256.
+        Q5K = "q5_k",
+        /// Six bits, with scales in blocks of 256.
+        Q6K = "q6_k",
+    }
+}
+
 /// The device of models where none is given.
 pub(super) const CPU: &str = "cpu";
 
@@ -60,7 +102,13 @@ pub struct BackendConfig {
     pub context_tokens: Option<u32>,
     pub threads: Option<usize>,
     pub device: String,
-    pub max_kv_bytes: Option<u64>,
+    pub quantize: Option<WeightFormat>,
+    pub kv_type: Option<KvFormat>,
+    pub max_kv_bytes: Option<Bytes>,
+    pub max_kept_bytes: Option<Bytes>,
+    pub max_batch: Option<usize>,
+    pub queue: Option<usize>,
+    pub preset: Option<SamplingPreset>,
     pub flavour: ServerFlavour,
     pub base_url: Option<String>,
     pub key_env: Option<String>,
@@ -91,7 +139,13 @@ impl BackendConfig {
             context_tokens: None,
             threads: None,
             device: CPU.to_owned(),
+            quantize: None,
+            kv_type: None,
             max_kv_bytes: None,
+            max_kept_bytes: None,
+            max_batch: None,
+            queue: None,
+            preset: None,
             flavour: ServerFlavour::OpenAi,
             base_url: None,
             key_env: None,
@@ -129,7 +183,16 @@ pub static BACKEND_KEYS: &[Key<BackendConfig>] = &[
     key!(BackendConfig: threads, "candle: threads that compute; all cores where none is given.").unit("threads"),
     key!(BackendConfig: device, "candle: where the model computes: `cpu`, `cuda`, `cuda:1`, `metal` …; all but `cpu` need a build with the feature of that name.")
         .expect("cpu, cuda, cuda:N, metal or metal:N", |c| names_device(&c.device)),
-    key!(BackendConfig: max_kv_bytes, "candle: most memory that keys and values of one request may take; requests that might need more are refused. 1 GiB where none is given.").unit("bytes"),
+    key!(BackendConfig: quantize, "candle: format that every weight matrix is encoded in anew when the model is loaded; `none` keeps the file's own. `q8_0` halves the memory of files of 16-bit numbers at next to no loss."),
+    key!(BackendConfig: kv_type, "candle: how keys and values are kept on the processor; `f16` where none is given. `q8_0` takes about half of its memory, `f32` twice."),
+    key!(BackendConfig: max_kv_bytes, "candle: most memory that keys and values of all requests together may take. A request that could never fit is refused; one that fits, but not beside those that run, waits. 1 GiB where none is given.").unit("bytes")
+        .expect("at least 1MiB", |c| c.max_kv_bytes.is_none_or(|bytes| bytes >= Bytes(1 << 20))),
+    key!(BackendConfig: max_kept_bytes, "candle: most of that memory that may keep what prompts began with, for later prompts that begin alike; 0 keeps nothing. 128 MiB where none is given.").unit("bytes"),
+    key!(BackendConfig: max_batch, "candle: candidates, of all requests together, that may grow side by side. 64 where none is given.").unit("candidates")
+        .expect("at least 1", |c| c.max_batch.is_none_or(|n| n >= 1)),
+    key!(BackendConfig: queue, "candle: requests that may wait for their turn in the engine, beyond those that run; more are refused as overloaded. `max_concurrent` bounds both together. 16 where none is given.").unit("requests")
+        .expect("at least 1", |c| c.queue.is_none_or(|n| n >= 1)),
+    key!(BackendConfig: preset, "candle: order of the sampling stages where neither `sampling.chain` nor a recipe gives one; `llamacpp` where none is given."),
     key!(BackendConfig: flavour, "openai: what kind of server it is, which decides the fields that a request may have: `openai`, `vllm`, `tgi`, `ollama`, `llamacpp` or `openrouter`."),
     key!(BackendConfig: base_url, "openai: where the API is, with its version, as in `http://127.0.0.1:8000/v1`; OpenAI's own where none is given."),
     key!(BackendConfig: key_env, "openai: environment variable that holds the key. OpenAI itself is given `OPENAI_API_KEY` where neither this nor `key_file` is set; other servers are given no key."),

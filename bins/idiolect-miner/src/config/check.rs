@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use idiolect_models::Spec;
 use idiolect_uniqueness::GateProfile;
 
+use super::backend::CPU;
 use super::{
     BackendConfig, BackendKind, EncoderKind, Loaded, Network, Origin, PresetKind, Problem, ServerFlavour, preset,
 };
@@ -180,6 +181,22 @@ fn backend_rules(backend: &BackendConfig, mut problem: impl FnMut(&str, String))
             for (key, _) in foreign.into_iter().filter(|(_, given)| *given) {
                 problem(key, format!("backend {name}: {key} is for backends of kind openai"));
             }
+        }
+    }
+    if backend.kind != BackendKind::Candle {
+        let foreign = [
+            ("threads", backend.threads.is_some()),
+            ("device", backend.device != CPU),
+            ("quantize", backend.quantize.is_some()),
+            ("kv_type", backend.kv_type.is_some()),
+            ("max_kv_bytes", backend.max_kv_bytes.is_some()),
+            ("max_kept_bytes", backend.max_kept_bytes.is_some()),
+            ("max_batch", backend.max_batch.is_some()),
+            ("queue", backend.queue.is_some()),
+            ("preset", backend.preset.is_some()),
+        ];
+        for (key, _) in foreign.into_iter().filter(|(_, given)| *given) {
+            problem(key, format!("backend {name}: {key} is for backends of kind candle"));
         }
     }
     if let (BackendKind::Candle, Some(model)) = (backend.kind, &backend.model)

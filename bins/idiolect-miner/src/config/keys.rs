@@ -79,6 +79,7 @@ pub static KEYS: &[Key<Config>] = &[
     key!(Config: policy.on_expired, "Who is served while the metagraph is too old to decide by (24 hours): `allow-list`, `use-anyway` or `refuse-all`."),
 
     key!(Config: transports.grpc, "Serve bittensor 5.0 to 5.3 (gRPC `TextPrompting`).").boolean(),
+    key!(Config: transports.grpc_clock_nonces, "Take gRPC nonces that are the time of day. Real clients of that generation count from the start of their machine, and servers of later ones sign the time of day for anybody who asks: whoever takes such nonces can be deceived about who calls.").boolean(),
     key!(Config: transports.http, "Serve bittensor 7.2 to 10 (HTTP synapses).").boolean(),
     key!(Config: transports.legacy_http, "Serve bittensor 6.0 to 7.1 as well, whose nonces have no relation to the time of day.")
         .flags(&["legacy_http"]).boolean(),

@@ -13,7 +13,7 @@ mod reference;
 mod sections;
 pub(crate) mod value;
 
-pub use backend::{BACKEND_KEYS, BackendConfig, BackendKind, ServerFlavour};
+pub use backend::{BACKEND_KEYS, BackendConfig, BackendKind, KvFormat, ServerFlavour, WeightFormat};
 pub use key::{Key, plain};
 pub use keys::{KEYS, sections};
 pub use layers::{ConfigError, Loaded, Origin, Problem, Sources, load, unknown_variables};

@@ -253,9 +253,10 @@ pub struct PolicySection {
 /// Which generations of client are served.
 #[derive(Clone, Debug, PartialEq)]
 #[expect(missing_docs, reason = "each field is a setting, documented in the table of settings")]
-#[expect(clippy::struct_excessive_bools, reason = "five independent switches")]
+#[expect(clippy::struct_excessive_bools, reason = "six independent switches")]
 pub struct TransportsSection {
     pub grpc: bool,
+    pub grpc_clock_nonces: bool,
     pub http: bool,
     pub legacy_http: bool,
     pub epistula: bool,
@@ -383,7 +384,14 @@ impl Default for Config {
                 rate_period: Duration::from_secs(60),
                 on_expired: Expired::AllowList,
             },
-            transports: TransportsSection { grpc: true, http: true, legacy_http: false, epistula: true, btauth: true },
+            transports: TransportsSection {
+                grpc: true,
+                grpc_clock_nonces: false,
+                http: true,
+                legacy_http: false,
+                epistula: true,
+                btauth: true,
+            },
             sampling: Sampling {
                 max_tokens: 160,
                 temperature: Some(0.5),

@@ -211,6 +211,56 @@ fn devices_are_checked() {
 }
 
 #[test]
+fn settings_of_the_engine_are_read_and_checked() {
+    let file = "[[backends]]\nkind = \"candle\"\nquantize = \"q8_0\"\nkv_type = \"q8_0\"\nmax_kv_bytes = \"2GiB\"\nmax_kept_bytes = 0\n\
+                max_batch = 8\nqueue = 3\npreset = \"vllm\"\n";
+    let backend = load(&sources(file, &[], &[])).expect("loads").config.backends.remove(0);
+    let expected = BackendConfig {
+        quantize: Some(WeightFormat::Q8_0),
+        kv_type: Some(KvFormat::Q8_0),
+        max_kv_bytes: Some(Bytes(2 << 30)),
+        max_kept_bytes: Some(Bytes(0)),
+        max_batch: Some(8),
+        queue: Some(3),
+        preset: Some(idiolect_backend::Preset::Vllm),
+        ..BackendConfig::default()
+    };
+    assert_eq!(backend, expected);
+
+    let file = "[[backends]]\nkind = \"candle\"\nquantize = \"int4\"\nkv_type = \"f64\"\nmax_kv_bytes = 17\nmax_kept_bytes = \"all\"\n\
+                max_batch = 0\nqueue = 0\npreset = \"ollama\"\n[transports]\ngrpc_clock_nonces = \"maybe\"\n";
+    let formats = "f32 or f16 or bf16 or q4_0 or q4_1 or q5_0 or q5_1 or q8_0 or q4_k or q5_k or q6_k";
+    let mut found = problems(file, &[], &[]);
+    found.sort_by_key(|problem| problem.split(':').nth(1).and_then(|line| line.parse::<u32>().ok()));
+    let expected = [
+        format!("miner.toml:3: backends: quantize is \"int4\", expected {formats}"),
+        "miner.toml:4: backends: kv_type is \"f64\", expected f32 or f16 or q8_0".to_owned(),
+        "miner.toml:5: backends: max_kv_bytes is 17, expected at least 1MiB".to_owned(),
+        "miner.toml:6: backends: max_kept_bytes is the text \"all\", expected a size such as 64KiB, 1MiB or a number of bytes".to_owned(),
+        "miner.toml:7: backends: max_batch is 0, expected at least 1".to_owned(),
+        "miner.toml:8: backends: queue is 0, expected at least 1".to_owned(),
+        "miner.toml:9: backends: preset is the text \"ollama\", expected llamacpp or vllm or mistralrs".to_owned(),
+        "miner.toml:11: transports.grpc_clock_nonces is the text \"maybe\", expected true or false".to_owned(),
+    ];
+    assert_eq!(found, expected);
+
+    let file = "[[backends]]\nkind = \"echo\"\nkv_type = \"f16\"\nthreads = 2\n";
+    let found = problems(file, &[], &[]);
+    assert!(
+        found.contains(&"miner.toml:3: backend echo: kv_type is for backends of kind candle".to_owned()),
+        "{found:?}"
+    );
+    assert_eq!(found.len(), 2, "{found:?}");
+}
+
+#[test]
+fn the_clock_in_grpc_nonces_is_refused_unless_asked_for() {
+    let loaded = |file: &str| load(&sources(file, &[], &[])).expect("loads").config;
+    assert!(!crate::settings::limits(&loaded("")).grpc_clock_nonces);
+    assert!(crate::settings::limits(&loaded("[transports]\ngrpc_clock_nonces = true\n")).grpc_clock_nonces);
+}
+
+#[test]
 fn defaults_and_presets_pass_their_own_rules() {
     load(&Sources::default()).expect("defaults load");
     for preset in PRESETS {

@@ -313,6 +313,18 @@ impl<T: Setting> Setting for Option<T> {
     }
 }
 
+impl Setting for Preset {
+    const TYPE: &'static str = "llamacpp or vllm or mistralrs";
+
+    fn read(raw: &Raw) -> Result<Self, String> {
+        raw.text().and_then(|text| text.parse().ok()).ok_or_else(|| unexpected::<Self>(raw))
+    }
+
+    fn show(&self) -> Value {
+        Value::from(self.as_str())
+    }
+}
+
 /// A preset's name, or the chain as JSON.
 impl Setting for ChainSpec {
     const TYPE: &'static str = "`llamacpp`, `vllm`, `mistralrs` or JSON";
@@ -393,6 +405,9 @@ macro_rules! words {
         $vis enum $name { $($(#[$vmeta])* $variant),* }
 
         impl $name {
+            /// Every one, in order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
             /// Returns the word that stands in configuration.
             #[must_use]
             pub const fn as_str(self) -> &'static str {

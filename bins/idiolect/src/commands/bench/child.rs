@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use idiolect_backend::Backend;
 use idiolect_miner::backends::Loader;
-use idiolect_miner::config::{BackendConfig, BackendKind, Config, EncoderKind, UniquenessSection};
+use idiolect_miner::config::{BackendConfig, BackendKind, Bytes, Config, EncoderKind, UniquenessSection};
 use idiolect_miner::progress::FetchProgress;
 use idiolect_miner::{cli, models};
 use serde::{Deserialize, Serialize};
@@ -77,6 +77,10 @@ async fn load(settings: &Settings) -> anyhow::Result<Arc<dyn Backend>> {
         threads: settings.threads,
         device: settings.device.clone(),
         context_tokens: Some(u32::try_from(room)?),
+        kv_type: Some(settings.kv_type),
+        quantize: settings.quantize,
+        // No two runs begin alike: what is kept of one would only be counted as memory of the next.
+        max_kept_bytes: Some(Bytes(0)),
         ..BackendConfig::of_kind(BackendKind::Candle)
     };
     let defaults = Config::default();

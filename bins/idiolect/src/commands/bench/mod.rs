@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use idiolect_backend_openai::{Flavour, KeySource, OpenAiBackend, OpenAiConfig};
-use idiolect_miner::config::ModelsSection;
+use idiolect_miner::config::{KvFormat, ModelsSection, WeightFormat};
 use idiolect_miner::progress::FetchProgress;
 use idiolect_miner::{cli, models};
 use idiolect_models::{DEFAULT_MODEL, Spec};
@@ -32,8 +32,8 @@ pub(crate) fn command() -> Command {
         .about("Measure how fast a model reads a prompt and draws candidates, and how much memory it takes")
         .after_help(
             "Each n is measured in a process of its own, so its peak memory is that of loading the model and of this work. \
-             Figures are medians of --repeat runs after one that is not counted; every run has a prompt of its own, so no \
-             cache of prompts helps.\n\
+             Figures are medians of --repeat runs after one that is not counted; every run has a prompt of its own, and \
+             nothing of earlier prompts is kept.\n\
              prefill: tokens of the prompt a second, up to the first text. decode: tokens a second after that, of all \
              candidates together. best of n: n times new tokens by the whole time.\n\
              Example, beside a server of llama.cpp: idiolect bench -n 8 --new-tokens 32 --against http://127.0.0.1:8080/v1",
@@ -84,6 +84,21 @@ pub(crate) fn command() -> Command {
                 .value_name("DEVICE")
                 .default_value("cpu")
                 .help("Where the model computes: cpu, cuda, cuda:1, metal …, as this build allows"),
+        )
+        .arg(
+            Arg::new("kv-type")
+                .long("kv-type")
+                .value_name("TYPE")
+                .default_value(KvFormat::F16.as_str())
+                .value_parser(KvFormat::ALL.iter().map(|kept| kept.as_str()).collect::<Vec<_>>())
+                .help("How keys and values are kept"),
+        )
+        .arg(
+            Arg::new("quantize")
+                .long("quantize")
+                .value_name("FORMAT")
+                .value_parser(WeightFormat::ALL.iter().map(|format| format.as_str()).collect::<Vec<_>>())
+                .help("Encode the weights in this format when the model is loaded [default: the file's own]"),
         )
         .arg(
             Arg::new("repeat")
@@ -139,6 +154,8 @@ struct Settings {
     new_tokens: u32,
     threads: Option<usize>,
     device: String,
+    kv_type: KvFormat,
+    quantize: Option<WeightFormat>,
     /// Where models come from.
     models: ModelsSection,
 }
@@ -153,6 +170,12 @@ impl Settings {
             new_tokens: number("new-tokens"),
             threads: matches.get_one::<NonZeroUsize>("threads").map(|n| n.get()),
             device: text("device"),
+            kv_type: KvFormat::ALL
+                .iter()
+                .copied()
+                .find(|kept| kept.as_str() == text("kv-type"))
+                .unwrap_or(KvFormat::F16),
+            quantize: WeightFormat::ALL.iter().copied().find(|format| format.as_str() == text("quantize")),
             models,
         }
     }
@@ -168,7 +191,12 @@ impl Settings {
             self.prompt_tokens.to_string(),
             "--new-tokens".to_owned(),
             self.new_tokens.to_string(),
+            "--kv-type".to_owned(),
+            self.kv_type.as_str().to_owned(),
         ];
+        if let Some(format) = self.quantize {
+            args.extend(["--quantize".to_owned(), format.as_str().to_owned()]);
+        }
         if let Some(threads) = self.threads {
             args.extend(["--threads".to_owned(), threads.to_string()]);
         }
@@ -369,7 +397,9 @@ impl Bench {
 
     fn described(&self, threads: usize, machine: Option<&Machine>, demand: Option<&Demand>) -> Value {
         let mut value = json!({
-            "model": self.settings.model, "device": self.settings.device, "threads": threads, "load_s": self.load_s(),
+            "model": self.settings.model, "device": self.settings.device, "threads": threads,
+            "kv_type": self.settings.kv_type.as_str(), "quantize": self.settings.quantize.map(WeightFormat::as_str),
+            "load_s": self.load_s(),
             "new_tokens": self.settings.new_tokens, "repeat": self.repeat, "rows": self.rows, "limits": machine, "demand": demand,
         });
         if let Some(peer) = &self.peer {
@@ -384,13 +414,16 @@ impl Bench {
     }
 
     fn print(&self, threads: usize) -> anyhow::Result<()> {
-        let Settings { model, prompt_tokens, new_tokens, device, .. } = &self.settings;
+        let Settings { model, prompt_tokens, new_tokens, device, kv_type, quantize, .. } = &self.settings;
         let read = self.rows.last().map_or(0, |row| row.prompt_tokens);
         output::say(format!(
             "model    {model} on {device} with {}, loaded in {:.2} s",
             counted(threads),
             self.load_s()
         ))?;
+        let weights =
+            quantize.map_or("as the file has them".to_owned(), |format| format!("encoded anew in {}", format.as_str()));
+        output::say(format!("formats  weights {weights}, keys and values in {}", kv_type.as_str()))?;
         output::say(format!(
             "work     a prompt of {read} tokens ({prompt_tokens} asked for), {new_tokens} new ones each; medians of {} runs\n",
             self.repeat
