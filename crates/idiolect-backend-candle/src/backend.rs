@@ -140,6 +140,7 @@ impl CandleBackend {
             prompter: Arc::clone(&prompter),
             portion,
             max_kv_bytes: config.max_kv_bytes,
+            vocabulary: engine.vocabulary(),
             preset: config.preset,
             texts: Texts::default(),
         };

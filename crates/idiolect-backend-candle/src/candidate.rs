@@ -51,9 +51,9 @@ impl Candidate {
     ) -> Result<Option<FinishReason>, DrawError> {
         let drawn = match std::mem::replace(&mut self.drawn, Err(DrawError::NotFinite)) {
             Ok(drawn) => drawn,
-            // Nothing can follow what is there, which ends it.
+            // Bans or a constraint leave nothing that could follow what is there, which need not be whole.
             Err(error) if error != DrawError::NotFinite && !self.tokens.is_empty() => {
-                return Ok(Some(FinishReason::Stop));
+                return Ok(Some(FinishReason::ContentFilter));
             }
             Err(error) => return Err(error),
         };

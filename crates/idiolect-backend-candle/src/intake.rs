@@ -55,6 +55,16 @@ pub(crate) enum Arrival {
     Score(Scoring),
 }
 
+impl Arrival {
+    /// Returns when its answer stops being of use.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match self {
+            Self::Generate(generate) => generate.request.deadline,
+            Self::Score(_) => None,
+        }
+    }
+}
+
 /// A request for candidates.
 pub(crate) struct Generate {
     pub(crate) request: Box<Request>,
@@ -76,6 +86,8 @@ pub(crate) struct Scoring {
     /// Where the reply begins.
     pub(crate) begin: usize,
     pub(crate) ids: Vec<u32>,
+    /// Of keys and values, and of the rows of logits that are kept for the caller.
+    pub(crate) cost: Cost,
     pub(crate) reply: oneshot::Sender<Result<Score, Error>>,
     pub(crate) place: Option<OwnedSemaphorePermit>,
 }
@@ -96,21 +108,36 @@ impl Cost {
         Self { shared: shared as u64, each: rest.saturating_add(room).div_ceil(portion.tokens) as u64 }
     }
 
+    /// Adds other bytes that all candidates share.
+    pub(crate) const fn and_bytes(self, portion: Portion, bytes: u64) -> Self {
+        Self { shared: self.shared.saturating_add(bytes.div_ceil(portion.bytes)), each: self.each }
+    }
+
     /// Returns the portions of `n` candidates.
     pub(crate) const fn of(self, n: usize) -> u64 {
         self.each.saturating_mul(n as u64).saturating_add(self.shared)
     }
 }
 
-/// All tokens of a text to score, how many of them are the prompt, and the rest of them.
-type Scored = (Vec<u32>, usize, Vec<u32>);
+/// A text to be scored.
+struct Scored {
+    /// All tokens but the last.
+    tokens: Vec<u32>,
+    /// How many of them are the prompt.
+    begin: usize,
+    /// The rest, and the last.
+    ids: Vec<u32>,
+    cost: Cost,
+}
 
 /// Makes tokens of requests.
 pub(crate) struct Intake {
     pub(crate) prompter: Arc<Prompter>,
     pub(crate) portion: Portion,
-    /// Most bytes of keys and values.
+    /// Most bytes of keys and values, and of rows of logits that are kept for callers.
     pub(crate) max_kv_bytes: u64,
+    /// Logits of a row.
+    pub(crate) vocabulary: usize,
     /// The order of stages for requests without a chain of their own.
     pub(crate) preset: Preset,
     /// The texts of tokens, for stages that look at them.
@@ -153,8 +180,8 @@ impl Intake {
                     return None;
                 }
                 match self.prepare_score(&messages, &completion) {
-                    Ok(Some((tokens, begin, ids))) => {
-                        Some(Arrival::Score(Scoring { tokens, begin, ids, reply, place: Some(place) }))
+                    Ok(Some(Scored { tokens, begin, ids, cost })) => {
+                        Some(Arrival::Score(Scoring { tokens, begin, ids, cost, reply, place: Some(place) }))
                     }
                     Ok(None) => {
                         let empty = Score { tokens: Vec::new(), token_ids: Vec::new(), rows: Some(Vec::new()) };
@@ -206,15 +233,30 @@ impl Intake {
         if ids.len() >= context {
             return Err(too_long(ids.len()));
         }
-        let mut tokens = self.prompter.prompt(messages, count(ids.len()))?.tokens;
+        let prompt = self.prompter.prompt(messages, count(ids.len()))?;
+        if prompt.trimmed > 0 {
+            // After part of the prompt only, the text would have other log-probabilities.
+            return Err(too_long(prompt.tokens.len() + prompt.trimmed as usize + ids.len()));
+        }
+        let mut tokens = prompt.tokens;
         let begin = tokens.len();
         tokens.extend_from_slice(&ids);
         if tokens.len() > context {
             return Err(too_long(tokens.len()));
         }
-        self.check_memory(begin, 1, ids.len())?;
         tokens.pop();
-        Ok(Some((tokens, begin, ids)))
+        let rows = (ids.len() as u64).saturating_mul(self.vocabulary as u64 * 4);
+        let cost = Cost::new(self.portion, tokens.len(), 0).and_bytes(self.portion, rows);
+        let (needed, allowed) = (cost.of(1).saturating_mul(self.portion.bytes), self.max_kv_bytes);
+        if needed > allowed {
+            return Err(Error::InvalidRequest(format!(
+                "scoring {} tokens after a prompt of {begin} needs {needed} bytes, {rows} of them for rows of {} logits, \
+                 {allowed} are allowed",
+                ids.len(),
+                self.vocabulary
+            )));
+        }
+        Ok(Some(Scored { tokens, begin, ids, cost }))
     }
 }
 
@@ -230,6 +272,7 @@ mod tests {
         assert_eq!(Cost::new(portion, 33, 16), Cost { shared: 2, each: 2 });
         assert_eq!(Cost::new(portion, 33, 16).of(3), 8);
         assert_eq!(Cost::new(Portion { tokens: 1, ..portion }, 33, 16).of(3), 33 + 48);
+        assert_eq!(Cost::new(portion, 33, 16).and_bytes(portion, 101), Cost { shared: 4, each: 2 });
         assert_eq!(Cost::new(portion, 1, usize::MAX).of(usize::MAX), u64::MAX);
     }
 }

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use metrics::{SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
+use crate::speed::Speed;
+
 const PROMPT_TOKENS: &str = "idiolect_candle_prompt_tokens_total";
 const TOKENS: &str = "idiolect_candle_tokens_total";
 const STEP_SECONDS: &str = "idiolect_candle_step_seconds";
@@ -11,6 +13,7 @@ const CANDIDATES: &str = "idiolect_candle_candidates";
 const WAITING: &str = "idiolect_candle_waiting_requests";
 const RESERVED: &str = "idiolect_candle_kv_reserved_bytes";
 const KEPT: &str = "idiolect_candle_kept_prompt_tokens";
+const SPEED: &str = "idiolect_candle_tokens_per_second";
 const CUT: &str = "idiolect_candle_deadline_cuts_total";
 
 /// Describes every metric to the installed recorder. Called when a backend is loaded; harmless when called again.
@@ -29,6 +32,10 @@ pub fn describe() {
     describe_gauge!(WAITING, "Requests that wait for memory or for room in the batch, by `backend`");
     describe_gauge!(RESERVED, Unit::Bytes, "Keys and values that running requests may come to need, by `backend`");
     describe_gauge!(KEPT, "Tokens of prompts whose keys and values are kept for later ones, by `backend`");
+    describe_gauge!(
+        SPEED,
+        "Measured speed of late, by `backend`, `kind` (prefill, decode) and `candidates` (for decode: the most that grew side by side, a power of two; 0 for prefill)"
+    );
     describe_counter!(
         CUT,
         "Candidates given up for a deadline, by `backend` and `when` (start, before they began; worst, so that better ones end; end)"
@@ -76,6 +83,19 @@ impl Metrics {
         gauge(WAITING).set(waiting as f64);
         gauge(RESERVED).set(reserved_bytes as f64);
         gauge(KEPT).set(kept_tokens as f64);
+    }
+
+    /// Says how fast the engine is.
+    pub(crate) fn speed(&self, speed: &Speed) {
+        let set = |kind: &'static str, candidates: usize, tokens_per_second: f64| {
+            let candidates = candidates.to_string();
+            gauge!(SPEED, "backend" => self.backend.clone(), "kind" => kind, "candidates" => candidates)
+                .set(tokens_per_second);
+        };
+        if let Some(prefill) = speed.prefill_tokens_per_second {
+            set("prefill", 0, prefill);
+        }
+        speed.decode.iter().for_each(|of| set("decode", of.candidates, of.tokens_per_second));
     }
 
     /// Counts candidates that a deadline ended.

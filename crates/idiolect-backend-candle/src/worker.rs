@@ -2,7 +2,8 @@
 //!
 //! A step computes one token for each candidate that grows, and beside them the next stretch of the prompts that wait for
 //! their turn, which is short enough that nobody who grows is held up for long. Requests join and leave between steps.
-//! Whose deadline is nearest comes first: into the batch, and with its prompt.
+//! Whose deadline is nearest comes first: into the batch, and with its prompt. Who has none comes when [`PATIENCE`] would be
+//! over, so that those with deadlines cannot keep it waiting for ever.
 //!
 //! Memory is reserved for the most that a request can come to need before it is let in, so that none has to leave for
 //! want of it. What does not fit waits in line, and what is behind it waits, too: many small requests cannot keep a large
@@ -37,6 +38,8 @@ const SCORE_CHUNK: usize = 32;
 const BESIDE: Duration = Duration::from_millis(80);
 /// About how long it may take where nobody grows: other requests arrive meanwhile.
 const ALONE: Duration = Duration::from_millis(250);
+/// What requests without a deadline are treated as if they had, where it is asked whose turn is first.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Candidates that are never given up so that others end in time.
 const FEWEST: usize = 2;
@@ -68,23 +71,16 @@ pub(crate) struct Worker<E> {
 /// A request that was let in.
 struct Run {
     what: What,
-    /// When its answer stops being of use, and its number: whose turn is first.
     rank: Rank,
     /// Portions of memory that are set aside for it.
     reserved: u64,
 }
 
-type Rank = (Option<Instant>, u64);
-
-/// Compares so that no deadline comes last.
-fn before(a: &Rank, b: &Rank) -> std::cmp::Ordering {
-    match (a.0, b.0) {
-        (Some(x), Some(y)) => x.cmp(&y),
-        (Some(_), None) => std::cmp::Ordering::Less,
-        (None, Some(_)) => std::cmp::Ordering::Greater,
-        (None, None) => std::cmp::Ordering::Equal,
-    }
-    .then(a.1.cmp(&b.1))
+/// Whose turn is first: by deadline, and by number where those are equal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Rank {
+    due: Instant,
+    number: u64,
 }
 
 enum What {
@@ -119,6 +115,8 @@ struct Judgement {
     job: Scoring,
     progress: Progress,
     rows: Vec<Vec<f32>>,
+    /// Of the tokens whose rows are there.
+    logprobs: Vec<f32>,
 }
 
 /// What a step computes for one run.
@@ -136,6 +134,8 @@ struct Plan {
     parts: Vec<Part>,
     prompt_tokens: usize,
     candidates: usize,
+    /// Rows of logits for texts to be scored.
+    score_rows: usize,
 }
 
 /// Why a request ended without an answer.
@@ -219,13 +219,10 @@ impl<E: Engine> Desk<E> {
     }
 
     fn take(&mut self, arrival: Arrival) {
-        let deadline = match &arrival {
-            Arrival::Generate(generate) => generate.request.deadline,
-            Arrival::Score(_) => None,
-        };
         self.arrived += 1;
-        let rank = (deadline, self.arrived);
-        let place = self.waiting.partition_point(|(other, _)| before(other, &rank).is_lt());
+        let due = arrival.deadline().unwrap_or_else(|| Instant::now() + PATIENCE);
+        let rank = Rank { due, number: self.arrived };
+        let place = self.waiting.partition_point(|(other, _)| *other < rank);
         self.waiting.insert(place, (rank, arrival));
     }
 
@@ -250,7 +247,7 @@ impl<E: Engine> Desk<E> {
             };
             match arrival {
                 _ if !wanted => {}
-                Arrival::Generate(generate) if rank.0.is_some_and(|deadline| now >= deadline) => {
+                Arrival::Generate(generate) if generate.request.deadline.is_some_and(|deadline| now >= deadline) => {
                     generate.answer.fail(Error::DeadlineExceeded);
                 }
                 arrival => self.waiting.push((rank, arrival)),
@@ -266,6 +263,8 @@ impl<E: Engine> Desk<E> {
     fn end(&mut self, index: usize) -> Run {
         let mut run = self.runs.remove(index);
         run.release(&mut self.worker.engine);
+        let speed = self.worker.meter.lock().unwrap_or_else(PoisonError::into_inner).speed();
+        self.metrics.speed(&speed);
         run
     }
 
@@ -273,15 +272,15 @@ impl<E: Engine> Desk<E> {
     fn admit(&mut self) {
         while let Some((_, first)) = self.waiting.first() {
             let (engine, reserved) = (&self.worker.engine, self.reserved());
-            let growing: usize = self.runs.iter().map(Run::n_to_grow).sum();
+            let places: usize = self.runs.iter().map(Run::n_places).sum();
             let (n, cost) = match first {
                 Arrival::Generate(job) => {
                     (self.affordable(job), Cost::new(engine.portion(), job.prompt.len(), job.room))
                 }
-                Arrival::Score(job) => (1, Cost::new(engine.portion(), job.tokens.len(), 0)),
+                Arrival::Score(job) => (1, job.cost),
             };
             let needed = cost.of(n);
-            let fits = reserved.saturating_add(needed) <= self.worker.portions && growing + n <= self.worker.max_batch;
+            let fits = reserved.saturating_add(needed) <= self.worker.portions && places + n <= self.worker.max_batch;
             if !fits && !self.runs.is_empty() {
                 return;
             }
@@ -292,8 +291,8 @@ impl<E: Engine> Desk<E> {
                     self.metrics.cut("start", job.request.n - n);
                     let usage = Usage {
                         prompt_tokens: count(job.prompt.len()),
-                        completion_tokens: 0,
                         trimmed_tokens: job.trimmed,
+                        ..Usage::default()
                     };
                     What::Generate(Box::new(Growth {
                         job,
@@ -308,10 +307,15 @@ impl<E: Engine> Desk<E> {
                 }
                 Arrival::Score(mut job) => {
                     job.place = None;
-                    What::Score(Box::new(Judgement { job, progress: Progress::Waits, rows: Vec::new() }))
+                    What::Score(Box::new(Judgement {
+                        job,
+                        progress: Progress::Waits,
+                        rows: Vec::new(),
+                        logprobs: Vec::new(),
+                    }))
                 }
             };
-            let place = self.runs.partition_point(|other| before(&other.rank, &rank).is_lt());
+            let place = self.runs.partition_point(|other| other.rank < rank);
             self.runs.insert(place, Run { what, rank, reserved: needed });
         }
     }
@@ -359,8 +363,9 @@ impl<E: Engine> Desk<E> {
         let mut index = 0;
         while index < self.runs.len() && budget > 0 {
             match self.stretch(index, &plan, budget) {
-                Ok(Some(part @ Part::Stretch { begin, end, .. })) => {
+                Ok(Some(part @ Part::Stretch { begin, end, wants, .. })) => {
                     plan.prompt_tokens += end - begin;
+                    plan.score_rows += if wants == Wants::All { end - begin } else { 0 };
                     budget = budget.saturating_sub(end - begin);
                     plan.parts.push(part);
                 }
@@ -380,7 +385,8 @@ impl<E: Engine> Desk<E> {
     fn chunk(&self, candidates: usize) -> usize {
         let meter = self.worker.meter.lock().unwrap_or_else(PoisonError::into_inner);
         let mut time = if candidates > 0 { BESIDE } else { ALONE };
-        if let Some(deadline) = self.runs.iter().filter(|run| run.n_growing() > 0).filter_map(|run| run.rank.0).min() {
+        let growing = self.runs.iter().filter(|run| run.n_growing() > 0);
+        if let Some(deadline) = growing.filter_map(Run::deadline).min() {
             let left = deadline.saturating_duration_since(Instant::now());
             time = time.min(left.saturating_sub(meter.step(0, candidates).unwrap_or_default()));
         }
@@ -433,7 +439,11 @@ impl<E: Engine> Desk<E> {
         if is_score && begin < first_wanted {
             end = end.min(first_wanted);
         } else if is_score {
-            (end, wants) = (end.min(begin + SCORE_CHUNK), Wants::All);
+            let rows = SCORE_CHUNK.saturating_sub(plan.score_rows);
+            if rows == 0 {
+                return Ok(None);
+            }
+            (end, wants) = (end.min(begin + rows), Wants::All);
         } else if end == len {
             wants = Wants::Last;
         }
@@ -449,7 +459,7 @@ impl<E: Engine> Desk<E> {
         let now = Instant::now();
         let mut changed = false;
         for index in (0..self.runs.len()).rev() {
-            let Some(deadline) = self.runs[index].rank.0 else { continue };
+            let Some(deadline) = self.runs[index].deadline() else { continue };
             let What::Generate(growth) = &self.runs[index].what else { continue };
             let growing = !growth.growing.is_empty();
             let last = growth.last_step;
@@ -572,21 +582,24 @@ impl<E: Engine> Desk<E> {
                     row += 1;
                 }
                 Part::Stretch { run, seq, begin, end, wants } => {
+                    let mut cached = 0;
                     if let Progress::Computes { done, found, .. } = runs[run].progress_mut() {
                         *done = end;
+                        cached = *found;
                         if wants == Wants::Last {
-                            metrics.prompt(end - *found, *found);
+                            metrics.prompt(end - cached, cached);
                         }
                     }
                     match &mut runs[run].what {
                         What::Generate(growth) if wants == Wants::Last => {
+                            growth.usage.cached_tokens = count(cached);
                             growth.prompt = Progress::Done;
                             growth.begin(seq, row, worker.prompter.tokenizer.has_dummy_space());
                             row += 1;
                         }
                         What::Score(judgement) if wants == Wants::All => {
                             let rows = logits[row * vocabulary..].chunks_exact(vocabulary);
-                            judgement.rows.extend(rows.take(end - begin).map(<[f32]>::to_vec));
+                            judgement.take(rows.take(end - begin));
                             row += end - begin;
                         }
                         _ => {}
@@ -680,14 +693,17 @@ impl<E: Engine> Desk<E> {
         let run = &mut self.runs[index];
         let What::Generate(growth) = &mut run.what else { return Ok(()) };
         let Growth { job, growing, usage, any_text, cost, .. } = &mut **growth;
-        for candidate in growing.iter_mut() {
-            *any_text |= send_delta(&job.answer, candidate.index, candidate.assembly.release())?;
-        }
-        for (mut candidate, reason) in ended {
+        // First of all, as nobody knows of them any more if what follows finds that the caller is gone.
+        for (candidate, _) in &ended {
             if candidate.seq != NOBODY {
                 self.worker.engine.release(candidate.seq);
             }
             run.reserved = run.reserved.saturating_sub(cost.each);
+        }
+        for candidate in growing.iter_mut() {
+            *any_text |= send_delta(&job.answer, candidate.index, candidate.assembly.release())?;
+        }
+        for (mut candidate, reason) in ended {
             *any_text |= send_delta(&job.answer, candidate.index, candidate.assembly.finish())?;
             usage.completion_tokens += candidate.assembly.n_tokens();
             let event = Event::Finished {
@@ -720,8 +736,8 @@ impl<E: Engine> Desk<E> {
                 drop(growth.job.answer.events.try_send(Ok(done)));
             }
             What::Score(judgement) => {
-                let Judgement { job: Scoring { ids, reply, .. }, rows, .. } = *judgement;
-                drop(reply.send(self.judge(ids, rows)));
+                let Judgement { job: Scoring { ids, reply, .. }, rows, logprobs, .. } = *judgement;
+                drop(reply.send(self.judge(ids, rows, &logprobs)));
             }
         }
     }
@@ -735,17 +751,17 @@ impl<E: Engine> Desk<E> {
     }
 
     /// Scores a text that was computed.
-    fn judge(&self, ids: Vec<u32>, rows: Vec<Vec<f32>>) -> Result<Score, Error> {
+    fn judge(&self, ids: Vec<u32>, rows: Vec<Vec<f32>>, logprobs: &[f32]) -> Result<Score, Error> {
         let tokenizer = &self.worker.prompter.tokenizer;
-        let mut tokens = Vec::with_capacity(ids.len());
-        for (id, row) in ids.iter().zip(&rows) {
-            let logprob = row.get(*id as usize).map_or(f32::NAN, |logit| logit - crate::math::log_sum_exp(row));
-            if !logprob.is_finite() {
-                return Err(Error::internal("the engine failed", DrawError::NotFinite));
-            }
-            tokens.push(TokenLogprob { token: tokenizer.show(*id), logprob: logprob.min(0.0), top: Vec::new() });
+        if logprobs.len() != ids.len() || logprobs.iter().any(|logprob| !logprob.is_finite()) {
+            return Err(Error::internal("the engine failed", DrawError::NotFinite));
         }
-        Ok(Score { tokens, token_ids: ids, rows: Some(rows) })
+        let token = |(id, logprob): (&u32, &f32)| TokenLogprob {
+            token: tokenizer.show(*id),
+            logprob: logprob.min(0.0),
+            top: Vec::new(),
+        };
+        Ok(Score { tokens: ids.iter().zip(logprobs).map(token).collect(), token_ids: ids, rows: Some(rows) })
     }
 }
 
@@ -793,6 +809,14 @@ impl Run {
         }
     }
 
+    /// When its answer stops being of use.
+    fn deadline(&self) -> Option<Instant> {
+        match &self.what {
+            What::Generate(growth) => growth.job.request.deadline,
+            What::Score(_) => None,
+        }
+    }
+
     fn n_growing(&self) -> usize {
         match &self.what {
             What::Generate(growth) => growth.growing.len(),
@@ -805,6 +829,14 @@ impl Run {
         match &self.what {
             What::Generate(growth) if !matches!(growth.prompt, Progress::Done) => growth.n,
             _ => self.n_growing(),
+        }
+    }
+
+    /// How many places of the batch it takes.
+    fn n_places(&self) -> usize {
+        match &self.what {
+            What::Generate(_) => self.n_to_grow(),
+            What::Score(_) => 1,
         }
     }
 
@@ -866,6 +898,17 @@ impl Growth {
             candidate
         };
         self.growing = (0..self.n).map(candidate).collect();
+    }
+}
+
+impl Judgement {
+    /// Takes in the next rows of logits.
+    fn take<'a>(&mut self, rows: impl Iterator<Item = &'a [f32]>) {
+        for row in rows {
+            let logit = self.job.ids.get(self.rows.len()).and_then(|id| row.get(*id as usize));
+            self.logprobs.push(logit.map_or(f32::NAN, |logit| logit - crate::math::log_sum_exp(row)));
+            self.rows.push(row.to_vec());
+        }
     }
 }
 

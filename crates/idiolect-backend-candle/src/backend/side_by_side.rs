@@ -1,6 +1,6 @@
 //! How requests share the engine: tests with one that takes known times and writes down its steps.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,8 @@ struct Watch {
     step: AtomicU64,
     candidate: AtomicU64,
     prompt_token: AtomicU64,
+    /// Sequences that were begun and not released.
+    sequences: AtomicUsize,
     steps: Mutex<Vec<Step>>,
 }
 
@@ -81,6 +83,7 @@ impl Engine for Paced {
 
     fn begin(&mut self, _prompt: &[u32], _known: usize, _room: usize) -> Result<(Seq, usize), EngineError> {
         self.held.push(true);
+        self.watch.sequences.fetch_add(1, Ordering::Relaxed);
         Ok((Seq(u32::try_from(self.held.len() - 1).unwrap()), 0))
     }
 
@@ -90,6 +93,7 @@ impl Engine for Paced {
 
     fn release(&mut self, seq: Seq) {
         assert!(std::mem::take(&mut self.held[seq.0 as usize]), "a sequence is released once");
+        self.watch.sequences.fetch_sub(1, Ordering::Relaxed);
     }
 
     #[expect(clippy::disallowed_methods, reason = "the engine's own thread is meant to take its time")]
@@ -102,7 +106,12 @@ impl Engine for Paced {
             cost(&watch.step, 1) + cost(&watch.candidate, candidates) + cost(&watch.prompt_token, prompt_tokens);
         std::thread::sleep(Duration::from_micros(micros));
         watch.steps.lock().unwrap().push(Step { candidates, prompt_tokens });
-        let rows = feeds.iter().filter(|feed| feed.wants != Wants::Nothing).count();
+        let rows = |feed: &Feed<'_>| match feed.wants {
+            Wants::Nothing => 0,
+            Wants::Last => 1,
+            Wants::All => feed.tokens.len(),
+        };
+        let rows: usize = feeds.iter().map(rows).sum();
         self.logits.clear();
         self.logits.resize(rows * VOCABULARY, -50.0);
         // Two letters, so that texts differ, and the end of none.
@@ -166,6 +175,40 @@ async fn candidates_of_different_requests_grow_in_the_same_steps() {
     assert!(steps < 60, "{steps} steps for texts of 20, 30 and 40 tokens");
     let speed = backend.speed();
     assert!(speed.decode.iter().any(|of| of.candidates == 8), "{speed:?}");
+}
+
+#[tokio::test]
+async fn who_leaves_in_the_middle_of_a_step_leaves_nothing_behind() {
+    let watch = Watch::new(20_000, 0, 0);
+    let backend = backend(&watch, |_| ());
+    for _ in 0..8 {
+        // With their second tokens all three end, while nobody listens any more.
+        let mut stream = backend.stream(request("x", 3, 2)).await.unwrap();
+        stream.next().await.unwrap().unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        drop(stream);
+    }
+    backend.complete(request("x", 1, 2)).await.unwrap();
+    assert_eq!(watch.sequences.load(Ordering::Relaxed), 0, "sequences that nobody has");
+}
+
+#[tokio::test]
+async fn scores_share_steps_and_take_their_part_of_the_memory() {
+    let watch = Watch::new(3000, 0, 0);
+    let (large, small) = (backend(&watch, |_| ()), backend(&watch, |config| config.max_kv_bytes = 400_000));
+    let messages = [Message::user("x")];
+    let text = "y".repeat(100);
+    let scores = join_all((0..4).map(|_| large.score(&messages, &text))).await;
+    for score in scores {
+        let score = score.unwrap();
+        assert_eq!((score.tokens.len(), score.rows.map(|rows| rows.len())), (100, Some(100)));
+    }
+    assert_eq!(large.score(&messages, &"y".repeat(3900)).await.unwrap().tokens.len(), 3900);
+    // A token takes 1,000 bytes of keys and values, and 1,036 of logits.
+    assert_eq!(small.score(&messages, &text).await.unwrap().tokens.len(), 100);
+    let error = small.score(&messages, &"y".repeat(200)).await.unwrap_err().to_string();
+    assert!(error.contains("207200 of them for rows of 259 logits, 400000 are allowed"), "{error}");
+    assert_eq!(watch.sequences.load(Ordering::Relaxed), 0);
 }
 
 #[tokio::test]

@@ -100,14 +100,20 @@ impl Blocks {
         Some((node, block))
     }
 
-    /// Keeps a block that holds some tokens after those of `parent`. Returns its node; where such a block is kept
-    /// already, that one's. `None` when there is no room.
-    pub(super) fn keep(&mut self, parent: Option<Node>, tokens: &[u32], block: u32) -> Option<Node> {
+    /// Keeps a block that holds some tokens after those of `parent`; `None` when there is no room. Returns its node, and
+    /// the block that its holder has from now on: another one where such a block is kept already.
+    ///
+    /// So whoever builds on a node holds its block: what no sequence holds can be given up, sooner or later.
+    pub(super) fn keep(&mut self, parent: Option<Node>, tokens: &[u32], block: u32) -> Option<(Node, u32)> {
         let tokens = Tokens::try_from(tokens).ok()?;
         self.time += 1;
-        if let Some(node) = self.children.get(&(parent, tokens)) {
-            self.nodes.get_mut(node)?.used = self.time;
-            return Some(*node);
+        if let Some(node) = self.children.get(&(parent, tokens)).copied() {
+            let kept = self.nodes.get_mut(&node)?;
+            kept.used = self.time;
+            let same = kept.block;
+            self.hold(same);
+            self.drop_hold(block);
+            return Some((node, same));
         }
         if let Some(parent) = parent {
             // Before anything is given up, so that the parent stays.
@@ -124,7 +130,7 @@ impl Blocks {
         self.nodes.insert(node, Kept { block, parent, tokens, children: 0, used: self.time });
         self.children.insert((parent, tokens), node);
         self.hold(block);
-        Some(node)
+        Some((node, block))
     }
 
     /// Gives up the kept block that nobody else holds, nothing kept builds on, and was not used for the longest time.
@@ -157,6 +163,8 @@ impl Blocks {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -167,6 +175,29 @@ mod tests {
 
     fn tokens(n: u32) -> Tokens {
         [n; BLOCK_TOKENS]
+    }
+
+    /// Keeps a block that nothing like it is kept beside.
+    fn keep(blocks: &mut Blocks, parent: Option<Node>, n: u32, block: u32) -> Option<Node> {
+        let (node, same) = blocks.keep(parent, &tokens(n), block)?;
+        assert_eq!(same, block);
+        Some(node)
+    }
+
+    #[test]
+    fn what_nobody_holds_can_always_be_taken() {
+        let mut blocks = Blocks::new(3, 3);
+        let (a, b) = (take(&mut blocks), take(&mut blocks));
+        let first = keep(&mut blocks, None, 1, a);
+        // Another prompt that begins alike comes to its end later, and goes on.
+        let (node, b) = blocks.keep(None, &tokens(1), b).unwrap();
+        assert_eq!((Some(node), b), (first, a));
+        let c = take(&mut blocks);
+        keep(&mut blocks, Some(node), 2, c).unwrap();
+        blocks.drop_hold(a);
+        let d = take(&mut blocks);
+        assert!(d != b && d != c);
+        assert_eq!(blocks.take(), None, "all three are held");
     }
 
     #[test]
@@ -187,24 +218,25 @@ mod tests {
     fn kept_blocks_are_found_by_all_tokens_before_them() {
         let mut blocks = Blocks::new(9, 9);
         let (a, b) = (take(&mut blocks), take(&mut blocks));
-        let first = blocks.keep(None, &tokens(1), a).unwrap();
-        let second = blocks.keep(Some(first), &tokens(2), b).unwrap();
+        let first = keep(&mut blocks, None, 1, a).unwrap();
+        let second = keep(&mut blocks, Some(first), 2, b).unwrap();
         assert_eq!(blocks.find(None, &tokens(1)), Some((first, a)));
         assert_eq!(blocks.find(Some(first), &tokens(2)), Some((second, b)));
         assert_eq!(blocks.find(None, &tokens(2)), None);
         assert_eq!(blocks.find(Some(second), &tokens(2)), None);
         assert_eq!(blocks.find(None, &tokens(1)[1..]), None, "part of a block");
         let other = take(&mut blocks);
-        assert_eq!(blocks.keep(None, &tokens(1), other), Some(first), "the first one stays");
+        assert_eq!(blocks.keep(None, &tokens(1), other), Some((first, a)), "the first one stays");
+        assert_eq!(take(&mut blocks), other, "the second is free");
     }
 
     #[test]
     fn what_was_not_used_for_the_longest_time_makes_room() {
         let mut blocks = Blocks::new(3, 9);
         let held: Vec<u32> = (0..3).map(|_| take(&mut blocks)).collect();
-        let root = blocks.keep(None, &tokens(0), held[0]).unwrap();
-        blocks.keep(Some(root), &tokens(1), held[1]).unwrap();
-        blocks.keep(Some(root), &tokens(2), held[2]).unwrap();
+        let root = keep(&mut blocks, None, 0, held[0]).unwrap();
+        keep(&mut blocks, Some(root), 1, held[1]).unwrap();
+        keep(&mut blocks, Some(root), 2, held[2]).unwrap();
         assert_eq!(blocks.take(), None, "sequences hold them all");
         held.iter().for_each(|block| blocks.drop_hold(*block));
         let (_, block) = blocks.find(Some(root), &tokens(1)).unwrap();
@@ -221,8 +253,8 @@ mod tests {
     fn no_more_is_kept_than_allowed() {
         let mut blocks = Blocks::new(9, 2);
         let held: Vec<u32> = (0..4).map(|_| take(&mut blocks)).collect();
-        let first = blocks.keep(None, &tokens(1), held[0]);
-        let second = blocks.keep(first, &tokens(2), held[1]);
+        let first = keep(&mut blocks, None, 1, held[0]);
+        let second = keep(&mut blocks, first, 2, held[1]);
         assert!(second.is_some());
         assert_eq!(blocks.keep(second, &tokens(3), held[2]), None, "what is held stays");
         held.iter().for_each(|block| blocks.drop_hold(*block));
@@ -260,7 +292,10 @@ mod tests {
                         if let Some(block) = blocks.take() {
                             prop_assert!(blocks.is_sole(block));
                             held.push(block);
-                            if *kept + 1 == held.len() && let Some(new) = blocks.keep(*node, &tokens(token), block) {
+                            if *kept + 1 == held.len()
+                                && let Some((new, same)) = blocks.keep(*node, &tokens(token), block)
+                            {
+                                held[*kept] = same;
                                 (*node, *kept) = (Some(new), held.len());
                             }
                         }
@@ -273,6 +308,10 @@ mod tests {
                     _ => {}
                 }
                 prop_assert!(blocks.n_kept() <= 4);
+                let distinct: HashSet<u32> = sequences.iter().flat_map(|(held, ..)| held).copied().collect();
+                let more = blocks.take();
+                prop_assert_eq!(more.is_some(), distinct.len() < 6, "what no sequence holds is there to be taken");
+                more.into_iter().for_each(|block| blocks.drop_hold(block));
                 for block in 0..blocks.holders.len() as u32 {
                     let held = sequences.iter().filter(|(held, ..)| held.contains(&block)).count();
                     let kept = blocks.nodes.values().filter(|kept| kept.block == block).count();

@@ -183,12 +183,13 @@ impl Transformer {
         while sequence.kept < full {
             let at = sequence.kept;
             let tokens = &sequence.prompt[at * BLOCK_TOKENS..(at + 1) * BLOCK_TOKENS];
-            let Some(node) = blocks.keep(sequence.node, tokens, sequence.blocks[at]) else {
+            let Some((node, block)) = blocks.keep(sequence.node, tokens, sequence.blocks[at]) else {
                 // No room: what follows could not be found without this.
                 sequence.prompt.clear();
                 return Ok(());
             };
             sequence.node = Some(node);
+            sequence.blocks[at] = block;
             sequence.kept += 1;
         }
         Ok(())
