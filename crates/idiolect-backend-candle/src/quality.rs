@@ -72,16 +72,18 @@ fn compare(what: &str, got: &[f64], exact: &[f64]) {
 }
 
 /// Checks that the kernels are as near to exact products as candle's own products of the same weights are.
+///
+/// On one passage: candle multiplies some formats without vector instructions, at some ten tokens a second.
 fn check_against_candle(what: &str, path: &Path) {
-    let passages = passages(6);
-    let exact = score(&on_tensors(path, Some(Format::F32)), &passages);
-    assert!(exact.len() > 2000, "{} tokens", exact.len());
-    let candle = score(&on_tensors(path, None), &passages);
-    compare(&format!("{what}, candle"), &candle, &exact);
-    let ours = score(&on_kernels(path), &passages);
+    let passages = &passages(6)[..1];
+    let exact = score(&on_tensors(path, Some(Format::F32)), passages);
+    assert!(exact.len() > 300, "{} tokens", exact.len());
+    let ours = score(&on_kernels(path), passages);
     compare(&format!("{what}, kernels"), &ours, &exact);
+    let candle = score(&on_tensors(path, None), passages);
     println!("{what}: the kernels and candle are {:.4} apart", apart(&ours, &candle));
     let (ours, candle) = (apart(&ours, &exact), apart(&candle, &exact));
+    println!("{what}: the kernels are {ours:.4} from exact products, candle {candle:.4}");
     assert!(ours < 1.05 * candle, "{what}: the kernels are {ours} from exact products, candle {candle}");
 }
 
