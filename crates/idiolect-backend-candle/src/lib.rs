@@ -78,12 +78,12 @@
 //! of the same weights: within 5 % of the logits' size. SmolLM2 over 2,195 tokens of prose: perplexity within 1 %,
 //! log-probabilities within 0.05 in the mean, which is what rounding activations to eight bits costs. With `IDIOLECT_E2E=1`
 //! this and Gemma 3 beside candle's own products of the same weights, which lose more, and Gemma 3's logits from exact
-//! products against candle's own. Each candidate against the same one alone, and the conformance suite of `idiolect-backend`. Longer contexts of Phi-3 and YaRN
-//! are tested by formula only: candle's own models compute neither. Encoders, on kernels and on tensors:
-//! random weights of both shapes against sums in double precision (within 3e-6), and on kernels the recorded embeddings of
-//! the Python originals (within 5e-6). The features `cuda` and `metal` are neither compiled nor run by the tests. Loading a
-//! model onto a device computes a few tokens first, so that a device which cannot do it is found out then, and not by the
-//! first request.
+//! products against candle's own. Each candidate against the same one alone, and the conformance suite of `idiolect-
+//! backend`. Longer contexts of Phi-3 and YaRN are tested by formula only: candle's own models compute neither.
+//! Encoders, on kernels and on tensors: random weights of both shapes against sums in double precision (within 3e-6),
+//! and on kernels the recorded embeddings of the Python originals (within 5e-6). The features `cuda` and `metal` are
+//! neither compiled nor run by the tests. Loading a model onto a device computes a few tokens first, so that a device
+//! which cannot do it is found out then, and not by the first request.
 //!
 //! # What a message cannot do
 //! Its text is data: it is never read as a template, and the names of control tokens in it (`<|im_end|>`, `<s>` …) are
