@@ -319,15 +319,17 @@ impl KvCache {
         assert!(rotation.width <= head_width && rotation.table.len() >= rows * 2 * rotation.width, "a rotation a row");
         self.appends += 1;
         let mut next = 0;
+        let slabs: Vec<Base<u8>> = self.slabs.iter_mut().map(|slab| Base(slab.as_mut_slice().as_mut_ptr())).collect();
         let mut blocks = Vec::with_capacity(writes.len());
         for write in writes {
-            assert!(write.row >= next && write.row + write.n <= rows, "rows in order, each once");
-            assert!(write.slot + write.n <= BLOCK_TOKENS, "positions inside a block");
+            let fits = |begin: usize, end: usize| begin <= end && write.n <= end - begin;
+            assert!(write.row >= next && fits(write.row, rows), "rows in order, each once");
+            assert!(fits(write.slot, BLOCK_TOKENS), "positions inside a block");
             let written = &mut self.written[write.block as usize];
             assert!(*written != self.appends, "one write a block");
             *written = self.appends;
             next = write.row + write.n;
-            blocks.push(Base(self.slabs[write.block as usize / self.shape.slab()].as_mut_slice().as_mut_ptr()));
+            blocks.push(Base(slabs[write.block as usize / self.shape.slab()].0));
         }
         let base = Base(qkv.as_mut_ptr());
         let (shape, simd) = (self.shape, self.simd);
@@ -351,10 +353,12 @@ impl KvCache {
         let View { heads, .. } = *view;
         assert!(layer < layers && heads.is_multiple_of(kv_heads), "a layer and heads of the model");
         let (in_width, out_width) = ((heads + 2 * kv_heads) * head_width, heads * head_width);
+        let rows = qkv.len().checked_div(in_width).unwrap_or(0);
         let mut next = 0;
         for span in spans {
-            assert!(span.row >= next && (span.row + span.n) * in_width <= qkv.len(), "rows in order, each once");
-            assert!((span.position + span.n) <= span.blocks.len() * BLOCK_TOKENS, "a block for each position");
+            let fits = |begin: usize, end: usize| begin <= end && span.n <= end - begin;
+            assert!(span.row >= next && fits(span.row, rows), "rows in order, each once");
+            assert!(fits(span.position, span.blocks.len() * BLOCK_TOKENS), "a block for each position");
             next = span.row + span.n;
         }
         assert!(next * out_width <= out.len(), "room for each row");
@@ -1154,6 +1158,29 @@ mod tests {
             (0..self.row_width()).map(|i| noise(seed * 10_000 + i as u64) * 2.0).collect()
         }
 
+        /// Says whether rows of a token each are refused.
+        fn refuses(&self, writes: &[Write], spans: &[Span<'_>]) -> bool {
+            let team = Team::new(1).unwrap();
+            let mut cache = KvCache::new(self.shape, Tier::detect());
+            assert!(cache.grow());
+            let (mut qkv, mut out) = (vec![0.5; self.row_width()], vec![0.0; self.row_width()]);
+            let rotation = Rotation::default();
+            let turn = Turn {
+                heads: self.heads,
+                bias: None,
+                q_norm: None,
+                k_norm: None,
+                epsilon: 1e-5,
+                rotation: &rotation,
+                query_scale: 1.0,
+            };
+            let work = std::panic::AssertUnwindSafe(|| {
+                cache.append(&team, 0, &turn, &mut qkv, writes);
+                cache.attend(&team, 0, &self.view, &qkv, spans, &mut out);
+            });
+            std::panic::catch_unwind(work).is_err()
+        }
+
         fn rotation(&self, positions: &[usize]) -> Rotation {
             let mut rotation = Rotation::default();
             rotation.begin(self.neighbours);
@@ -1263,6 +1290,22 @@ mod tests {
                     assert_eq!(pieces, whole, "{tier}: bit for bit");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn places_that_are_nowhere_are_refused() {
+        let setting = Setting::new(KvType::F32, 2, 1, 32);
+        let write = |slot, row, n| [Write { block: 0, slot, row, n }];
+        let span = |row, n, position| [Span { blocks: &[0], row, n, position }];
+        let good = (write(0, 0, 1), span(0, 1, 0));
+        assert!(!setting.refuses(&good.0, &good.1));
+        const MAX: usize = usize::MAX;
+        for (slot, row, n) in [(MAX, 0, 1), (0, MAX, 1), (16, 0, 1), (0, 1, 1), (0, 0, MAX), (1, 0, MAX), (0, 1, MAX)] {
+            assert!(setting.refuses(&write(slot, row, n), &good.1), "{slot} {row} {n}");
+        }
+        for (row, n, position) in [(MAX, 1, 0), (0, 1, MAX), (0, MAX, 0), (1, MAX, 1), (1, 1, 0), (0, 1, 16)] {
+            assert!(setting.refuses(&good.0, &span(row, n, position)), "{row} {n} {position}");
         }
     }
 

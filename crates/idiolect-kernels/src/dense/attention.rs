@@ -67,7 +67,8 @@ pub(super) fn attend_for(
     let model = out.width();
     assert_eq!(qkv.width(), 3 * model, "width of queries, keys and values");
     assert!(heads > 0 && model.is_multiple_of(heads), "{heads} heads in {model} columns");
-    assert_eq!((lens.iter().sum::<usize>(), out.n()), (qkv.n(), qkv.n()), "number of tokens");
+    let sum = lens.iter().try_fold(0_usize, |sum, len| sum.checked_add(*len));
+    assert_eq!((sum, out.n()), (Some(qkv.n()), qkv.n()), "number of tokens");
     if let Some(bias) = bias {
         assert_eq!(bias.heads, heads, "heads of the bias");
         assert!(lens.iter().all(|len| *len <= bias.span), "no text is longer than {}", bias.span);
