@@ -263,10 +263,13 @@ impl Writer {
         let retention = &self.retention;
         match self.store.prune(retention, now_ms()).await {
             Ok(n) => metrics::pruned(n),
+            // Whoever closed the store wants nothing of it any more.
+            Err(_) if self.store.is_closed() => return,
             Err(error) => tracing::error!(error = &error as &dyn std::error::Error, "old records not erased"),
         }
         if let Some(history) = &self.history
             && let Err(error) = history.prune(retention, now_ms()).await
+            && !self.store.is_closed()
         {
             tracing::error!(error = &error as &dyn std::error::Error, "old replies not erased");
         }

@@ -294,6 +294,10 @@ impl ProvenanceStore {
         Ok(erased)
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        self.pool.is_closed()
+    }
+
     /// Writes replies, all or none of them.
     pub(crate) async fn insert(&self, records: &[Record]) -> Result<(), StoreError> {
         let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;

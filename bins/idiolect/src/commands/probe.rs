@@ -51,6 +51,7 @@ pub(crate) fn command() -> Command {
                 .long("timeout")
                 .value_name("DURATION")
                 .default_value("12s")
+                .allow_negative_numbers(true)
                 .value_parser(super::timeout)
                 .help("How long to wait, such as 5, 0.5 or 500ms; the miner is told"),
         )
