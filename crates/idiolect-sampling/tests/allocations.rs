@@ -74,7 +74,9 @@ fn allocations(stages: &[Stage], n_top: usize) -> usize {
         .with_top_logprobs(n_top)
         .with_room(warm + draws);
     let mut draw = |i: usize| sampler.draw(&rows[i % rows.len()], &[1, 2]).unwrap();
-    (0..warm).for_each(|i| drop(std::hint::black_box(draw(i).token)));
+    for i in 0..warm {
+        std::hint::black_box(draw(i).token);
+    }
     let before = N.get();
     for i in 0..draws {
         std::hint::black_box(draw(i).token);
