@@ -48,7 +48,7 @@ pub struct CandleConfig {
     /// Candidates, of all requests together, that may grow side by side. A request for more than this runs alone.
     /// Default 64.
     pub max_batch: usize,
-    /// Most candidates of one request. Default 32.
+    /// Most candidates of one request. Default 64.
     pub max_candidates: usize,
     /// The order of sampling stages for requests without a chain of their own. Default [`Preset::LlamaCpp`]: truncation
     /// first, temperature last. The preset's own defaults play no part: temperature 0.7 and top-p 0.95 stand in for what a
@@ -70,7 +70,7 @@ impl Default for CandleConfig {
             max_kept_bytes: 128 << 20,
             queue: 16,
             max_batch: 64,
-            max_candidates: 32,
+            max_candidates: 64,
             preset: Preset::LlamaCpp,
         }
     }
