@@ -470,6 +470,7 @@ mod tests {
 
     /// What has no answer within a minute has lost a wake-up. `IDIOLECT_STRESS_S` makes the test last.
     #[test]
+    #[expect(clippy::print_stderr, reason = "what a test that is stuck has to say, and how far one came")]
     fn several_teams_on_few_cores_never_wait_for_nothing() {
         let seconds = std::env::var("IDIOLECT_STRESS_S").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
         let until = Instant::now() + Duration::from_secs(seconds);
