@@ -35,6 +35,11 @@
 //! are exact, and the sums of their multiples are made block after block. The exception is the portable tier on x86-64
 //! without fused multiplications and additions, whose sums are rounded twice as often.
 //!
+//! The tests compare every tier that the testing machine has with the portable one, bit by bit, on random and on extreme
+//! blocks. On a processor with AVX-512 that is `Avx512Vnni`, `Avx2`, and `AvxVnni` by the AVX-512 spelling of its
+//! instructions; their VEX spelling has been compiled and never run. `NeonDot` has been run in an emulator (products),
+//! never on an ARM processor; attention has no tier for it, and runs as portable code there.
+//!
 //! # Rounding
 //!
 //! Weights are taken as they are in the file. Activations become signed bytes with a scale for each 32 of them, so every
