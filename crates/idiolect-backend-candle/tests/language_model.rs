@@ -220,7 +220,7 @@ async fn requests_that_break_rules_are_refused() {
     let mut too_many = request("x");
     too_many.n = usize::MAX;
     let error = backend.complete(too_many).await.unwrap_err();
-    assert!(error.to_string().contains("expected at most 32"), "{error}");
+    assert!(error.to_string().contains("expected at most 64"), "{error}");
     assert_eq!(backend.complete(request("  ")).await.unwrap_err().kind(), ErrorKind::InvalidRequest);
     assert_eq!(backend.score(&[], "x").await.unwrap_err().kind(), ErrorKind::InvalidRequest);
 }
