@@ -201,6 +201,13 @@ async fn probe_asks_a_miner_in_every_way() {
         let said = says(&home, &["probe", &address, "--hotkey", &hotkey, "--data-dir", &data_dir]);
         assert!(said.contains("status    200 Success") && said.contains("signed by"), "{said}");
         // A stranger is not let in, and is told what to do.
+        let ask = |synapse: &'static str| {
+            ["probe", &address, "--hotkey", &hotkey, "--data-dir", &data_dir, "--via", "http", "--synapse", synapse]
+        };
+        let said = says(&home, &ask("Synapse"));
+        assert!(said.contains("it is there"), "{said}");
+        let said = says(&home, &[&ask("AvailabilitySynapse")[..], &["--task", "InferenceTask"]].concat());
+        assert!(said.contains("task InferenceTask: "), "{said}");
         fails(&home, &["probe", &address, "--hotkey", &hotkey], 1, &["did not answer over http", "--blacklist.allow"]);
         let other = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY";
         fails(&home, &["probe", &address, "--hotkey", other, "--data-dir", &data_dir], 1, &["--hotkey"]);

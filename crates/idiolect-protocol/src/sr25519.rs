@@ -84,7 +84,8 @@ impl KnownKeys {
     /// Counts a proof of a key without a table, and says whether it should get one.
     fn count_proof(&mut self, key: [u8; 32], public: PublicKey) -> bool {
         if self.keys.len() >= MAX_KEYS && !self.keys.contains_key(&key) {
-            *self = Self::default();
+            // Strangers make room for strangers: keys with a table stay.
+            self.keys.retain(|_, known| known.table.is_some());
         }
         let known = self.keys.entry(key).or_insert(KnownKey { public, n_proofs: 0, table: None });
         known.n_proofs = known.n_proofs.saturating_add(1);

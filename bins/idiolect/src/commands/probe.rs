@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use idiolect_miner::{cli, identity};
 use idiolect_protocol::dendrite::{Dendrite, DendriteError, DendriteReply, QueryOptions, Target, Via};
+use idiolect_protocol::openai::AvailabilityReply;
 use idiolect_protocol::{Hotkey, Keypair};
 use serde_json::{Value, json};
 
@@ -59,10 +60,10 @@ pub(crate) fn command() -> Command {
             Arg::new("synapse")
                 .long("synapse")
                 .value_name("NAME")
-                .help("HTTP synapse [default: Prompting, StreamPrompting for stream]"),
+                .help("HTTP synapse, Synapse (a ping) and AvailabilitySynapse included [default: Prompting, StreamPrompting for stream]"),
         )
-        .arg(Arg::new("task").long("task").value_name("NAME").help("epistula: the task's name, such as InferenceTask"))
-        .arg(Arg::new("ask-model").long("model").value_name("NAME").help("epistula, btauth: the model asked for"))
+        .arg(Arg::new("task").long("task").value_name("NAME").help("epistula, AvailabilitySynapse: the task's name, such as InferenceTask"))
+        .arg(Arg::new("ask-model").long("model").value_name("NAME").help("epistula, btauth, AvailabilitySynapse: the model asked for"))
         .arg(
             Arg::new("seed")
                 .long("seed")
@@ -104,9 +105,36 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     };
     let as_json = matches.get_flag("json");
     let dendrite = Dendrite::new(keypair);
-    match dendrite.query(&target, *via, &prompt, &options).await {
-        Ok(reply) if as_json => output::json(&described(*via, &dendrite, &reply)),
-        Ok(reply) => print(*via, &reply, &signer, &dendrite),
+    let answer = match (*via, options.synapse.as_deref()) {
+        (Via::Http, Some("Synapse")) => dendrite.ping(&target, options.timeout).await.map(Answer::Ping),
+        (Via::Http, Some("AvailabilitySynapse")) => {
+            let (tasks, models) = (Vec::from_iter(text("task")), Vec::from_iter(text("ask-model")));
+            dendrite.availability(&target, *via, &tasks, &models, options.timeout).await.map(Answer::Availability)
+        }
+        _ => dendrite.query(&target, *via, &prompt, &options).await.map(|reply| Answer::Reply(Box::new(reply))),
+    };
+    match answer {
+        Ok(Answer::Reply(reply)) if as_json => output::json(&described(*via, &dendrite, &reply)),
+        Ok(Answer::Reply(reply)) => print(*via, &reply, &signer, &dendrite),
+        Ok(Answer::Ping(took)) if as_json => output::json(&json!({
+            "via": via.as_str(), "signed_by": dendrite.hotkey(), "ok": true, "status": 200, "elapsed_ms": ms(took),
+        })),
+        Ok(Answer::Ping(took)) => Ok(output::say(format!("it is there, and answered after {:.1} ms", ms(took)))?),
+        Ok(Answer::Availability(served)) if as_json => output::json(&json!({
+            "via": via.as_str(), "signed_by": dendrite.hotkey(), "ok": true, "status": 200,
+            "tasks": served.task_availabilities, "models": served.llm_model_availabilities,
+        })),
+        Ok(Answer::Availability(served)) => {
+            let kinds = [("task", served.task_availabilities), ("model", served.llm_model_availabilities)];
+            let mut names = kinds.into_iter().flat_map(|(kind, names)| names.into_iter().map(move |of| (kind, of)));
+            let Some(first) = names.next() else {
+                return Ok(output::say("it answered; --task and --model name what to ask about")?);
+            };
+            for (kind, (name, is_served)) in std::iter::once(first).chain(names) {
+                output::say(format!("{kind} {name}: {}", if is_served { "served" } else { "not served" }))?;
+            }
+            Ok(())
+        }
         Err(error) => {
             if as_json {
                 output::json(&json!({
@@ -117,6 +145,14 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             Err(error).with_context(|| format!("{target} did not answer over {via}{hint}", target = target.address()))
         }
     }
+}
+
+/// What a miner can be asked.
+enum Answer {
+    Reply(Box<DendriteReply>),
+    /// How long it took.
+    Ping(Duration),
+    Availability(AvailabilityReply),
 }
 
 /// Finds the key to sign with, and says where it comes from.

@@ -21,6 +21,10 @@ const CLIENT_VERSION: u32 = 10_005_000;
 const OWN_IP: &str = "0.0.0.0";
 /// Longest answer to a ping or an availability question.
 const MAX_SMALL_REPLY: usize = 256 << 10;
+/// The synapse that asks whether a miner is there.
+const PING: &str = "Synapse";
+/// The synapse that asks what it serves.
+const AVAILABILITY: &str = "AvailabilitySynapse";
 /// Longest name of a synapse.
 const MAX_NAME_LEN: usize = 128;
 
@@ -78,6 +82,15 @@ impl Dendrite {
     ) -> Result<Request<Bytes>, DendriteError> {
         let default_name = if via == Via::Stream { "StreamPrompting" } else { "Prompting" };
         let name = options.synapse.as_deref().unwrap_or(default_name);
+        let other = match name {
+            PING => Some("ping"),
+            AVAILABILITY => Some("availability"),
+            _ => None,
+        };
+        if let Some(other) = other {
+            let reason = format!("{name} asks for no reply to a prompt: that is `{other}`");
+            return Err(DendriteError::BadRequest { reason });
+        }
         let fields = Fields::of_prompt(prompt, options, name == "StreamPromptingSynapse");
         self.synapse(session, target, name, options.timeout, fields)
     }
@@ -178,7 +191,7 @@ impl Dendrite {
         target: &Target,
         timeout: Duration,
     ) -> Result<Request<Bytes>, DendriteError> {
-        self.synapse(session, target, "Synapse", timeout, Fields::none())
+        self.synapse(session, target, PING, timeout, Fields::none())
     }
 
     pub(super) async fn ask_ping(&self, target: &Target, timeout: Duration) -> Result<Duration, DendriteError> {
@@ -201,7 +214,7 @@ impl Dendrite {
     ) -> Result<AvailabilityReply, DendriteError> {
         let fields = Fields::of_availability(tasks, models)?;
         let session = self.sessions.take();
-        let request = self.synapse(&session, target, "AvailabilitySynapse", timeout, fields)?;
+        let request = self.synapse(&session, target, AVAILABILITY, timeout, fields)?;
         let reply = send(&self.http, target, request, MAX_SMALL_REPLY).await?;
         read_availability(reply).await
     }
