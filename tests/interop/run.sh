@@ -8,7 +8,7 @@
 set -euo pipefail
 here="$(cd "$(dirname "$0")" && pwd)"
 sdk=10.5.0
-miner="$here/../../target/debug/idiolect-miner"
+miner="${CARGO_TARGET_DIR:-$here/../../target}/debug/idiolect-miner"
 options=()
 while [ $# -gt 0 ]; do
     case "$1" in
