@@ -68,6 +68,7 @@ fn apart(got: &[f64], expected: &[f64]) -> f64 {
 fn compare(what: &str, got: &[f64], exact: &[f64]) {
     let (apart, ours, theirs) = (apart(got, exact), perplexity(got), perplexity(exact));
     println!("{what}: {} tokens, {apart:.4} from exact, perplexity {ours:.3} against {theirs:.3}", got.len());
+    assert!(apart < NEAR, "{what}: log-probabilities are {apart} apart");
     assert!((ours / theirs - 1.0).abs() < PERPLEXITY, "{what}: perplexity {ours} against {theirs}");
 }
 
@@ -81,7 +82,9 @@ fn check_against_candle(what: &str, path: &Path) {
     let ours = score(&on_kernels(path), passages);
     compare(&format!("{what}, kernels"), &ours, &exact);
     let candle = score(&on_tensors(path, None), passages);
-    println!("{what}: the kernels and candle are {:.4} apart", apart(&ours, &candle));
+    let between = apart(&ours, &candle);
+    println!("{what}: the kernels and candle are {between:.4} apart");
+    assert!(between < 0.1, "{what}: the kernels and candle are {between} apart");
     let (ours, candle) = (apart(&ours, &exact), apart(&candle, &exact));
     println!("{what}: the kernels are {ours:.4} from exact products, candle {candle:.4}");
     assert!(ours < 1.05 * candle, "{what}: the kernels are {ours} from exact products, candle {candle}");
@@ -103,14 +106,23 @@ fn real_text_is_as_likely_as_with_exact_products() {
     assert!(got.len() > 2000, "{} tokens", got.len());
     let exact = score(&on_tensors(&path, Some(Format::F32)), &passages);
     compare("SmolLM2", &got, &exact);
-    let apart = apart(&got, &exact);
-    assert!(apart < NEAR, "log-probabilities are {apart} apart");
 }
 
 #[test]
 fn the_default_model_is_as_exact_as_on_candles_own_products() {
     if thorough("SmolLM2 with candle's own products") {
         check_against_candle("SmolLM2", &testing::smollm2());
+    }
+}
+
+#[test]
+fn gemma_finds_real_text_as_likely_as_with_exact_products() {
+    if thorough("Gemma 3 with exact products") {
+        let files = idiolect_models::testing::model("gemma3-270m").unwrap();
+        let (path, passages) = (files.weights().unwrap(), passages(6));
+        let exact = score(&on_tensors(path, Some(Format::F32)), &passages);
+        assert!(exact.len() > 2000, "{} tokens", exact.len());
+        compare("Gemma 3", &score(&on_kernels(path), &passages), &exact);
     }
 }
 

@@ -294,7 +294,7 @@ impl KvCache {
     /// Returns the first byte of a tile.
     fn tile(&self, block: u32, layer: usize, head: usize) -> *const u8 {
         assert!((block as usize) < self.len(), "a block that exists");
-        debug_assert!(layer < self.shape.layers && head < self.shape.kv_heads, "a tile of the model");
+        assert!(layer < self.shape.layers && head < self.shape.kv_heads, "a tile of the model");
         let slab = self.slabs[block as usize / self.shape.slab()].as_slice();
         slab.as_ptr().wrapping_add(Self::place(self.shape, block, layer, head))
     }
