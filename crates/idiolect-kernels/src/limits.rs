@@ -11,7 +11,10 @@
 //! assert!(one > 1e6);
 //! ```
 
-#![expect(unsafe_code, reason = "calls of functions for instructions that need detection, and vector loads")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "calls of functions for instructions that need detection, and vector loads")
+)]
 
 use std::hint::black_box;
 use std::sync::Barrier;

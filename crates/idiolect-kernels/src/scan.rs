@@ -21,7 +21,10 @@
 //! assert_eq!(kept, [3.0, 2.0]);
 //! ```
 
-#![expect(unsafe_code, reason = "calls functions compiled for vector instructions that were detected")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "calls functions compiled for vector instructions that were detected")
+)]
 #![expect(clippy::inline_always, reason = "what is not inlined into a tier is not compiled for it")]
 
 /// Values that share one maximum in [`block_maxima`].

@@ -575,8 +575,8 @@ unsafe fn dots<F: Quantised, const M: usize, const N: usize>(
         // SAFETY: unit and block are below what the caller says is there, and each row index below `N`.
         unsafe {
             let unit_at = tile.add(unit * F::UNIT_BYTES);
-            for t in 0..M {
-                F::enter(unit_at.add(F::UNIT * F::SIZE), quarter + t, &mut held[t]);
+            for (t, held) in held.iter_mut().enumerate() {
+                F::enter(unit_at.add(F::UNIT * F::SIZE), quarter + t, held);
             }
             for block in inside {
                 let quants = unit_at.add(block * F::SIZE + quarter * QUARTER_LINE);
