@@ -10,7 +10,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use idiolect_backend::{Backend, Message};
+use idiolect_backend::{Backend, Message, ScoreRequest};
 use idiolect_backend_candle::{CandleBackend, CandleConfig, Format};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -76,7 +76,7 @@ async fn score(model: &Path, format: Option<Format>, passages: &[String]) -> Out
     let backend = CandleBackend::load(model, config)?;
     let mut logprobs = Vec::new();
     for passage in passages {
-        let score = backend.score(&[Message::user("Write a passage.")], passage).await?;
+        let score = backend.score(ScoreRequest::new([Message::user("Write a passage.")], passage)).await?;
         logprobs.extend(score.tokens.iter().map(|token| f64::from(token.logprob)));
     }
     Ok(logprobs)

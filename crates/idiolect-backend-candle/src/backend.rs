@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use futures_util::{StreamExt, stream};
 use idiolect_backend::{
-    Backend, Candidate, Capabilities, Completion, CompletionStream, Error, Event, FinishReason, Health, Message,
-    Request, Score, ScoreSupport,
+    Backend, Candidate, Capabilities, Completion, CompletionStream, Error, Event, FinishReason, Health, Request, Score,
+    ScoreRequest, ScoreSupport,
 };
 use idiolect_kernels::Tier;
 use idiolect_sampling::Chain;
@@ -69,7 +69,7 @@ impl CandleBackend {
                         tier: Tier::detect(),
                         kv_type: config.kv_type,
                         max_kv_bytes: config.max_kv_bytes,
-                        max_kept_bytes: config.max_kept_bytes,
+                        max_kept_bytes: config.kept_bytes(),
                     };
                     Transformer::load(weights, &settings)
                 });
@@ -272,11 +272,11 @@ impl Backend for CandleBackend {
         Ok(stream.boxed())
     }
 
-    async fn score(&self, messages: &[Message], completion: &str) -> Result<Score, Error> {
-        Request::new(messages.to_vec()).validate()?;
+    async fn score(&self, request: ScoreRequest) -> Result<Score, Error> {
+        request.validate()?;
         let (reply, score) = oneshot::channel();
-        let (messages, completion, place) = (messages.to_vec(), completion.to_owned(), self.place()?);
-        self.submit(Job::Score { messages, completion, reply, place })?;
+        let place = self.place()?;
+        self.submit(Job::Score { request, reply, place })?;
         score.await.unwrap_or_else(|_| Err(self.gone()))
     }
 
@@ -294,8 +294,8 @@ mod tests {
 
     use super::*;
     use candle_core::quantized::gguf_file::Value;
-    use idiolect_backend::ErrorKind;
     use idiolect_backend::testkit::Conformance;
+    use idiolect_backend::{ErrorKind, Message};
 
     use idiolect_kernels::Team;
 
@@ -478,7 +478,7 @@ mod tests {
             assert!(matches!(events.last(), Some(Err(Error::Internal { .. }))));
             assert_eq!(events.iter().filter(|e| e.is_err()).count(), 1);
             backend.complete(request(false)).await.unwrap();
-            let score = backend.score(&[Message::user("x".repeat(100))], "he").await;
+            let score = backend.score(ScoreRequest::new([Message::user("x".repeat(100))], "he")).await;
             assert_eq!(score.is_err(), after == 0);
         }
     }

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
 
-use idiolect_backend::{Error, Event, Message, Preset, Request, Score};
+use idiolect_backend::{Error, Event, Preset, Request, Score, ScoreRequest};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::engine::Portion;
@@ -18,12 +18,7 @@ pub(crate) enum Job {
     /// Draw candidates.
     Generate { request: Box<Request>, answer: Answer, place: OwnedSemaphorePermit },
     /// Score a given reply.
-    Score {
-        messages: Vec<Message>,
-        completion: String,
-        reply: oneshot::Sender<Result<Score, Error>>,
-        place: OwnedSemaphorePermit,
-    },
+    Score { request: ScoreRequest, reply: oneshot::Sender<Result<Score, Error>>, place: OwnedSemaphorePermit },
 }
 
 /// Where the candidates of a request go.
@@ -86,7 +81,9 @@ pub(crate) struct Scoring {
     /// Where the reply begins.
     pub(crate) begin: usize,
     pub(crate) ids: Vec<u32>,
-    /// Of keys and values, and of the rows of logits that are kept for the caller.
+    /// Whether the caller wants the rows of logits.
+    pub(crate) rows: bool,
+    /// Of keys and values, and of the rows of logits where they are kept for the caller.
     pub(crate) cost: Cost,
     pub(crate) reply: oneshot::Sender<Result<Score, Error>>,
     pub(crate) place: Option<OwnedSemaphorePermit>,
@@ -175,17 +172,18 @@ impl Intake {
                     }
                 }
             }
-            Job::Score { messages, completion, reply, place } => {
+            Job::Score { request, reply, place } => {
                 if reply.is_closed() {
                     return None;
                 }
-                match self.prepare_score(&messages, &completion) {
+                match self.prepare_score(&request) {
                     Ok(Some(Scored { tokens, begin, ids, cost })) => {
-                        Some(Arrival::Score(Scoring { tokens, begin, ids, cost, reply, place: Some(place) }))
+                        let (rows, place) = (request.rows, Some(place));
+                        Some(Arrival::Score(Scoring { tokens, begin, ids, rows, cost, reply, place }))
                     }
                     Ok(None) => {
-                        let empty = Score { tokens: Vec::new(), token_ids: Vec::new(), rows: Some(Vec::new()) };
-                        drop(reply.send(Ok(empty)));
+                        let rows = request.rows.then(Vec::new);
+                        drop(reply.send(Ok(Score { tokens: Vec::new(), token_ids: Vec::new(), rows })));
                         None
                     }
                     Err(error) => {
@@ -223,7 +221,8 @@ impl Intake {
         )))
     }
 
-    fn prepare_score(&self, messages: &[Message], completion: &str) -> Result<Option<Scored>, Error> {
+    fn prepare_score(&self, request: &ScoreRequest) -> Result<Option<Scored>, Error> {
+        let ScoreRequest { messages, completion, .. } = request;
         let context = self.prompter.context;
         let too_long = |tokens| Error::ContextTooLong { prompt_tokens: count(tokens), context_tokens: count(context) };
         let ids = self.prompter.tokenizer.encode(completion).map_err(|e| Error::InvalidRequest(e.to_string()))?;
@@ -245,7 +244,7 @@ impl Intake {
             return Err(too_long(tokens.len()));
         }
         tokens.pop();
-        let rows = (ids.len() as u64).saturating_mul(self.vocabulary as u64 * 4);
+        let rows = if request.rows { (ids.len() as u64).saturating_mul(self.vocabulary as u64 * 4) } else { 0 };
         let cost = Cost::new(self.portion, tokens.len(), 0).and_bytes(self.portion, rows);
         let (needed, allowed) = (cost.of(1).saturating_mul(self.portion.bytes), self.max_kv_bytes);
         if needed > allowed {

@@ -9,7 +9,7 @@ use candle_core::quantized::gguf_file::Content;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 use candle_transformers::models::gemma3;
-use idiolect_backend::{Backend, Message};
+use idiolect_backend::{Backend, Message, ScoreRequest};
 use idiolect_kernels::Format;
 
 use crate::device::{DeviceChoice, OpenDevice};
@@ -49,8 +49,9 @@ fn passages(n: usize) -> Vec<String> {
 fn score(backend: &CandleBackend, passages: &[String]) -> Vec<f64> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let question = [Message::user("Write a passage.")];
-    let tokens =
-        passages.iter().flat_map(|passage| runtime.block_on(backend.score(&question, passage)).unwrap().tokens);
+    let tokens = passages.iter().flat_map(|passage| {
+        runtime.block_on(backend.score(ScoreRequest::new(question.clone(), passage))).unwrap().tokens
+    });
     tokens.map(|token| f64::from(token.logprob)).collect()
 }
 

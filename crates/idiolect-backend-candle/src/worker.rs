@@ -736,8 +736,8 @@ impl<E: Engine> Desk<E> {
                 drop(growth.job.answer.events.try_send(Ok(done)));
             }
             What::Score(judgement) => {
-                let Judgement { job: Scoring { ids, reply, .. }, rows, logprobs, .. } = *judgement;
-                drop(reply.send(self.judge(ids, rows, &logprobs)));
+                let Judgement { job: Scoring { ids, reply, rows: wanted, .. }, rows, logprobs, .. } = *judgement;
+                drop(reply.send(self.judge(ids, wanted.then_some(rows), &logprobs)));
             }
         }
     }
@@ -751,7 +751,7 @@ impl<E: Engine> Desk<E> {
     }
 
     /// Scores a text that was computed.
-    fn judge(&self, ids: Vec<u32>, rows: Vec<Vec<f32>>, logprobs: &[f32]) -> Result<Score, Error> {
+    fn judge(&self, ids: Vec<u32>, rows: Option<Vec<Vec<f32>>>, logprobs: &[f32]) -> Result<Score, Error> {
         let tokenizer = &self.worker.prompter.tokenizer;
         if logprobs.len() != ids.len() || logprobs.iter().any(|logprob| !logprob.is_finite()) {
             return Err(Error::internal("the engine failed", DrawError::NotFinite));
@@ -761,7 +761,7 @@ impl<E: Engine> Desk<E> {
             logprob: logprob.min(0.0),
             top: Vec::new(),
         };
-        Ok(Score { tokens: ids.iter().zip(logprobs).map(token).collect(), token_ids: ids, rows: Some(rows) })
+        Ok(Score { tokens: ids.iter().zip(logprobs).map(token).collect(), token_ids: ids, rows })
     }
 }
 
@@ -905,9 +905,11 @@ impl Judgement {
     /// Takes in the next rows of logits.
     fn take<'a>(&mut self, rows: impl Iterator<Item = &'a [f32]>) {
         for row in rows {
-            let logit = self.job.ids.get(self.rows.len()).and_then(|id| row.get(*id as usize));
+            let logit = self.job.ids.get(self.logprobs.len()).and_then(|id| row.get(*id as usize));
             self.logprobs.push(logit.map_or(f32::NAN, |logit| logit - crate::math::log_sum_exp(row)));
-            self.rows.push(row.to_vec());
+            if self.job.rows {
+                self.rows.push(row.to_vec());
+            }
         }
     }
 }

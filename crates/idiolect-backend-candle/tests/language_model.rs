@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, future};
 use idiolect_backend::testkit::Conformance;
-use idiolect_backend::{Backend, Error, ErrorKind, Event, FinishReason, Health, Message, Request, Usage};
+use idiolect_backend::{Backend, Error, ErrorKind, Event, FinishReason, Health, Message, Request, ScoreRequest, Usage};
 use idiolect_backend_candle::{CandleBackend, CandleConfig};
 
 /// Loads the default model. The settings are small enough that the tests see every limit.
@@ -67,11 +67,12 @@ async fn it_talks_sense() {
 async fn sense_is_likelier_than_nonsense() {
     let backend = shared();
     let question = [Message::user("What is the capital of France?")];
-    let mean = async |text| backend.score(&question, text).await.unwrap().mean_logprob().unwrap();
+    let mean =
+        async |text| backend.score(ScoreRequest::new(question.clone(), text)).await.unwrap().mean_logprob().unwrap();
     let sense = mean("The capital of France is Paris.").await;
     let nonsense = mean("Purple seven the under Tuesday walk of.").await;
     assert!(sense > nonsense + 2.0, "{sense} against {nonsense}");
-    let empty = backend.score(&question, "").await.unwrap();
+    let empty = backend.score(ScoreRequest::new(question.clone(), "")).await.unwrap();
     assert_eq!(empty.mean_logprob(), None);
 }
 
@@ -136,7 +137,7 @@ async fn scores_are_the_log_probabilities_of_generation() {
     let messages = ask.messages.clone();
     let candidate = backend.complete(ask).await.unwrap().candidates.remove(0);
     let generated = candidate.logprobs.unwrap();
-    let score = backend.score(&messages, &candidate.text).await.unwrap();
+    let score = backend.score(ScoreRequest::new(messages, candidate.text.as_str())).await.unwrap();
     // Greedy texts need not tokenise back to the very same tokens, but nearly always do.
     assert_eq!(score.tokens.len(), generated.len());
     for (scored, generated) in score.tokens.iter().zip(&generated) {
@@ -210,7 +211,7 @@ async fn what_cannot_be_trimmed_is_refused() {
         assert!(prompt_tokens as usize >= size / 5, "{prompt_tokens}");
         assert!(began.elapsed() < Duration::from_secs(20));
     }
-    let error = backend.score(&[Message::user("x")], &"word ".repeat(1000)).await.unwrap_err();
+    let error = backend.score(ScoreRequest::new([Message::user("x")], "word ".repeat(1000))).await.unwrap_err();
     assert!(matches!(error, Error::ContextTooLong { .. }));
 }
 
@@ -222,7 +223,7 @@ async fn requests_that_break_rules_are_refused() {
     let error = backend.complete(too_many).await.unwrap_err();
     assert!(error.to_string().contains("expected at most 64"), "{error}");
     assert_eq!(backend.complete(request("  ")).await.unwrap_err().kind(), ErrorKind::InvalidRequest);
-    assert_eq!(backend.score(&[], "x").await.unwrap_err().kind(), ErrorKind::InvalidRequest);
+    assert_eq!(backend.score(ScoreRequest::new([], "x")).await.unwrap_err().kind(), ErrorKind::InvalidRequest);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use futures_util::stream::{BoxStream, SelectAll};
 use futures_util::{StreamExt, stream};
 use idiolect_backend::{
     Backend, Capabilities, Collector, Completion, CompletionStream, Error, Event, FinishReason, Health, Message,
-    Prices, Request, Score, ScoreSupport, TokenLogprob, Usage, end_at,
+    Prices, Request, Score, ScoreRequest, ScoreSupport, TokenLogprob, Usage, end_at,
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
@@ -344,13 +344,11 @@ impl Backend for OpenAiBackend {
         Ok(end_at(stream, deadline, &self.shared.config.model, &self.shared.config.name))
     }
 
-    async fn score(&self, messages: &[Message], completion: &str) -> Result<Score, Error> {
+    async fn score(&self, request: ScoreRequest) -> Result<Score, Error> {
         let config = &self.shared.config;
-        if self.capabilities.score == ScoreSupport::None {
-            return Err(Error::Unsupported { backend: config.name.clone(), what: "scoring".to_owned() });
-        }
-        Request::new(messages.to_vec()).validate()?;
-        self.shared.score(messages, completion).await.map_err(|fault| fault.into_error(&config.name))
+        request.check_support(&config.name, &self.capabilities)?;
+        request.validate()?;
+        self.shared.score(&request.messages, &request.completion).await.map_err(|fault| fault.into_error(&config.name))
     }
 
     async fn health(&self) -> Health {

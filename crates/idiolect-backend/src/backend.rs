@@ -6,7 +6,7 @@ use std::pin::Pin;
 use async_trait::async_trait;
 use futures_util::Stream;
 
-use crate::{Capabilities, Completion, Error, Event, Message, Request, Score};
+use crate::{Capabilities, Completion, Error, Event, Request, Score, ScoreRequest};
 
 /// A streamed answer; see [`Event`] for its order.
 pub type CompletionStream = Pin<Box<dyn Stream<Item = Result<Event, Error>> + Send + 'static>>;
@@ -72,7 +72,7 @@ pub enum Health {
 ///         Ok(stream_of(self.complete(request).await?))
 ///     }
 ///
-///     async fn score(&self, _: &[Message], _: &str) -> Result<Score, Error> {
+///     async fn score(&self, _: ScoreRequest) -> Result<Score, Error> {
 ///         Err(Error::Unsupported { backend: "parrot".to_owned(), what: "scoring".to_owned() })
 ///     }
 ///
@@ -102,11 +102,12 @@ pub trait Backend: Debug + Send + Sync + 'static {
     /// What is known before the first token is an error here; what happens later ends the stream.
     async fn stream(&self, request: Request) -> Result<CompletionStream, Error>;
 
-    /// Returns the log-probability of `completion`, given as the assistant's reply to `messages`.
+    /// Returns the log-probability of a given reply, and the rows of logits behind it only where they are asked for.
     ///
     /// # Errors
-    /// [`Error::Unsupported`] where [`Capabilities::score`] is `None`.
-    async fn score(&self, messages: &[Message], completion: &str) -> Result<Score, Error>;
+    /// [`Error::Unsupported`] where [`Capabilities::score`] falls short of what is asked
+    /// ([`ScoreRequest::check_support`]).
+    async fn score(&self, request: ScoreRequest) -> Result<Score, Error>;
 
     /// Says whether the backend can be asked now. Cheap: no generation.
     async fn health(&self) -> Health;

@@ -1,8 +1,8 @@
-//! What a backend can do, and the scoring of given texts.
+//! What a backend can do.
 
 use idiolect_sampling::{Stage, StageKind};
 
-use crate::{Error, Sampling, TokenLogprob};
+use crate::{Error, Sampling};
 
 /// How far a backend can score a given text.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -69,30 +69,6 @@ impl Capabilities {
         let names: Vec<&str> = asked.iter().map(|kind| kind.as_str()).collect();
         let what = format!("the sampling stage{} {}", if names.len() == 1 { "" } else { "s" }, names.join(", "));
         Err(Error::Unsupported { backend: backend.to_owned(), what })
-    }
-}
-
-/// The likelihood of a given text under a model.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Score {
-    /// One entry for each token of the completion; `top` is empty.
-    pub tokens: Vec<TokenLogprob>,
-    /// Token ids of the completion, in the model's vocabulary.
-    pub token_ids: Vec<u32>,
-    /// For each token of the completion the logits it was drawn from, length = vocabulary; only with [`ScoreSupport::Rows`].
-    pub rows: Option<Vec<Vec<f32>>>,
-}
-
-impl Score {
-    /// Returns the mean log-probability a token, or `None` for an empty completion.
-    #[must_use]
-    pub fn mean_logprob(&self) -> Option<f32> {
-        if self.tokens.is_empty() {
-            return None;
-        }
-        let sum: f64 = self.tokens.iter().map(|t| f64::from(t.logprob)).sum();
-        #[expect(clippy::cast_possible_truncation, reason = "a mean of f32 values fits f32")]
-        Some((sum / self.tokens.len() as f64) as f32)
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     Backend, Candidate, Capabilities, Completion, CompletionStream, Embedder, Embedding, Error, Event, FinishReason,
-    Health, Message, Request, Score, ScoreSupport, StageKind, TokenLogprob, TopLogprob, Usage, collect, random,
+    Health, Request, Score, ScoreRequest, ScoreSupport, StageKind, TokenLogprob, TopLogprob, Usage, collect, random,
 };
 
 /// What an [`Echo`] is called and how fast it speaks.
@@ -413,8 +413,10 @@ impl Backend for Echo {
         Ok(self.speak(&request, plan))
     }
 
-    async fn score(&self, messages: &[Message], completion: &str) -> Result<Score, Error> {
-        Request::new(messages.to_vec()).validate()?;
+    async fn score(&self, request: ScoreRequest) -> Result<Score, Error> {
+        request.validate()?;
+        request.check_support(&self.config.name, &self.capabilities)?;
+        let completion = &request.completion;
         Ok(Score {
             tokens: tokens(completion).map(|token| likelihood(token, 0)).collect(),
             token_ids: tokens(completion).map(|token| random::hash(token.as_bytes()) as u32).collect(),
@@ -506,6 +508,7 @@ mod tests {
     use futures_util::StreamExt;
 
     use super::*;
+    use crate::Message;
 
     fn request(text: &str) -> Request {
         Request::new(vec![Message::user(text)])
@@ -535,7 +538,7 @@ mod tests {
         r.sampling.logprobs = Some(2);
         r.sampling.seed = Some(3);
         let c = echo.complete(r.clone()).await.unwrap().candidates.remove(0);
-        let score = echo.score(&r.messages, &c.text).await.unwrap();
+        let score = echo.score(ScoreRequest::new(r.messages, c.text)).await.unwrap();
         let said: Vec<f32> = c.logprobs.unwrap().iter().map(|t| t.logprob).collect();
         assert_eq!(score.tokens.iter().map(|t| t.logprob).collect::<Vec<_>>(), said);
         assert_eq!(score.mean_logprob(), c.mean_logprob);

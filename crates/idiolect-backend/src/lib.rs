@@ -67,6 +67,7 @@ mod pool;
 mod random;
 mod rate;
 mod request;
+mod score;
 mod spend;
 #[cfg(any(test, feature = "test-utils"))]
 pub mod testkit;
@@ -74,7 +75,7 @@ mod timeout;
 
 pub use backend::{Backend, CompletionStream, Health};
 pub use backoff::Backoff;
-pub use capabilities::{Capabilities, Score, ScoreSupport};
+pub use capabilities::{Capabilities, ScoreSupport};
 pub use collect::{Collector, collect, collect_until};
 pub use completion::{Candidate, Completion, Event, FinishReason, TokenLogprob, TopLogprob, Usage};
 pub use echo::{Echo, EchoConfig, HashEmbedder};
@@ -87,5 +88,6 @@ pub use ledger::{Charge, FileLedger, MemoryLedger, SpendLedger, UtcDay};
 pub use limit::{Limit, LimitConfig};
 pub use pool::{Member, MemberSnapshot, Pool, PoolConfig, Strategy};
 pub use request::{Message, Request, Role, Sampling};
+pub use score::{Score, ScoreRequest};
 pub use spend::{Prices, SpendingCap, SpendingConfig};
 pub use timeout::{Timeout, TimeoutConfig, end_at};

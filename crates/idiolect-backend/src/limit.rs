@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::held::{Watch, hold};
 use crate::rate::RateWindow;
-use crate::{Backend, Capabilities, Completion, CompletionStream, Error, Event, Health, Message, Request, Score};
+use crate::{Backend, Capabilities, Completion, CompletionStream, Error, Event, Health, Request, Score, ScoreRequest};
 
 /// How much a [`Limit`] lets through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,9 +154,9 @@ impl Backend for Limit {
         Ok(hold(self.inner.stream(request).await?, place))
     }
 
-    async fn score(&self, messages: &[Message], completion: &str) -> Result<Score, Error> {
+    async fn score(&self, request: ScoreRequest) -> Result<Score, Error> {
         let _place = self.enter(None).await?;
-        self.inner.score(messages, completion).await
+        self.inner.score(request).await
     }
 
     async fn health(&self) -> Health {
@@ -171,6 +171,7 @@ mod tests {
     use futures_util::{FutureExt, StreamExt};
 
     use super::*;
+    use crate::Message;
     use crate::{BackendExt, Echo, ErrorKind};
 
     fn limited(max_concurrent: usize, max_queue: usize, rpm: Option<u32>) -> (Arc<Echo>, Arc<Limit>) {

@@ -24,8 +24,8 @@ use state::{Attempt, Shared};
 
 use crate::held::hold;
 use crate::{
-    Backend, Backoff, Capabilities, Completion, CompletionStream, Error, ErrorKind, Event, Health, Message, Request,
-    Score, collect,
+    Backend, Backoff, Capabilities, Completion, CompletionStream, Error, ErrorKind, Event, Health, Request, Score,
+    ScoreRequest, collect,
 };
 
 /// Which member a [`Pool`] asks first. The others follow as fallbacks.
@@ -399,13 +399,13 @@ impl Backend for Pool {
         self.try_each(&request, true, |attempt, request| self.start(attempt, request)).await
     }
 
-    async fn score(&self, messages: &[Message], completion: &str) -> Result<Score, Error> {
-        if self.capabilities.score == crate::ScoreSupport::None {
-            return Err(Error::Unsupported { backend: self.config.name.clone(), what: "scoring".to_owned() });
-        }
-        let request = Request::new(messages.to_vec());
+    async fn score(&self, request: ScoreRequest) -> Result<Score, Error> {
+        request.check_support(&self.config.name, &self.capabilities)?;
+        let (completion, rows) = (request.completion.as_str(), request.rows);
+        let request = Request::new(request.messages);
         let ask = |mut attempt: Attempt, request: Request| async move {
-            match attempt.backend().score(&request.messages, completion).await {
+            let scored = ScoreRequest { messages: request.messages, completion: completion.to_owned(), rows };
+            match attempt.backend().score(scored).await {
                 Ok(score) => {
                     attempt.succeeded();
                     Ok(score)

@@ -10,7 +10,7 @@ use crate::held::{Watch, hold};
 use crate::ledger::{Charge, SpendLedger, UtcDay};
 use crate::{
     Backend, Capabilities, Completion, CompletionStream, Error, ErrorKind, Event, Health, Message, Request, Score,
-    Usage,
+    ScoreRequest, Usage,
 };
 
 /// What tokens cost, in micro-dollars per million tokens: 0.15 dollars per million is 150,000.
@@ -292,12 +292,12 @@ impl Backend for SpendingCap {
         }
     }
 
-    async fn score(&self, messages: &[Message], completion: &str) -> Result<Score, Error> {
-        let mut all = messages.to_vec();
-        all.push(Message::assistant(completion));
+    async fn score(&self, request: ScoreRequest) -> Result<Score, Error> {
+        let mut all = request.messages.clone();
+        all.push(Message::assistant(request.completion.as_str()));
         // Scoring generates at most one token; what it used is not told, so the worst case stays.
         let charged = self.charge(self.worst_case(&all, 1, 1)).await?;
-        let score = self.inner.score(messages, completion).await;
+        let score = self.inner.score(request).await;
         if let Err(error) = &score {
             log_unsettled(charged.give_back_if_refused(error).await);
         }

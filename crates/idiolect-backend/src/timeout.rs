@@ -9,7 +9,7 @@ use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 
 use crate::{
-    Backend, Capabilities, Collector, Completion, CompletionStream, Error, Event, Health, Message, Request, Score,
+    Backend, Capabilities, Collector, Completion, CompletionStream, Error, Event, Health, Request, Score, ScoreRequest,
     Usage, collect_until,
 };
 
@@ -112,12 +112,12 @@ impl Backend for Timeout {
         Ok(end_at(stream, deadline, &name, &name))
     }
 
-    async fn score(&self, messages: &[Message], completion: &str) -> Result<Score, Error> {
+    async fn score(&self, request: ScoreRequest) -> Result<Score, Error> {
         match self.config.max {
-            None => self.inner.score(messages, completion).await,
-            Some(max) => tokio::time::timeout(max, self.inner.score(messages, completion))
-                .await
-                .map_err(|_| Error::DeadlineExceeded)?,
+            None => self.inner.score(request).await,
+            Some(max) => {
+                tokio::time::timeout(max, self.inner.score(request)).await.map_err(|_| Error::DeadlineExceeded)?
+            }
         }
     }
 
@@ -193,6 +193,7 @@ impl Cut {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Message;
     use crate::{BackendExt, Echo, ErrorKind, FinishReason};
 
     /// A backend that knows no deadlines.
@@ -212,8 +213,8 @@ mod tests {
             request.deadline = None;
             self.0.stream(request).await
         }
-        async fn score(&self, messages: &[Message], completion: &str) -> Result<Score, Error> {
-            self.0.score(messages, completion).await
+        async fn score(&self, request: ScoreRequest) -> Result<Score, Error> {
+            self.0.score(request).await
         }
         async fn health(&self) -> Health {
             self.0.health().await

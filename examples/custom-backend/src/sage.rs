@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use idiolect_backend::{
-    Backend, Candidate, Capabilities, Completion, CompletionStream, Error, FinishReason, Health, Message, Request,
-    Score, Usage, stream_of,
+    Backend, Candidate, Capabilities, Completion, CompletionStream, Error, FinishReason, Health, Request, Score,
+    ScoreRequest, Usage, stream_of,
 };
 
 const OPENINGS: [&str; 4] =
@@ -84,7 +84,7 @@ impl Backend for Sage {
         Ok(stream_of(self.complete(request).await?))
     }
 
-    async fn score(&self, _messages: &[Message], _completion: &str) -> Result<Score, Error> {
+    async fn score(&self, _request: ScoreRequest) -> Result<Score, Error> {
         Err(Error::Unsupported { backend: "sage".to_owned(), what: "scoring of given texts".to_owned() })
     }
 

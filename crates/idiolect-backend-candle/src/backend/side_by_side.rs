@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::future::{join, join_all};
-use idiolect_backend::{Backend, Error, Event, FinishReason, Message, Request};
+use idiolect_backend::{Backend, Error, Event, FinishReason, Message, Request, ScoreRequest};
 use idiolect_kernels::Team;
 
 use super::CandleBackend;
@@ -197,16 +197,17 @@ async fn scores_share_steps_and_take_their_part_of_the_memory() {
     let watch = Watch::new(3000, 0, 0);
     let (large, small) = (backend(&watch, |_| ()), backend(&watch, |config| config.max_kv_bytes = 400_000));
     let messages = [Message::user("x")];
-    let text = "y".repeat(100);
-    let scores = join_all((0..4).map(|_| large.score(&messages, &text))).await;
-    for score in scores {
+    let ask = |n: usize| ScoreRequest::new(messages.clone(), "y".repeat(n));
+    let scores = join_all((0..4).map(|i| large.score(if i < 2 { ask(100) } else { ask(100).with_rows() }))).await;
+    for (i, score) in scores.into_iter().enumerate() {
         let score = score.unwrap();
-        assert_eq!((score.tokens.len(), score.rows.map(|rows| rows.len())), (100, Some(100)));
+        assert_eq!((score.tokens.len(), score.rows.map(|rows| rows.len())), (100, (i >= 2).then_some(100)));
     }
-    assert_eq!(large.score(&messages, &"y".repeat(3900)).await.unwrap().tokens.len(), 3900);
-    // A token takes 1,000 bytes of keys and values, and 1,036 of logits.
-    assert_eq!(small.score(&messages, &text).await.unwrap().tokens.len(), 100);
-    let error = small.score(&messages, &"y".repeat(200)).await.unwrap_err().to_string();
+    assert_eq!(large.score(ask(3900).with_rows()).await.unwrap().tokens.len(), 3900);
+    // A token takes 1,000 bytes of keys and values, and 1,036 of logits where they are wanted.
+    assert_eq!(small.score(ask(100).with_rows()).await.unwrap().tokens.len(), 100);
+    assert_eq!(small.score(ask(200)).await.unwrap().tokens.len(), 200);
+    let error = small.score(ask(200).with_rows()).await.unwrap_err().to_string();
     assert!(error.contains("207200 of them for rows of 259 logits, 400000 are allowed"), "{error}");
     assert_eq!(watch.sequences.load(Ordering::Relaxed), 0);
 }

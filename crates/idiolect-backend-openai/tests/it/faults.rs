@@ -3,6 +3,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use idiolect_backend::{
     Backend, BackendExt, Completion, Embedder, Error, ErrorKind, Event, FinishReason, Health, Message, Request,
+    ScoreRequest,
 };
 use idiolect_backend_openai::{Candidates, Flavour, KeySource, OpenAiBackend, OpenAiEmbedder, OpenAiEmbedderConfig};
 use serde_json::json;
@@ -406,12 +407,15 @@ async fn health_is_asked_for_and_remembered() {
 #[tokio::test]
 async fn scoring_needs_a_server_that_can() {
     let (server, backend) = backend([]).await;
-    let error = backend.score(&request().messages, "x").await.unwrap_err();
+    let error = backend.score(ScoreRequest::new(request().messages, "x")).await.unwrap_err();
     assert_eq!((error.to_string().as_str(), server.n_requests()), ("openai does not support scoring", 0));
     let vllm = Loopback::start([Act::Answer, Act::body("application/json", "{\"choices\":[]}")]).await;
     let backend = OpenAiBackend::new(vllm.config(Flavour::Vllm)).unwrap();
-    assert_eq!(backend.score(&request().messages, "x").await.unwrap_err().kind(), ErrorKind::Protocol);
-    assert!(backend.score(&request().messages, "").await.unwrap().tokens.is_empty());
+    assert_eq!(
+        backend.score(ScoreRequest::new(request().messages, "x")).await.unwrap_err().kind(),
+        ErrorKind::Protocol
+    );
+    assert!(backend.score(ScoreRequest::new(request().messages, "")).await.unwrap().tokens.is_empty());
 }
 
 #[tokio::test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use idiolect_backend::{
-    Backend, Echo, Embedder, Event, FinishReason, HashEmbedder, Message, Request, Role, TokenLogprob,
+    Backend, Echo, Embedder, Event, FinishReason, HashEmbedder, Message, Request, Role, ScoreRequest, TokenLogprob,
 };
 use idiolect_backend_openai::{Flavour, OpenAiConfig, ServerConfig};
 use serde_json::{Value, json};
@@ -255,7 +255,7 @@ impl State {
         let mut messages = messages(body);
         let completion = messages.pop().expect("a completion").content;
         let n_before: usize = messages.iter().map(|m| m.content.split_whitespace().count()).sum();
-        let score = self.echo.score(&messages, &completion).await.expect("a score");
+        let score = self.echo.score(ScoreRequest::new(messages, completion)).await.expect("a score");
         let mut rows = vec![Value::Null; n_before];
         for (token, id) in score.tokens.iter().zip(&score.token_ids) {
             let row = [(id.to_string(), json!({"logprob": token.logprob, "rank": 1, "decoded_token": token.token}))];

@@ -1,6 +1,6 @@
 use super::*;
 use crate::testkit::{FaultyBackend, Step};
-use crate::{BackendExt, Echo, ScoreSupport, collect};
+use crate::{BackendExt, Echo, Message, ScoreSupport, collect};
 
 fn faulty(name: &str, script: impl IntoIterator<Item = Step>) -> Arc<FaultyBackend> {
     Arc::new(FaultyBackend::new(name, script))

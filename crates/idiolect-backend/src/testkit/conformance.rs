@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     Backend, BackendExt, Candidate, Collector, Completion, Error, ErrorKind, Event, FinishReason, Health, Message,
-    Request, ScoreSupport,
+    Request, Score, ScoreRequest, ScoreSupport,
 };
 
 /// Runs the whole suite with its defaults; see [`Conformance`].
@@ -435,9 +435,15 @@ impl Conformance {
 
     async fn scores(&self) {
         let backend = self.backend();
-        let messages = self.request().messages;
+        let plain = ScoreRequest::new(self.request().messages, "Red, orange and yellow.");
         let support = backend.capabilities().score;
-        let score = backend.score(&messages, "Red, orange and yellow.").await;
+        let with_rows = backend.score(plain.clone().with_rows()).await;
+        if support < ScoreSupport::Rows {
+            check_kind(with_rows.map(|_| ()), ErrorKind::Unsupported, "rows without support for them");
+        } else {
+            check_rows(&with_rows.expect("a score with rows"));
+        }
+        let score = backend.score(plain.clone()).await;
         if support == ScoreSupport::None {
             return check_kind(score.map(|_| ()), ErrorKind::Unsupported, "score without support for it");
         }
@@ -445,21 +451,24 @@ impl Conformance {
         assert!(!score.tokens.is_empty(), "a text has tokens");
         assert_eq!(score.token_ids.len(), score.tokens.len(), "an id for each token");
         assert!(score.tokens.iter().all(|t| t.logprob <= 0.0 && t.logprob.is_finite()), "log-probabilities up to 0");
-        assert_eq!(score.rows.is_some(), support == ScoreSupport::Rows, "rows where they are claimed");
-        if let Some(rows) = &score.rows {
-            assert_eq!(rows.len(), score.tokens.len(), "a row for each token");
-            for ((row, id), token) in rows.iter().zip(&score.token_ids).zip(&score.tokens) {
-                let chosen = row.get(*id as usize).copied().expect("rows as long as the vocabulary");
-                let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                let sum: f64 = row.iter().map(|logit| f64::from(logit - max).exp()).sum();
-                let expected = f64::from(chosen - max) - sum.ln();
-                let off = (expected - f64::from(token.logprob)).abs();
-                assert!(off < 1e-2, "log-softmax of the row is {expected}, the score says {}", token.logprob);
-            }
-        }
-        let again = backend.score(&messages, "Red, orange and yellow.").await.expect("a score");
+        assert_eq!(score.rows, None, "rows that nobody asked for");
+        let again = backend.score(plain).await.expect("a score");
         let means = (score.mean_logprob().unwrap_or(0.0), again.mean_logprob().unwrap_or(0.0));
         assert!((means.0 - means.1).abs() < 1e-3, "the same text scores the same, got {means:?}");
+    }
+}
+
+fn check_rows(score: &Score) {
+    let rows = score.rows.as_ref().expect("rows where they are claimed");
+    assert!(!score.tokens.is_empty(), "a text has tokens");
+    assert_eq!(rows.len(), score.tokens.len(), "a row for each token");
+    for ((row, id), token) in rows.iter().zip(&score.token_ids).zip(&score.tokens) {
+        let chosen = row.get(*id as usize).copied().expect("rows as long as the vocabulary");
+        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = row.iter().map(|logit| f64::from(logit - max).exp()).sum();
+        let expected = f64::from(chosen - max) - sum.ln();
+        let off = (expected - f64::from(token.logprob)).abs();
+        assert!(off < 1e-2, "log-softmax of the row is {expected}, the score says {}", token.logprob);
     }
 }
 

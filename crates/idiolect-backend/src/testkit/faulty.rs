@@ -10,8 +10,8 @@ use futures_util::{StreamExt, stream};
 
 use crate::held::{Watch, hold};
 use crate::{
-    Backend, Capabilities, Completion, CompletionStream, Error, ErrorKind, Event, FinishReason, Health, Message,
-    Request, Score, Usage, collect,
+    Backend, Capabilities, Completion, CompletionStream, Error, ErrorKind, Event, FinishReason, Health, Request, Score,
+    ScoreRequest, Usage, collect,
 };
 
 /// What a [`FaultyBackend`] does with one request.
@@ -215,7 +215,7 @@ impl Backend for FaultyBackend {
         Ok(hold(self.act(self.next_step(), n).await?, in_flight))
     }
 
-    async fn score(&self, _: &[Message], _: &str) -> Result<Score, Error> {
+    async fn score(&self, _: ScoreRequest) -> Result<Score, Error> {
         Err(Error::Unsupported { backend: self.capabilities.model.clone(), what: "scoring".to_owned() })
     }
 

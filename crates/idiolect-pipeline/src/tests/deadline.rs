@@ -3,8 +3,8 @@ use std::time::Duration;
 
 use idiolect_backend::testkit::{FaultyBackend, Step};
 use idiolect_backend::{
-    Backend, Capabilities, Completion, CompletionStream, Error, FinishReason, HashEmbedder, Health, Message, Request,
-    Score, collect,
+    Backend, Capabilities, Completion, CompletionStream, Error, FinishReason, HashEmbedder, Health, Request, Score,
+    ScoreRequest, collect,
 };
 use idiolect_protocol::Category;
 use tokio::time::Instant;
@@ -158,8 +158,8 @@ impl Backend for OneByOne {
         Ok(Box::pin(futures_util::StreamExt::map(stream, hold)))
     }
 
-    async fn score(&self, messages: &[Message], completion: &str) -> Result<Score, Error> {
-        self.inner.score(messages, completion).await
+    async fn score(&self, request: ScoreRequest) -> Result<Score, Error> {
+        self.inner.score(request).await
     }
 
     async fn health(&self) -> Health {

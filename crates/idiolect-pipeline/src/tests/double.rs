@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use futures_util::stream;
 use idiolect_backend::{
     Backend, Capabilities, Completion, CompletionStream, Embedder, Embedding, Error, Event, FinishReason, HashEmbedder,
-    Health, Message, Request, Score, TokenLogprob, Usage, collect,
+    Health, Request, Score, ScoreRequest, TokenLogprob, Usage, collect,
 };
 use idiolect_protocol::{Prompt, Role};
 use tokio::time::Instant;
@@ -132,7 +132,7 @@ impl Backend for Scripted {
         })))
     }
 
-    async fn score(&self, _: &[Message], _: &str) -> Result<Score, Error> {
+    async fn score(&self, _: ScoreRequest) -> Result<Score, Error> {
         Err(Error::Unsupported { backend: "scripted".to_owned(), what: "scoring".to_owned() })
     }
 
