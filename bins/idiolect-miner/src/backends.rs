@@ -1,4 +1,4 @@
-//! From configuration to backends and encoder: the one place where engines are named.
+//! From configuration to backends and encoder: with `candle.rs`, the one place where engines are named.
 
 use std::fmt;
 use std::path::Path;
@@ -11,9 +11,9 @@ use idiolect_backend::{
 };
 use idiolect_models::{Progress, Resolver, Spec};
 
-use crate::config::{BackendConfig, BackendKind, Config, EncoderKind, PoolStrategy};
 #[cfg(feature = "candle")]
-use crate::config::{KvFormat, WeightFormat};
+use crate::candle;
+use crate::config::{BackendConfig, BackendKind, Config, EncoderKind, PoolStrategy};
 use crate::models;
 
 /// The concrete backends behind their pool, and the encoder.
@@ -90,27 +90,15 @@ impl Loader<'_> {
 
     #[cfg(feature = "candle")]
     async fn candle(&self, backend: &BackendConfig) -> anyhow::Result<Arc<dyn Backend>> {
-        use idiolect_backend_candle::{CandleBackend, CandleConfig};
+        use idiolect_backend_candle::CandleBackend;
 
         let spec: Spec = model_name(backend).parse()?;
         let files = self.resolver.resolve(&spec, self.progress).await?;
         models::read_ahead(&files).await;
         let weights = files.weights().with_context(|| format!("model {spec} has no file of weights"))?.to_path_buf();
-        let mut config = CandleConfig::default();
-        config.name.clone_from(&backend.name);
+        let mut config = candle::settings(backend);
         config.model = Some(model_name(backend));
-        config.threads = backend.threads.and_then(std::num::NonZeroUsize::new);
         config.device = backend.device.parse()?;
-        if let Some(context) = backend.context_tokens {
-            config.context_tokens = usize::try_from(context)?;
-        }
-        config.quantize = backend.quantize.map(format);
-        config.kv_type = backend.kv_type.map_or(config.kv_type, kv_type);
-        config.max_kv_bytes = backend.max_kv_bytes.map_or(config.max_kv_bytes, |bytes| bytes.0);
-        config.max_kept_bytes = backend.max_kept_bytes.map_or(config.max_kept_bytes, |bytes| bytes.0);
-        config.max_batch = backend.max_batch.unwrap_or(config.max_batch);
-        config.queue = backend.queue.unwrap_or(config.queue);
-        config.preset = backend.preset.unwrap_or(config.preset);
         let began = std::time::Instant::now();
         let loaded = blocking(move || CandleBackend::load(&weights, config)).await?;
         let loaded = loaded.with_context(|| format!("model {spec}"))?;
@@ -168,34 +156,6 @@ impl Loader<'_> {
         let encoder = load_encoder(alias, &files.dir, &config.uniqueness.device).await?;
         tracing::info!(encoder = alias, load_ms = elapsed_ms(began), "encoder is loaded");
         Ok(Some(encoder))
-    }
-}
-
-#[cfg(feature = "candle")]
-const fn kv_type(kept: KvFormat) -> idiolect_backend_candle::KvType {
-    use idiolect_backend_candle::KvType;
-    match kept {
-        KvFormat::F32 => KvType::F32,
-        KvFormat::F16 => KvType::F16,
-        KvFormat::Q8_0 => KvType::Q8,
-    }
-}
-
-#[cfg(feature = "candle")]
-const fn format(stored: WeightFormat) -> idiolect_backend_candle::Format {
-    use idiolect_backend_candle::Format;
-    match stored {
-        WeightFormat::F32 => Format::F32,
-        WeightFormat::F16 => Format::F16,
-        WeightFormat::Bf16 => Format::Bf16,
-        WeightFormat::Q4_0 => Format::Q4_0,
-        WeightFormat::Q4_1 => Format::Q4_1,
-        WeightFormat::Q5_0 => Format::Q5_0,
-        WeightFormat::Q5_1 => Format::Q5_1,
-        WeightFormat::Q8_0 => Format::Q8_0,
-        WeightFormat::Q4K => Format::Q4K,
-        WeightFormat::Q5K => Format::Q5K,
-        WeightFormat::Q6K => Format::Q6K,
     }
 }
 

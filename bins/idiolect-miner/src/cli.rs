@@ -234,19 +234,19 @@ fn read(path: &Path, needed: bool) -> Result<Option<String>, ConfigError> {
     }
 }
 
-/// Writes an error and its causes as one line; a cause that the text before it has told already is left out.
+/// Writes an error and its causes as one line. What is told twice is left out: a cause that the text before it ends with, and
+/// a text that its cause ends with, since the cause tells more.
 #[must_use]
 pub fn one_line(error: &anyhow::Error) -> String {
-    let mut line = String::new();
+    let mut told: Vec<String> = Vec::new();
     for cause in error.chain().map(ToString::to_string) {
-        if line.is_empty() {
-            line = cause;
-        } else if !line.ends_with(&cause) {
-            line.push_str(": ");
-            line.push_str(&cause);
+        match told.last_mut() {
+            Some(last) if last.ends_with(&cause) => {}
+            Some(last) if cause.ends_with(last.as_str()) => *last = cause,
+            _ => told.push(cause),
         }
     }
-    line
+    told.join(": ")
 }
 
 /// Returns the process's environment, as far as it is text.
@@ -294,6 +294,10 @@ mod tests {
         let told = anyhow::Error::new(cause()).context("cannot read x: the disk is gone").context("no key");
         assert_eq!(one_line(&told), "no key: cannot read x: the disk is gone");
         assert_eq!(one_line(&anyhow::Error::new(cause()).context("cannot read x")), "cannot read x: the disk is gone");
+        let short = anyhow::Error::new(cause()).context("the disk is gone").context("no key");
+        assert_eq!(one_line(&short), "no key: the disk is gone");
+        let long = anyhow::anyhow!("bad request: n is 0").context("n is 0").context("no reply");
+        assert_eq!(one_line(&long), "no reply: bad request: n is 0");
     }
 
     #[test]

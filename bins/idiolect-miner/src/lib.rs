@@ -15,6 +15,8 @@
 
 pub mod app;
 pub mod backends;
+#[cfg(feature = "candle")]
+mod candle;
 mod capped;
 pub mod cli;
 pub mod config;

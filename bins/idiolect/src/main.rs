@@ -35,7 +35,8 @@ fn main() -> ExitCode {
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             output::complain(&error);
-            if error.is::<idiolect_miner::config::ConfigError>() { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
+            let is_usage = error.is::<idiolect_miner::config::ConfigError>() || error.is::<commands::Usage>();
+            if is_usage { ExitCode::from(USAGE) } else { ExitCode::FAILURE }
         }
     }
 }

@@ -47,6 +47,9 @@ fn what_makes_no_sense_is_refused() {
     fails(&["--threads", "0"], 64, &["--threads"]);
     fails(&["--repeat", "0"], 64, &["0"]);
     fails(&["--against-model", "m"], 64, &["--against"]);
+    fails(&["--against-flavour", "vllm"], 64, &["--against"]);
+    fails(&["--against", "http://127.0.0.1:9/v1", "--against-flavour", "gpt"], 64, &["gpt", "llamacpp"]);
+    fails(&["--threads", "5000", "-n", "1"], 1, &["threads is 5000, expected 1 to 1024"]);
     fails(&["--kv-type", "q4_0"], 64, &["q4_0", "f32, f16, q8_0"]);
     fails(&["--quantize", "int8"], 64, &["int8", "q4_0", "q8_0"]);
     fails(&["--model", "no-such-model"], 1, &["unknown model \"no-such-model\""]);

@@ -212,6 +212,30 @@ async fn probe_asks_a_miner_in_every_way() {
         let other = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY";
         fails(&home, &["probe", &address, "--hotkey", other, "--data-dir", &data_dir], 1, &["--hotkey"]);
         fails(&home, &["probe", "127.0.0.1:9", "--hotkey", &hotkey, "--via", "grpc"], 1, &["is it running"]);
+        // What another way would heed is not passed over.
+        for (args, words) in [
+            (
+                &["--via", "http", "--seed", "7"][..],
+                "--seed counts for nothing with --via http; it is for --via epistula or btauth",
+            ),
+            (&["--via", "grpc", "--logprobs", "2"], "--logprobs counts for nothing with --via grpc"),
+            (
+                &["--via", "btauth", "--task", "T"],
+                "--task counts for nothing with --via btauth; it is for --via epistula",
+            ),
+            (&["--via", "stream", "--model", "m"], "--model counts for nothing with --via stream"),
+            (&["--via", "epistula", "--synapse", "S"], "--synapse counts for nothing with --via epistula"),
+            (
+                &["--synapse", "Synapse", "--message", "x"],
+                "--message counts for nothing with --via http --synapse Synapse",
+            ),
+            (
+                &["--via", "stream", "--synapse", "Synapse"],
+                "--synapse Synapse is not for --via stream, expected --via http",
+            ),
+        ] {
+            fails(&home, &[&["probe", &address, "--hotkey", &hotkey][..], args].concat(), 64, &[words]);
+        }
         fails(&home, &["probe", "nowhere", "--hotkey", &hotkey], 1, &["HOST:PORT"]);
         fails(&home, &["probe", &address, "--hotkey", "5nokey"], 64, &["5nokey"]);
         fails(&home, &["probe", &address, "--hotkey", &hotkey, "--via", "pigeon"], 64, &["grpc"]);

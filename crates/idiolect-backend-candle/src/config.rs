@@ -1,12 +1,17 @@
 //! Settings of the backend and the encoder.
 
+use std::fmt;
 use std::num::NonZeroUsize;
 
-use idiolect_kernels::{Format, KvType};
+use idiolect_kernels::Format;
 use idiolect_sampling::Preset;
 
 use crate::device::DeviceChoice;
 use crate::error::LoadError;
+use crate::kv_type::KvType;
+
+/// Bytes of prompts that are kept where nothing is configured, and there are so many.
+const USUAL_KEPT_BYTES: u64 = 128 << 20;
 
 /// How a [`CandleBackend`](crate::CandleBackend) serves its model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,9 +30,9 @@ pub struct CandleConfig {
     /// For files of 16- or 32-bit numbers `Q8_0` halves or quarters the memory at next to no loss. The other way,
     /// [`Format::F32`] computes with exact products, to compare with.
     pub quantize: Option<Format>,
-    /// Threads that compute; `None`, the default, takes one for each core that the process may use.
+    /// Threads that compute; `None`, the default, takes one for each core that the process may use. At most 1024.
     pub threads: Option<NonZeroUsize>,
-    /// Most tokens that prompt and candidate may have together, where the model allows more. Default 4096.
+    /// Most tokens that prompt and candidate may have together, where the model allows more. Default 4096, 16 to 16,777,216.
     ///
     /// Memory grows with use, not with this: see [`max_kv_bytes`](Self::max_kv_bytes).
     pub context_tokens: usize,
@@ -40,15 +45,18 @@ pub struct CandleConfig {
     /// were all its candidates to run to their full length, is refused as invalid before any of it is allocated; one that
     /// fits, but not beside those that run, waits for them.
     pub max_kv_bytes: u64,
-    /// Most of that memory that may hold what prompts began with, for later prompts that begin alike, in bytes. Default
-    /// 128 MiB; 0 keeps nothing. It is given up whenever a request needs it. On the processor only.
-    pub max_kept_bytes: u64,
-    /// Requests that may wait for their turn; more are refused as overloaded. Default 16.
+    /// Most of that memory that may hold what prompts began with, for later prompts that begin alike, in bytes; 0 keeps
+    /// nothing. `None`, the default, takes 128 MiB, or all of that memory where it is less. It is given up whenever a request
+    /// needs it. On the processor only.
+    pub max_kept_bytes: Option<u64>,
+    /// Requests that may wait for their turn; more are refused as overloaded. Default 16, 1 to 65,536.
     pub queue: usize,
-    /// Candidates, of all requests together, that may grow side by side. A request for more than this runs alone.
-    /// Default 64.
+    /// Candidates, of all requests together, that may grow side by side. Default 64, 1 to 65,536.
+    ///
+    /// It bounds what is computed at once, not what may be asked for, which is [`max_candidates`](Self::max_candidates): a
+    /// request for more candidates than this is served too, all of them side by side, but alone.
     pub max_batch: usize,
-    /// Most candidates of one request. Default 64.
+    /// Most candidates of one request; more are refused as invalid. Default 64, 1 to 65,536.
     pub max_candidates: usize,
     /// The order of sampling stages for requests without a chain of their own. Default [`Preset::LlamaCpp`]: truncation
     /// first, temperature last. The preset's own defaults play no part: temperature 0.7 and top-p 0.95 stand in for what a
@@ -67,7 +75,7 @@ impl Default for CandleConfig {
             context_tokens: 4096,
             kv_type: KvType::F16,
             max_kv_bytes: 1 << 30,
-            max_kept_bytes: 128 << 20,
+            max_kept_bytes: None,
             queue: 16,
             max_batch: 64,
             max_candidates: 64,
@@ -82,19 +90,63 @@ impl CandleConfig {
         n_threads(self.threads)
     }
 
-    pub(crate) fn validate(&self) -> Result<(), LoadError> {
-        let checks = [
-            ("context_tokens", self.context_tokens, 16),
-            ("queue", self.queue, 1),
-            ("max_candidates", self.max_candidates, 1),
-            ("max_batch", self.max_batch, 1),
+    /// Returns how many bytes of prompts may be kept.
+    pub(crate) fn kept_bytes(&self) -> u64 {
+        self.max_kept_bytes.unwrap_or(USUAL_KEPT_BYTES).min(self.max_kv_bytes)
+    }
+
+    /// Returns every setting whose value cannot be used, whatever the model is; loading refuses them.
+    ///
+    /// ```
+    /// let mut config = idiolect_backend_candle::CandleConfig::default();
+    /// assert!(config.bad_settings().is_empty());
+    /// config.queue = 0;
+    /// assert_eq!(config.bad_settings()[0].to_string(), "queue is 0, expected 1 to 65536");
+    /// ```
+    #[must_use]
+    pub fn bad_settings(&self) -> Vec<BadSetting> {
+        let counts = [
+            ("threads", self.threads.map(NonZeroUsize::get), 1..=1024),
+            ("context_tokens", Some(self.context_tokens), 16..=1 << 24),
+            ("queue", Some(self.queue), 1..=1 << 16),
+            ("max_batch", Some(self.max_batch), 1..=1 << 16),
+            ("max_candidates", Some(self.max_candidates), 1..=1 << 16),
         ];
-        let bad: Vec<String> = checks
-            .into_iter()
-            .filter(|(_, value, least)| value < least)
-            .map(|(name, value, least)| format!("{name} is {value}, expected at least {least}"))
-            .collect();
+        let mut bad = Vec::new();
+        for (key, value, range) in counts {
+            if let Some(value) = value.filter(|value| !range.contains(value)) {
+                let expected = format!("{} to {}", range.start(), range.end());
+                bad.push(BadSetting { key, value: value.to_string(), expected });
+            }
+        }
+        if let Some(kept) = self.max_kept_bytes.filter(|kept| *kept > self.max_kv_bytes) {
+            let expected = format!("at most max_kv_bytes, which is {}", self.max_kv_bytes);
+            bad.push(BadSetting { key: "max_kept_bytes", value: kept.to_string(), expected });
+        }
+        bad
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), LoadError> {
+        let bad: Vec<String> = self.bad_settings().iter().map(ToString::to_string).collect();
         if bad.is_empty() { Ok(()) } else { Err(LoadError::Config(bad.join("; "))) }
+    }
+}
+
+/// A setting of a [`CandleConfig`] whose value cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BadSetting {
+    /// The setting: the name of its field.
+    pub key: &'static str,
+    /// Its value.
+    pub value: String,
+    /// What it may be.
+    pub expected: String,
+}
+
+impl fmt::Display for BadSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is {}, expected {}", self.key, self.value, self.expected)
     }
 }
 

@@ -321,8 +321,23 @@ mod tests {
 
     #[test]
     fn bad_settings_are_refused_all_at_once() {
-        let config = CandleConfig { queue: 0, max_candidates: 0, ..CandleConfig::default() };
+        let config = CandleConfig {
+            threads: std::num::NonZeroUsize::new(1025),
+            context_tokens: 15,
+            queue: 0,
+            max_batch: 65_537,
+            max_candidates: 0,
+            max_kv_bytes: 1000,
+            max_kept_bytes: Some(1001),
+            ..CandleConfig::default()
+        };
         let error = CandleBackend::load(Path::new("x.gguf"), config).unwrap_err().to_string();
-        assert!(error.contains("queue is 0") && error.contains("max_candidates is 0"), "{error}");
+        let expected = "threads is 1025, expected 1 to 1024; context_tokens is 15, expected 16 to 16777216; \
+            queue is 0, expected 1 to 65536; max_batch is 65537, expected 1 to 65536; \
+            max_candidates is 0, expected 1 to 65536; max_kept_bytes is 1001, expected at most max_kv_bytes, which is 1000";
+        assert_eq!(error, expected);
+        // Whoever gives less memory in all need not say that less of it is kept.
+        let small = CandleConfig { max_kv_bytes: 1000, ..CandleConfig::default() };
+        assert_eq!((small.bad_settings(), small.kept_bytes()), (Vec::new(), 1000));
     }
 }

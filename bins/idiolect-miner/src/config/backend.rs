@@ -1,5 +1,6 @@
 //! The `[[backends]]` entries.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -100,7 +101,7 @@ pub struct BackendConfig {
     pub rpm: u32,
     pub timeout: Duration,
     pub context_tokens: Option<u32>,
-    pub threads: Option<usize>,
+    pub threads: Option<NonZeroUsize>,
     pub device: String,
     pub quantize: Option<WeightFormat>,
     pub kv_type: Option<KvFormat>,
@@ -179,19 +180,21 @@ pub static BACKEND_KEYS: &[Key<BackendConfig>] = &[
         .expect("at least 1", |c| c.max_concurrent >= 1),
     key!(BackendConfig: rpm, "Requests it is given in any sixty seconds; 0 is no limit.").unit("requests"),
     key!(BackendConfig: timeout, "Longest time a request to it may take.").unit("seconds").expect("above 0", |c| !c.timeout.is_zero()),
-    key!(BackendConfig: context_tokens, "Tokens that prompt and reply may have together. candle: at most what the model allows.").unit("tokens"),
-    key!(BackendConfig: threads, "candle: threads that compute; all cores where none is given.").unit("threads"),
+    key!(BackendConfig: context_tokens, "Tokens that prompt and reply may have together. candle: at most what the model allows, 16 to 16777216; 4096 where none is given.").unit("tokens")
+        .allows("at least 1"),
+    key!(BackendConfig: threads, "candle: threads that compute; all cores where none is given.").unit("threads").allows("1 to 1024"),
     key!(BackendConfig: device, "candle: where the model computes: `cpu`, `cuda`, `cuda:1`, `metal` …; all but `cpu` need a build with the feature of that name.")
         .expect("cpu, cuda, cuda:N, metal or metal:N", |c| names_device(&c.device)),
     key!(BackendConfig: quantize, "candle: format that every weight matrix is encoded in anew when the model is loaded; `none` keeps the file's own. `q8_0` halves the memory of files of 16-bit numbers at next to no loss."),
     key!(BackendConfig: kv_type, "candle: how keys and values are kept on the processor; `f16` where none is given. `q8_0` takes about half of its memory, `f32` twice."),
     key!(BackendConfig: max_kv_bytes, "candle: most memory that keys and values of all requests together may take. A request that could never fit is refused; one that fits, but not beside those that run, waits. 1 GiB where none is given.").unit("bytes")
         .expect("at least 1MiB", |c| c.max_kv_bytes.is_none_or(|bytes| bytes >= Bytes(1 << 20))),
-    key!(BackendConfig: max_kept_bytes, "candle: most of that memory that may keep what prompts began with, for later prompts that begin alike; 0 keeps nothing. 128 MiB where none is given.").unit("bytes"),
-    key!(BackendConfig: max_batch, "candle: candidates, of all requests together, that may grow side by side. 64 where none is given.").unit("candidates")
-        .expect("at least 1", |c| c.max_batch.is_none_or(|n| n >= 1)),
+    key!(BackendConfig: max_kept_bytes, "candle: most of that memory that may keep what prompts began with, for later prompts that begin alike; 0 keeps nothing. 128 MiB, or `max_kv_bytes` if that is less, where none is given.").unit("bytes")
+        .allows("at most max_kv_bytes"),
+    key!(BackendConfig: max_batch, "candle: candidates, of all requests together, that may grow side by side. It bounds what is computed at once, not what is drawn: a prompt whose share of `candidates.count` is more than this has all of them drawn side by side, but beside nothing else. 64 where none is given, as many as a prompt may have.").unit("candidates")
+        .allows("1 to 65536"),
     key!(BackendConfig: queue, "candle: requests that may wait for their turn in the engine, beyond those that run; more are refused as overloaded. `max_concurrent` bounds both together. 16 where none is given.").unit("requests")
-        .expect("at least 1", |c| c.queue.is_none_or(|n| n >= 1)),
+        .allows("1 to 65536"),
     key!(BackendConfig: preset, "candle: order of the sampling stages where neither `sampling.chain` nor a recipe gives one; `llamacpp` where none is given."),
     key!(BackendConfig: flavour, "openai: what kind of server it is, which decides the fields that a request may have: `openai`, `vllm`, `tgi`, `ollama`, `llamacpp` or `openrouter`."),
     key!(BackendConfig: base_url, "openai: where the API is, with its version, as in `http://127.0.0.1:8000/v1`; OpenAI's own where none is given."),

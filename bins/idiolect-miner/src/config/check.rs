@@ -5,6 +5,8 @@ use std::collections::BTreeSet;
 use idiolect_models::Spec;
 use idiolect_uniqueness::GateProfile;
 
+#[cfg(feature = "candle")]
+use super::BACKEND_KEYS;
 use super::backend::CPU;
 use super::{
     BackendConfig, BackendKind, EncoderKind, Loaded, Network, Origin, PresetKind, Problem, ServerFlavour, preset,
@@ -198,6 +200,17 @@ fn backend_rules(backend: &BackendConfig, mut problem: impl FnMut(&str, String))
         for (key, _) in foreign.into_iter().filter(|(_, given)| *given) {
             problem(key, format!("backend {name}: {key} is for backends of kind candle"));
         }
+    }
+    #[cfg(feature = "candle")]
+    if backend.kind == BackendKind::Candle {
+        for bad in crate::candle::bad_settings(backend) {
+            let shown = BACKEND_KEYS.iter().find(|key| key.name == bad.key).map(|key| key.show_text(backend));
+            let value = shown.unwrap_or(bad.value);
+            problem(bad.key, format!("backend {name}: {} is {value}, expected {}", bad.key, bad.expected));
+        }
+    }
+    if backend.kind != BackendKind::Candle && backend.context_tokens == Some(0) {
+        problem("context_tokens", format!("backend {name}: context_tokens is 0, expected at least 1"));
     }
     if let (BackendKind::Candle, Some(model)) = (backend.kind, &backend.model)
         && let Err(error) = model.parse::<Spec>()

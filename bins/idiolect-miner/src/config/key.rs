@@ -83,6 +83,12 @@ impl<C> Key<C> {
         self
     }
 
+    /// States what is allowed beyond the type, where rules between settings see to it.
+    pub(crate) const fn allows(mut self, expected: &'static str) -> Self {
+        self.expected = expected;
+        self
+    }
+
     pub(crate) const fn unit(mut self, unit: &'static str) -> Self {
         self.unit = unit;
         self
@@ -106,12 +112,19 @@ impl<C> Key<C> {
         std::iter::once(own).chain(self.env.iter().map(|e| (*e).to_owned()))
     }
 
-    /// Reads a value into `target`.
-    pub(crate) fn read(&self, target: &mut C, raw: &Raw) -> Result<(), String> {
-        (self.ops.read)(target, raw)?;
+    /// Reads a value into `target`, which stays as it was where the value is not allowed.
+    pub(crate) fn read(&self, target: &mut C, raw: &Raw) -> Result<(), String>
+    where
+        C: Clone,
+    {
+        let mut read = target.clone();
+        (self.ops.read)(&mut read, raw)?;
         match self.ops.ok {
-            Some(ok) if !ok(target) => Err(format!("is {}, expected {}", self.show_text(target), self.expected)),
-            _ => Ok(()),
+            Some(ok) if !ok(&read) => Err(format!("is {}, expected {}", self.show_text(&read), self.expected)),
+            _ => {
+                *target = read;
+                Ok(())
+            }
         }
     }
 

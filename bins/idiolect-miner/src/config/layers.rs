@@ -172,7 +172,16 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     merge.backends();
     merge.implied();
     check::check(&mut merge.loaded, &mut merge.problems);
-    if merge.problems.is_empty() { Ok(merge.loaded) } else { Err(ConfigError { problems: merge.problems }) }
+    if merge.problems.is_empty() {
+        return Ok(merge.loaded);
+    }
+    // Those of the file as they stand in it, whatever found them; then those of stronger layers.
+    merge.problems.sort_by_key(|problem| match &problem.origin {
+        Some(Origin::File { line, .. }) => (0, *line),
+        Some(origin) => (origin.rank(), 0),
+        None => (u8::MAX, 0),
+    });
+    Err(ConfigError { problems: merge.problems })
 }
 
 /// Names the variables that look like ours and set nothing: typing errors, most likely.

@@ -228,21 +228,42 @@ fn settings_of_the_engine_are_read_and_checked() {
     assert_eq!(backend, expected);
 
     let file = "[[backends]]\nkind = \"candle\"\nquantize = \"int4\"\nkv_type = \"f64\"\nmax_kv_bytes = 17\nmax_kept_bytes = \"all\"\n\
-                max_batch = 0\nqueue = 0\npreset = \"ollama\"\n[transports]\ngrpc_clock_nonces = \"maybe\"\n";
+                max_batch = 0\nqueue = 0\npreset = \"ollama\"\nmax_batches = 8\nthreads = 0\ncontext_tokens = 0\n[transports]\ngrpc_clock_nonces = \"maybe\"\n";
     let formats = "f32 or f16 or bf16 or q4_0 or q4_1 or q5_0 or q5_1 or q8_0 or q4_k or q5_k or q6_k";
-    let mut found = problems(file, &[], &[]);
-    found.sort_by_key(|problem| problem.split(':').nth(1).and_then(|line| line.parse::<u32>().ok()));
     let expected = [
         format!("miner.toml:3: backends: quantize is \"int4\", expected {formats}"),
         "miner.toml:4: backends: kv_type is \"f64\", expected f32 or f16 or q8_0".to_owned(),
         "miner.toml:5: backends: max_kv_bytes is 17, expected at least 1MiB".to_owned(),
         "miner.toml:6: backends: max_kept_bytes is the text \"all\", expected a size such as 64KiB, 1MiB or a number of bytes".to_owned(),
-        "miner.toml:7: backends: max_batch is 0, expected at least 1".to_owned(),
-        "miner.toml:8: backends: queue is 0, expected at least 1".to_owned(),
+        "miner.toml:7: backend candle: max_batch is 0, expected 1 to 65536".to_owned(),
+        "miner.toml:8: backend candle: queue is 0, expected 1 to 65536".to_owned(),
         "miner.toml:9: backends: preset is the text \"ollama\", expected llamacpp or vllm or mistralrs".to_owned(),
-        "miner.toml:11: transports.grpc_clock_nonces is the text \"maybe\", expected true or false".to_owned(),
+        "miner.toml:10: backends: unknown key max_batches, did you mean max_batch?".to_owned(),
+        "miner.toml:11: backends: threads is 0, expected at least 1".to_owned(),
+        "miner.toml:12: backend candle: context_tokens is 0, expected 16 to 16777216".to_owned(),
+        "miner.toml:14: transports.grpc_clock_nonces is the text \"maybe\", expected true or false".to_owned(),
     ];
-    assert_eq!(found, expected);
+    // In the order of the file, whichever rule found them.
+    assert_eq!(problems(file, &[], &[]), expected);
+
+    let file = "[[backends]]\nkind = \"candle\"\nthreads = 5000\nmax_kept_bytes = \"2GiB\"\nmax_batch = 4_000_000_000\nqueue = 100_000\n\
+                [[backends]]\nkind = \"candle\"\nname = \"small\"\nmax_kv_bytes = \"64MiB\"\nquantize = \"none\"\n";
+    let expected = [
+        "miner.toml:3: backend candle: threads is 5000, expected 1 to 1024",
+        "miner.toml:4: backend candle: max_kept_bytes is 2GiB, expected at most max_kv_bytes, which is 1073741824",
+        "miner.toml:5: backend candle: max_batch is 4000000000, expected 1 to 65536",
+        "miner.toml:6: backend candle: queue is 100000, expected 1 to 65536",
+    ];
+    assert_eq!(problems(file, &[], &[]), expected);
+
+    // A value that is wrong by itself is told once, whatever other rules would say of it.
+    let file = "[pipeline]\ncap = 0\n[[backends]]\nkind = \"candle\"\ndevice = \"cuda:one\"\nmax_kv_bytes = 1000\nmax_kept_bytes = 2000\n";
+    let expected = [
+        "miner.toml:2: pipeline.cap is 0s, expected 1s to 300s",
+        "miner.toml:5: backends: device is cuda:one, expected cpu, cuda, cuda:N, metal or metal:N",
+        "miner.toml:6: backends: max_kv_bytes is 1000, expected at least 1MiB",
+    ];
+    assert_eq!(problems(file, &[], &[]), expected);
 
     let file = "[[backends]]\nkind = \"echo\"\nkv_type = \"f16\"\nthreads = 2\n";
     let found = problems(file, &[], &[]);
@@ -251,6 +272,25 @@ fn settings_of_the_engine_are_read_and_checked() {
         "{found:?}"
     );
     assert_eq!(found.len(), 2, "{found:?}");
+}
+
+/// What the reference says of the engine's settings is what the engine says.
+#[cfg(feature = "candle")]
+#[test]
+fn the_bounds_of_the_reference_are_the_engines_own() {
+    let bad = BackendConfig {
+        threads: std::num::NonZeroUsize::new(usize::MAX),
+        context_tokens: Some(0),
+        max_batch: Some(0),
+        queue: Some(0),
+        ..BackendConfig::default()
+    };
+    let found = crate::candle::bad_settings(&bad);
+    assert_eq!(found.len(), 4, "{found:?}");
+    for bad in found {
+        let key = BACKEND_KEYS.iter().find(|key| key.name == bad.key).expect("a key of that name");
+        assert!(key.expected == bad.expected || key.doc.contains(&bad.expected), "{bad}, but {key:?} says otherwise");
+    }
 }
 
 #[test]

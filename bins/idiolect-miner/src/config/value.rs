@@ -1,6 +1,7 @@
 //! From written values to typed settings, and back.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -126,6 +127,18 @@ macro_rules! whole_numbers {
     )*};
 }
 whole_numbers!(u8, u16, u32, u64, usize);
+
+impl Setting for NonZeroUsize {
+    const TYPE: &'static str = "whole number";
+
+    fn read(raw: &Raw) -> Result<Self, String> {
+        Self::new(usize::read(raw)?).ok_or_else(|| "is 0, expected at least 1".to_owned())
+    }
+
+    fn show(&self) -> Value {
+        Value::from(self.get())
+    }
+}
 
 macro_rules! numbers {
     ($($t:ty),*) => {$(

@@ -11,6 +11,7 @@ mod models;
 mod probe;
 mod wallet;
 
+use std::fmt;
 use std::io::Read as _;
 use std::time::Duration;
 
@@ -65,6 +66,18 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         _ => Ok(()),
     }
 }
+
+/// A command line whose arguments do not go together.
+#[derive(Debug)]
+pub(crate) struct Usage(String);
+
+impl fmt::Display for Usage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Usage {}
 
 /// The flag of every command that prints data.
 fn json_arg() -> Arg {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
+use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use idiolect_miner::{cli, identity};
 use idiolect_protocol::dendrite::{Dendrite, DendriteError, DendriteReply, QueryOptions, Target, Via};
@@ -10,7 +11,7 @@ use idiolect_protocol::openai::AvailabilityReply;
 use idiolect_protocol::{Hotkey, Keypair};
 use serde_json::{Value, json};
 
-use super::{json_arg, prompt_args, prompt_of};
+use super::{Usage, json_arg, prompt_args, prompt_of};
 use crate::output;
 
 pub(crate) fn command() -> Command {
@@ -82,7 +83,50 @@ pub(crate) fn command() -> Command {
     cli::key_args(command, |key| key.starts_with("wallet.") || key == "data_dir")
 }
 
+/// The synapses that ask for no reply.
+const PING: &str = "Synapse";
+const AVAILABILITY: &str = "AvailabilitySynapse";
+
+/// Refuses arguments that the chosen way has no use for: whoever gives one expects it to count.
+fn check_arguments(matches: &ArgMatches, via: Via) -> Result<(), Usage> {
+    let synapse = matches.get_one::<String>("synapse").map(String::as_str);
+    let is_http = matches!(via, Via::Http | Via::Stream);
+    let is_chat = matches!(via, Via::Epistula | Via::Btauth);
+    let (is_ping, is_availability) = (synapse == Some(PING), synapse == Some(AVAILABILITY));
+    if (is_ping || is_availability) && via == Via::Stream {
+        let synapse = synapse.unwrap_or_default();
+        return Err(Usage(format!("--synapse {synapse} is not for --via stream, expected --via http")));
+    }
+    let asks = !(is_http && (is_ping || is_availability));
+    let of_http = is_http && is_availability;
+    let arguments = [
+        ("synapse", "synapse", is_http, "--via http or stream"),
+        ("task", "task", via == Via::Epistula || of_http, "--via epistula, or http with --synapse AvailabilitySynapse"),
+        (
+            "ask-model",
+            "model",
+            is_chat || of_http,
+            "--via epistula or btauth, or http with --synapse AvailabilitySynapse",
+        ),
+        ("seed", "seed", is_chat, "--via epistula or btauth"),
+        ("logprobs", "logprobs", is_chat, "--via epistula or btauth"),
+        ("message", "message", asks, "synapses that ask for a reply"),
+        ("system", "system", asks, "synapses that ask for a reply"),
+    ];
+    let is_given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    for (id, flag, counts, ways) in arguments {
+        if is_given(id) && !counts {
+            let with = synapse.filter(|_| is_http).map_or(String::new(), |name| format!(" --synapse {name}"));
+            return Err(Usage(format!("--{flag} counts for nothing with --via {via}{with}; it is for {ways}")));
+        }
+    }
+    Ok(())
+}
+
 pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
+    if let Some(via) = matches.get_one::<Via>("via") {
+        check_arguments(matches, *via)?;
+    }
     let loaded = super::load(matches)?;
     super::start_logging(&loaded)?;
     let (keypair, signer) = signing_key(&loaded.config)?;
@@ -106,8 +150,8 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let as_json = matches.get_flag("json");
     let dendrite = Dendrite::new(keypair);
     let answer = match (*via, options.synapse.as_deref()) {
-        (Via::Http, Some("Synapse")) => dendrite.ping(&target, options.timeout).await.map(Answer::Ping),
-        (Via::Http, Some("AvailabilitySynapse")) => {
+        (Via::Http, Some(PING)) => dendrite.ping(&target, options.timeout).await.map(Answer::Ping),
+        (Via::Http, Some(AVAILABILITY)) => {
             let (tasks, models) = (Vec::from_iter(text("task")), Vec::from_iter(text("ask-model")));
             dendrite.availability(&target, *via, &tasks, &models, options.timeout).await.map(Answer::Availability)
         }

@@ -1,11 +1,11 @@
-//! What the machine allows: its limits, what the model asks of them, and which one binds.
+//! What the machine allows: its limits, and which of them binds.
 
-use std::path::Path;
 use std::time::Duration;
 
 use idiolect_kernels::{Tier, limits};
-use idiolect_models::gguf::{GgufHeader, TensorInfo};
 use serde::Serialize;
+
+use super::demand::Demand;
 
 /// How long each figure is measured, three times.
 const TIME: Duration = Duration::from_millis(150);
@@ -84,63 +84,6 @@ fn cache_bytes() -> usize {
         Some(digits.parse::<usize>().ok()? * scale)
     };
     (0..8).filter_map(read).max().filter(|bytes| *bytes > 0).unwrap_or(USUAL_CACHE)
-}
-
-/// What the model asks of the machine.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub(crate) struct Demand {
-    /// Bytes of the matrices, in the file's formats, that each step reads.
-    pub(crate) weight_bytes: f64,
-    /// Products of weights for each token.
-    pub(crate) macs: f64,
-    /// Those of them that only tokens whose logits are wanted need.
-    pub(crate) output_macs: f64,
-    /// Bytes of keys and values a token, 16 bits each.
-    pub(crate) kv_bytes: f64,
-    /// Products of attention, for each token and token before it.
-    pub(crate) attention_macs: f64,
-}
-
-impl Demand {
-    /// Reads it off a GGUF file's header; `None` where that does not say enough.
-    pub(crate) fn read(path: &Path) -> Option<Self> {
-        Self::of(&GgufHeader::read(path).ok()?)
-    }
-
-    fn of(header: &GgufHeader) -> Option<Self> {
-        let has_output = header.tensors.iter().any(|tensor| tensor.name == "output.weight");
-        // Of an embedding that is not the output layer as well, a step reads one row.
-        let is_read = |tensor: &&TensorInfo| {
-            tensor.dimensions.len() == 2 && tensor.name.ends_with(".weight") && !(has_output && is_embedding(tensor))
-        };
-        let (mut weight_bytes, mut macs, mut output_macs) = (0.0, 0.0, 0.0);
-        for tensor in header.tensors.iter().filter(is_read) {
-            let n = tensor.n_elements() as f64;
-            weight_bytes += tensor.n_bytes()? as f64;
-            macs += n;
-            if is_embedding(tensor) || tensor.name == "output.weight" {
-                output_macs += n;
-            }
-        }
-        let size = |key: &str| header.of_architecture(key).map(|n| n as f64);
-        let (layers, heads) = (size("block_count")?, size("attention.head_count")?);
-        let kv_heads = size("attention.head_count_kv").unwrap_or(heads);
-        let usual = size("embedding_length")? / heads;
-        let (key, value) =
-            (size("attention.key_length").unwrap_or(usual), size("attention.value_length").unwrap_or(usual));
-        let demand = Self {
-            weight_bytes,
-            macs,
-            output_macs,
-            kv_bytes: layers * kv_heads * (key + value) * 2.0,
-            attention_macs: layers * heads * (key + value),
-        };
-        (demand.macs > 0.0 && demand.kv_bytes.is_finite()).then_some(demand)
-    }
-}
-
-fn is_embedding(tensor: &TensorInfo) -> bool {
-    tensor.name == "token_embd.weight"
 }
 
 /// The share of a limit that was reached, and of which.

@@ -1,6 +1,7 @@
 //! `idiolect bench`: how fast a model is on this machine, beside what the machine allows and beside another server.
 
 mod child;
+mod demand;
 mod machine;
 mod measure;
 mod memory;
@@ -11,7 +12,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use idiolect_backend_openai::{Flavour, KeySource, OpenAiBackend, OpenAiConfig};
-use idiolect_miner::config::{KvFormat, ModelsSection, WeightFormat};
+use idiolect_miner::config::{KvFormat, ModelsSection, ServerFlavour, WeightFormat};
 use idiolect_miner::progress::FetchProgress;
 use idiolect_miner::{cli, models};
 use idiolect_models::{DEFAULT_MODEL, Spec};
@@ -19,7 +20,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use self::child::Measuring;
-use self::machine::{Demand, Machine, Rates, Shares};
+use self::demand::Demand;
+use self::machine::{Machine, Rates, Shares};
 use self::measure::{Run, Work, measure, median};
 use super::json_arg;
 use crate::output;
@@ -97,8 +99,10 @@ pub(crate) fn command() -> Command {
             Arg::new("quantize")
                 .long("quantize")
                 .value_name("FORMAT")
-                .value_parser(WeightFormat::ALL.iter().map(|format| format.as_str()).collect::<Vec<_>>())
-                .help("Encode the weights in this format when the model is loaded [default: the file's own]"),
+                .value_parser(
+                    WeightFormat::ALL.iter().map(|format| format.as_str()).chain(["none"]).collect::<Vec<_>>(),
+                )
+                .help("Encode the weights in this format when the model is loaded; none, the default, keeps the file's own"),
         )
         .arg(
             Arg::new("repeat")
@@ -124,6 +128,15 @@ pub(crate) fn command() -> Command {
                 .default_value("default")
                 .requires("against")
                 .help("The model's name on that server"),
+        )
+        .arg(
+            Arg::new("against-flavour")
+                .long("against-flavour")
+                .value_name("KIND")
+                .default_value(ServerFlavour::LlamaCpp.as_str())
+                .requires("against")
+                .value_parser(ServerFlavour::ALL.iter().map(|flavour| flavour.as_str()).collect::<Vec<_>>())
+                .help("What kind of server it is, which decides the fields that a request may have"),
         )
         .arg(
             Arg::new("against-key-env")
@@ -152,7 +165,7 @@ struct Settings {
     model: String,
     prompt_tokens: usize,
     new_tokens: u32,
-    threads: Option<usize>,
+    threads: Option<NonZeroUsize>,
     device: String,
     kv_type: KvFormat,
     quantize: Option<WeightFormat>,
@@ -168,7 +181,7 @@ impl Settings {
             model: text("model"),
             prompt_tokens: number("prompt-tokens") as usize,
             new_tokens: number("new-tokens"),
-            threads: matches.get_one::<NonZeroUsize>("threads").map(|n| n.get()),
+            threads: matches.get_one::<NonZeroUsize>("threads").copied(),
             device: text("device"),
             kv_type: KvFormat::ALL
                 .iter()
@@ -287,16 +300,21 @@ impl Peer {
         let model = matches.get_one::<String>("against-model").cloned().unwrap_or_default();
         let mut config = OpenAiConfig::new(model);
         config.name = "the other server".to_owned();
-        config.flavour = Flavour::LlamaCpp;
+        let flavour = matches.get_one::<String>("against-flavour").map_or("", String::as_str);
+        config.flavour = flavour.parse::<Flavour>()?;
         config.server.base_url.clone_from(url);
         config.server.retries.num_retries = 0;
         config.server.max_parallel_requests = 64;
         if let Some(name) = matches.get_one::<String>("against-key-env") {
             config.server.key = KeySource::Env(name.clone());
         }
-        // What llama.cpp and vLLM call going on beyond the end; and nothing may be remembered from the run before.
-        config.extra.insert("ignore_eos".to_owned(), json!(true));
-        config.extra.insert("cache_prompt".to_owned(), json!(false));
+        // Going on beyond the end; and nothing may be remembered from the run before. Others may refuse fields they do not know.
+        if matches!(config.flavour, Flavour::LlamaCpp | Flavour::Vllm) {
+            config.extra.insert("ignore_eos".to_owned(), json!(true));
+        }
+        if config.flavour == Flavour::LlamaCpp {
+            config.extra.insert("cache_prompt".to_owned(), json!(false));
+        }
         let backend = OpenAiBackend::new(config).with_context(|| format!("--against {url}"))?;
         Ok(Some(Self { url: url.clone(), backend, pid: matches.get_one::<u32>("against-pid").copied() }))
     }
@@ -315,12 +333,18 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     }
     let peer = Peer::read(matches)?;
     let weights = weights(&settings).await?;
-    let threads = settings.threads.or_else(|| std::thread::available_parallelism().ok().map(NonZeroUsize::get));
-    let threads = threads.unwrap_or(1);
+    let threads = settings.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
     let as_json = matches.get_flag("json");
     let machine = matches.get_flag("limits").then(|| Machine::measure(threads));
-    let demand = Demand::read(&weights);
-
+    let demand = match Demand::read(&weights, settings.quantize, settings.kv_type) {
+        Ok(demand) => Some(demand),
+        // Nobody asked.
+        Err(_) if machine.is_none() => None,
+        Err(error) => {
+            tracing::warn!("shares of the limits cannot be given: {}", cli::one_line(&error));
+            None
+        }
+    };
     if let (Some(machine), false) = (&machine, as_json) {
         print_limits(machine, demand.as_ref())?;
     }
@@ -413,6 +437,14 @@ impl Bench {
         value
     }
 
+    fn print_early_ends(&self, rows: &[Row]) -> std::io::Result<()> {
+        let is_short = |row: &&Row| (row.completion_tokens as usize) < row.n * self.settings.new_tokens as usize;
+        rows.iter().filter(is_short).try_for_each(|row| {
+            let (n, came) = (row.n, row.completion_tokens);
+            output::say(format!("n = {n}: only {came} tokens came, since candidates ended early"))
+        })
+    }
+
     fn print(&self, threads: usize) -> anyhow::Result<()> {
         let Settings { model, prompt_tokens, new_tokens, device, kv_type, quantize, .. } = &self.settings;
         let read = self.rows.last().map_or(0, |row| row.prompt_tokens);
@@ -425,21 +457,17 @@ impl Bench {
             quantize.map_or("as the file has them".to_owned(), |format| format!("encoded anew in {}", format.as_str()));
         output::say(format!("formats  weights {weights}, keys and values in {}", kv_type.as_str()))?;
         output::say(format!(
-            "work     a prompt of {read} tokens ({prompt_tokens} asked for), {new_tokens} new ones each; medians of {} runs\n",
-            self.repeat
+            "work     a prompt of {read} tokens ({prompt_tokens} asked for), {new_tokens} new ones each; {}\n",
+            if self.repeat == 1 { "one run".to_owned() } else { format!("medians of {} runs", self.repeat) }
         ))?;
         let head = ["n", "prefill tok/s", "decode tok/s", "best of n tok/s", "peak MB"];
         let rows: Vec<Vec<String>> = self.rows.iter().map(cells).collect();
         output::columns(&head, &rows)?;
-        for row in &self.rows {
-            if (row.completion_tokens as usize) < row.n * *new_tokens as usize {
-                let n = row.completion_tokens;
-                output::say(format!("n = {}: only {n} tokens came, since candidates ended early", row.n))?;
-            }
-        }
+        self.print_early_ends(&self.rows)?;
         let Some(peer) = &self.peer else { return Ok(()) };
         output::say(format!("\n{}, in turn with the above:", peer.url))?;
         output::columns(&head, &self.theirs.iter().map(cells).collect::<Vec<_>>())?;
+        self.print_early_ends(&self.theirs)?;
         output::say("\nours by theirs:")?;
         let ratios: Vec<Vec<String>> = self.rows.iter().zip(&self.theirs).map(ratio_cells).collect();
         Ok(output::columns(&["n", "prefill", "decode", "best of n"], &ratios)?)
