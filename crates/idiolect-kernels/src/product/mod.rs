@@ -17,6 +17,8 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod simd;
 
 /// Tasks for each thread, so that a slow one leaves some to the others.
 const TASKS_PER_THREAD: usize = 4;
