@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, onesho
 
 use crate::config::CandleConfig;
 use crate::device::{DeviceChoice, OpenDevice};
-use crate::engine::{Engine, Settings, Tensors, Transformer};
+use crate::engine::{Engine, Settings, TensorSettings, Tensors, Transformer};
 use crate::error::{LoadError, guard};
 use crate::intake::{Answer, Intake, Job};
 use crate::prompt::{Prompter, count};
@@ -67,7 +67,7 @@ impl CandleBackend {
                     let settings = Settings {
                         threads: config.n_threads(),
                         tier: Tier::detect(),
-                        kv_type: config.kv_type,
+                        kv_type: config.kv_type.for_kernels()?,
                         max_kv_bytes: config.max_kv_bytes,
                         max_kept_bytes: config.kept_bytes(),
                     };
@@ -75,7 +75,9 @@ impl CandleBackend {
                 });
             }
             let device = OpenDevice::open(config.device)?;
-            Self::load_with(path, config, |weights, config| Tensors::load(weights, config.n_threads(), &device))
+            Self::load_with(path, config, |weights, config| {
+                Tensors::load(weights, &TensorSettings::new(config)?, &device)
+            })
         })
     }
 
@@ -527,8 +529,10 @@ mod tests {
         let (_dir, path) = tiny.write();
         let config = CandleConfig { queue: 64, name: "tensors".to_owned(), ..CandleConfig::default() };
         let device = OpenDevice::open(DeviceChoice::Cpu).unwrap();
-        CandleBackend::load_with(&path, config, |weights, config| Tensors::load(weights, config.n_threads(), &device))
-            .unwrap()
+        let load = |weights: &mut Weights, config: &CandleConfig| {
+            Tensors::load(weights, &TensorSettings::new(config)?, &device)
+        };
+        CandleBackend::load_with(&path, config, load).unwrap()
     }
 
     #[tokio::test]

@@ -14,11 +14,11 @@ use idiolect_kernels::Format;
 
 use crate::device::{DeviceChoice, OpenDevice};
 use crate::engine::checks::Model;
-use crate::engine::{Settings, Tensors, Transformer};
+use crate::engine::{Settings, TensorSettings, Tensors, Transformer};
 use crate::testing;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
-use crate::{CandleBackend, CandleConfig};
+use crate::{CandleBackend, CandleConfig, KvType};
 
 /// How far log-probabilities may be from those of exact products, in the mean: what rounding activations to eight bits
 /// does to a small model.
@@ -29,9 +29,10 @@ const PERPLEXITY: f64 = 0.01;
 /// Runs a model on candle's tensors: with candle's own products of quantised weights, or of exact ones.
 fn on_tensors(path: &Path, quantize: Option<Format>) -> CandleBackend {
     let device = OpenDevice::open(DeviceChoice::Cpu).unwrap();
-    let config = CandleConfig { quantize, ..CandleConfig::default() };
-    CandleBackend::load_with(path, config, |weights, config| Tensors::load(weights, config.n_threads(), &device))
-        .unwrap()
+    let config = CandleConfig { quantize, kv_type: KvType::F32, ..CandleConfig::default() };
+    let load =
+        |weights: &mut Weights, config: &CandleConfig| Tensors::load(weights, &TensorSettings::new(config)?, &device);
+    CandleBackend::load_with(path, config, load).unwrap()
 }
 
 fn on_kernels(path: &Path) -> CandleBackend {
@@ -147,7 +148,9 @@ fn gemma_computes_what_candles_own_model_computes() {
     let open = || Weights::open(path, 512, Some(Format::F32)).unwrap();
     let tokens = Tokenizer::of(&open()).unwrap().encode_prompt(&passages(6)[0], '\u{fdd0}').unwrap();
     let device = OpenDevice::open(DeviceChoice::Cpu).unwrap();
-    let on_tensors = Model::new(Tensors::load(&mut open(), 2, &device).unwrap()).rows(&tokens[..200], 0).unwrap();
+    let on_tensors = Model::new(Tensors::load(&mut open(), &TensorSettings::for_tests(), &device).unwrap())
+        .rows(&tokens[..200], 0)
+        .unwrap();
     let on_kernels =
         Model::new(Transformer::load(&mut open(), &Settings::for_tests()).unwrap()).rows(&tokens[..200], 0).unwrap();
     for len in [1, 2, 10, 100, 200] {

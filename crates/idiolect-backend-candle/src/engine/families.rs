@@ -8,7 +8,7 @@ use idiolect_backend::{Backend, Message, Request};
 use idiolect_kernels::{Format, KvType, Tier};
 
 use super::checks::{Model, check_near};
-use super::{Engine, Settings, Tensors, Transformer};
+use super::{Engine, Settings, TensorSettings, Tensors, Transformer};
 use crate::device::{DeviceChoice, OpenDevice};
 use crate::testing::family::{FAMILIES, Family, VOCABULARY};
 use crate::weights::Weights;
@@ -27,7 +27,7 @@ fn text() -> Vec<u32> {
 fn on_tensors(path: &Path, quantize: Option<Format>) -> Model<Tensors> {
     let mut weights = Weights::open(path, 4096, quantize).unwrap();
     let device = OpenDevice::open(DeviceChoice::Cpu).unwrap();
-    Model::new(Tensors::load(&mut weights, 2, &device).unwrap())
+    Model::new(Tensors::load(&mut weights, &TensorSettings::for_tests(), &device).unwrap())
 }
 
 fn on_kernels(path: &Path, settings: &Settings) -> Model<Transformer> {

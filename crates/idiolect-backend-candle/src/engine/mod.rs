@@ -18,15 +18,12 @@ use idiolect_kernels::Team;
 
 pub(crate) use params::{Activation, LayerParams, Pairs, Params, SUPPORTED, Size, inverse_root, root};
 pub(crate) use rope::{RopeSpec, Scaling};
-pub(crate) use tensor::Tensors;
+pub(crate) use tensor::{TensorSettings, Tensors};
 pub(crate) use transformer::{Settings, Transformer};
 
 /// Why the engine stopped.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EngineError {
-    /// The weights or the activations ran over.
-    #[error("the model computed a value that is no number")]
-    NotFinite,
     /// The device refused, or ran out of memory.
     #[error("the device failed: {0}")]
     Device(String),

@@ -194,11 +194,6 @@ impl Params {
         Ok(())
     }
 
-    /// Bytes that the keys and values of one token take over all layers, as `f32`.
-    pub(crate) const fn kv_bytes_per_token(&self) -> u64 {
-        (self.layers.len() as u64) * (self.kv_width() as u64) * 2 * size_of::<f32>() as u64
-    }
-
     /// Values of one query over all heads.
     pub(crate) const fn q_width(&self) -> usize {
         self.heads * self.head_width

@@ -10,13 +10,11 @@ mod tests;
 
 use std::path::Path;
 
-use candle_core::quantized::ggml_file::qtensor_from_ggml;
-use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::quantized::GgmlDType;
 use idiolect_kernels::{Format, Matrix, Packer, Tier};
 
 use self::hub::Hub;
 use self::role::{Names, Place, Scheme};
-use crate::device::OpenDevice;
 use crate::engine::Params;
 use crate::error::LoadError;
 use crate::loader::Gguf;
@@ -75,6 +73,13 @@ impl std::fmt::Debug for Weights {
 pub(crate) struct Form {
     pub(crate) layout: RowLayout,
     pub(crate) rows: usize,
+}
+
+/// A matrix that was read.
+pub(crate) struct Encoded {
+    pub(crate) layout: RowLayout,
+    pub(crate) rows: usize,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Source {
@@ -351,8 +356,8 @@ impl Weights {
         Ok(values)
     }
 
-    /// Reads a matrix onto a device, in the file's own format.
-    pub(crate) fn quantized(&mut self, role: Role, device: &OpenDevice) -> Result<QTensor, LoadError> {
+    /// Reads a matrix as it is to be kept on a device: in the file's own format, if it is not to be encoded anew.
+    pub(crate) fn encoded(&mut self, role: Role) -> Result<Encoded, LoadError> {
         let stored = self.rows(role)?;
         let (rows, cols) = (stored.rows, stored.layout.cols);
         let mut bytes = Vec::new();
@@ -367,7 +372,7 @@ impl Weights {
             decoded.and_then(|()| wanted.encode(values, &mut bytes)).map_err(|e| self.broken(&stored, &e))?;
             layout = wanted;
         }
-        qtensor_from_ggml(layout.format, &bytes, vec![rows, cols], device.handle()).map_err(|e| device.error(&e))
+        Ok(Encoded { layout, rows, bytes })
     }
 
     fn read_rows(&mut self, stored: &Rows, first: usize, rows: usize, bytes: &mut Vec<u8>) -> Result<(), LoadError> {
