@@ -160,8 +160,7 @@ impl Admission {
         if let Err(error) = &verified {
             // Only these took a signature to find out; an old clock reading is told by a look.
             let had_signature = matches!(error, AuthError::SignatureMismatch | AuthError::Replayed);
-            let n_blocks = u32::try_from(n_hashed / HASHED_PER_FAILURE).unwrap_or(u32::MAX);
-            self.failures.count(source, n_blocks.saturating_add(had_signature.into()), start);
+            self.failures.count(source, n_blocks(n_hashed).saturating_add(had_signature.into()), start);
         }
         meters::verified(start.elapsed());
         if let Err(error) = &verified {
@@ -175,10 +174,16 @@ impl Admission {
         (address, claimed.filter(|hotkey| self.policy.knows(hotkey)))
     }
 
-    fn decide(&self, caller: &Caller, synapse: &str) -> Result<Priority, Refusal> {
+    /// Asks policy about a caller for whose proof so many bytes had to be hashed.
+    fn decide(&self, caller: &Caller, address: IpAddr, n_hashed: usize, synapse: &str) -> Result<Priority, Refusal> {
         match self.policy.decide(caller, &PolicyContext { synapse }) {
             Decision::Allow { priority } => Ok(priority),
             Decision::Deny(denial) => {
+                let source = self.source(address, Some(*caller.hotkey()));
+                if source.1.is_none() {
+                    // Whoever makes a key for each request costs as much as whoever forges one.
+                    self.failures.count(source, n_blocks(n_hashed).saturating_add(1), Instant::now());
+                }
                 meters::denied(denial.rule);
                 tracing::debug!(hotkey = %caller.hotkey(), synapse, rule = denial.rule, "refused by policy");
                 Err(Refusal { category: denial.category, message: denial.reason, retry_after: denial.retry_after })
@@ -280,6 +285,11 @@ pub(crate) struct InFlight {
 /// Bytes that take about as long to hash as a signature takes to check.
 const HASHED_PER_FAILURE: usize = 32 << 10;
 
+/// Returns how many failures the hashing of so many bytes counts for.
+fn n_blocks(n_hashed: usize) -> u32 {
+    u32::try_from(n_hashed / HASHED_PER_FAILURE).unwrap_or(u32::MAX)
+}
+
 /// Most requests at one time that may go on for ever.
 const MAX_LASTING: usize = 256;
 
@@ -314,9 +324,10 @@ impl InFlight {
         self.admission.verify(claim, self.address, n_hashed)
     }
 
-    /// Asks policy. Whom it lets in is a stranger no more; a key alone is quickly made.
-    pub(crate) fn decide(&self, caller: &Caller, synapse: &str) -> Result<Priority, Refusal> {
-        let priority = self.admission.decide(caller, synapse)?;
+    /// Asks policy about a caller for whose proof so many bytes had to be hashed. Whom it lets in is a stranger no more;
+    /// a key alone is quickly made, so being turned away with an unknown one counts as a failure.
+    pub(crate) fn decide(&self, caller: &Caller, n_hashed: usize, synapse: &str) -> Result<Priority, Refusal> {
+        let priority = self.admission.decide(caller, self.address, n_hashed, synapse)?;
         self.leave_strangers();
         Ok(priority)
     }

@@ -48,7 +48,7 @@ async fn try_answer(
     let body = read(RequestBody::plain(body, admission.body_limits())).await?;
     let caller =
         claim(admission, &head, &body).and_then(|claim| in_flight.verify(claim, body.len())).map_err(unverified)?;
-    let priority = in_flight.decide(&caller, openai::CHAT_PATH)?;
+    let priority = in_flight.decide(&caller, body.len(), openai::CHAT_PATH)?;
     let chat = ChatRequest::from_json(&body).map_err(|error| Refusal::new(Category::Malformed, error.to_string()))?;
     drop(body);
     let stream = chat.stream;

@@ -97,7 +97,7 @@ impl GrpcServices {
             }
         };
         // Decided now, told in the answer's own message, which is made once the request's message is there.
-        let decision = in_flight.decide(&caller, synapse);
+        let decision = in_flight.decide(&caller, 0, synapse);
         let limits = admission.body_limits();
         let mut request = request.map(|body| bounded(body, limits));
         request.extensions_mut().insert(Verified { caller, arrived, decision });

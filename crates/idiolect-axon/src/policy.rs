@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,7 +58,8 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     fn decide(&self, caller: &Caller, context: &PolicyContext<'_>) -> Decision;
 
     /// Says whether this is the key of somebody the miner knows, say from the metagraph. Unknown keys may take up no
-    /// more than a part of the room for nonces. Asked before the decision.
+    /// more than a part of the room for nonces, and their failures count against their address, being denied among them.
+    /// Asked before the decision.
     fn knows(&self, hotkey: &Hotkey) -> bool;
 }
 
@@ -126,6 +128,8 @@ pub struct StandardPolicy {
     rules: Rules,
     metagraph: Option<Arc<dyn MetagraphView>>,
     rate: Option<DefaultKeyedRateLimiter<RateKey>>,
+    /// Picks strangers' counts: by numbers that nobody outside knows, so that no key can be made to share a certain one.
+    strangers: RandomState,
 }
 
 impl fmt::Debug for StandardPolicy {
@@ -138,7 +142,7 @@ impl StandardPolicy {
     /// Makes a policy for the miner that holds `own`.
     pub fn new(own: Hotkey, rules: Rules, metagraph: Option<Arc<dyn MetagraphView>>) -> Self {
         let rate = rules.rate.and_then(Rate::quota).map(RateLimiter::keyed);
-        Self { own, rules, metagraph, rate }
+        Self { own, rules, metagraph, rate, strangers: RandomState::new() }
     }
 
     fn judge(&self, key: &Hotkey) -> Result<Priority, Denial> {
@@ -194,12 +198,19 @@ impl StandardPolicy {
             rate.retain_recent();
             rate.shrink_to_fit();
         }
-        rate.check_key(&RateKey::of(key, is_registered)).map_err(|until| Denial {
+        rate.check_key(&self.rate_key(key, is_registered)).map_err(|until| Denial {
             category: Category::RateLimited,
             reason: Cow::Borrowed("too many requests"),
             rule: "rate",
             retry_after: Some(until.wait_time_from(DefaultClock::default().now())),
         })
+    }
+
+    fn rate_key(&self, key: &Hotkey, is_registered: bool) -> RateKey {
+        if is_registered {
+            return RateKey::Neuron(*key);
+        }
+        RateKey::Stranger((self.strangers.hash_one(key.as_bytes()) % STRANGERS_COUNTS) as u16)
     }
 }
 
@@ -212,10 +223,10 @@ impl Policy for StandardPolicy {
     }
 
     fn knows(&self, hotkey: &Hotkey) -> bool {
-        *hotkey == self.own
-            || self.rules.allow_any
-            || self.rules.allow.contains(hotkey)
-            || self.metagraph.as_ref().is_some_and(|view| view.neuron(hotkey).is_some())
+        let rules = &self.rules;
+        let is_listed = *hotkey == self.own || rules.allow_any || rules.allow.contains(hotkey);
+        let is_registered = || self.metagraph.as_ref().is_some_and(|view| view.neuron(hotkey).is_some());
+        !rules.deny.contains(hotkey) && (is_listed || is_registered())
     }
 }
 
@@ -236,15 +247,8 @@ enum RateKey {
     Stranger(u16),
 }
 
-impl RateKey {
-    fn of(key: &Hotkey, is_registered: bool) -> Self {
-        if is_registered {
-            return Self::Neuron(*key);
-        }
-        let bytes = key.as_bytes();
-        Self::Stranger(u16::from_le_bytes([bytes[0], bytes[1]]) % 8192)
-    }
-}
+/// How many counts unregistered keys share.
+const STRANGERS_COUNTS: u64 = 8192;
 
 #[cfg(test)]
 #[path = "policy_tests.rs"]

@@ -167,8 +167,55 @@ fn rate_holds_from_the_first_request_and_per_key() {
     assert_eq!(rule_against(&policy, "Miner"), None);
 }
 
+/// A subnet that changes while it is looked at.
+#[derive(Debug)]
+struct Changing(std::sync::Mutex<Neuron>);
+
+impl MetagraphView for Changing {
+    fn neuron(&self, hotkey: &Hotkey) -> Option<Neuron> {
+        Some(*self.0.lock().unwrap()).filter(|neuron| neuron.hotkey == *hotkey)
+    }
+
+    fn stage(&self) -> Stage {
+        Stage::Fresh
+    }
+}
+
 #[test]
-fn refused_callers_do_not_use_up_their_rate_and_strangers_share_bounded_counts() {
+fn refused_callers_do_not_use_up_their_rate() {
+    let rate = Rate { requests: NonZeroU32::new(2).unwrap(), per: Duration::from_secs(3600) };
+    let rules = Rules {
+        rate: Some(rate),
+        min_stake_rao: 100,
+        require_validator_permit: true,
+        require_axon: true,
+        ..Rules::default()
+    };
+    let subnet = Arc::new(Changing(neuron("Poor", 1, true, true).into()));
+    let policy = StandardPolicy::new(key("Me"), rules, Some(subnet.clone()));
+    for refused in [
+        (neuron("Poor", 1, true, true), "low_stake"),
+        (neuron("Poor", 100, false, true), "no_permit"),
+        (neuron("Poor", 100, true, false), "no_axon"),
+    ] {
+        *subnet.0.lock().unwrap() = refused.0;
+        for _ in 0..5 {
+            assert_eq!(rule_against(&policy, "Poor"), Some(refused.1));
+        }
+    }
+    assert_eq!(rule_against(&policy, "Unregistered"), Some("not_registered"));
+    // All that it was refused cost it nothing of what it may ask now, and being over its rate costs nothing either.
+    *subnet.0.lock().unwrap() = neuron("Poor", 100, true, true);
+    let wait = |policy: &StandardPolicy| policy.judge(&key("Poor")).map(drop).map_err(|d| d.retry_after.unwrap());
+    assert_eq!((wait(&policy), wait(&policy)), (Ok(()), Ok(())));
+    let first = wait(&policy).unwrap_err();
+    for _ in 0..20 {
+        assert!(wait(&policy).unwrap_err() <= first);
+    }
+}
+
+#[test]
+fn strangers_share_bounded_counts() {
     let rate = Rate { requests: NonZeroU32::MIN, per: Duration::from_secs(3600) };
     let policy = policy(Rules { rate: Some(rate), allow_any: true, ..Rules::default() });
     for n in 0..40_000u32 {
@@ -177,6 +224,38 @@ fn refused_callers_do_not_use_up_their_rate_and_strangers_share_bounded_counts()
         let _ = policy.judge(&Hotkey::from_bytes(bytes));
     }
     assert!(policy.rate.as_ref().unwrap().len() <= 8192);
+}
+
+#[test]
+fn nobody_can_tell_whose_count_a_strangers_key_shares() {
+    let policies = [(); 2].map(|()| policy(Rules::default()));
+    let keys = (0..64u8).map(|n| {
+        let mut bytes = [7; 32];
+        bytes[31] = n;
+        Hotkey::from_bytes(bytes)
+    });
+    let counts = |policy: &StandardPolicy| keys.clone().map(|key| policy.rate_key(&key, false)).collect::<Vec<_>>();
+    let [one, other] = [counts(&policies[0]), counts(&policies[1])];
+    // The same key has the same count in one process, and another one in the next.
+    assert_eq!(one, counts(&policies[0]));
+    assert_ne!(one, other);
+    // Keys that look alike are spread: 64 into 8192 share two or three counts at most, unless somebody chose them.
+    assert!(one.iter().collect::<HashSet<_>>().len() > 50);
+    // Registered keys have counts of their own.
+    assert_eq!(policies[0].rate_key(&key("Miner"), true), RateKey::Neuron(key("Miner")));
+}
+
+#[test]
+fn whom_the_miner_knows() {
+    let rules = Rules { allow: keys(&["Friend", "Both"]), deny: keys(&["Both", "Miner"]), ..Rules::default() };
+    let listed = policy(rules.clone());
+    for (name, is_known) in
+        [("Me", true), ("Friend", true), ("Validator", true), ("Nobody", false), ("Both", false), ("Miner", false)]
+    {
+        assert_eq!(listed.knows(&key(name)), is_known, "{name}");
+    }
+    let open = policy(Rules { allow_any: true, ..rules });
+    assert!(open.knows(&key("Nobody")) && !open.knows(&key("Both")));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! What one address may do without proof: so many requests at a time, and so many failed proofs.
+//! What strangers at one address may do: so many requests at a time, and so many failures.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -40,7 +40,7 @@ impl Strangers {
     }
 }
 
-/// Failed proofs, by address.
+/// Failed proofs, and proofs of unknown keys that policy turns away, by address.
 ///
 /// A key that the miner knows has a count of its own at each address: whoever shares one with an attacker is not shut
 /// out by what that attacker does under other names. Success costs nothing.

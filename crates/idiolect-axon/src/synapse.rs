@@ -145,7 +145,7 @@ impl SynapseFront {
             .and_then(|head| Ok((in_flight.verify(head.claim, 0)?, head.body_hash)))
             .map_err(|error| unverified(&error))
             .and_then(|(caller, hash)| {
-                Ok((in_flight.decide(&caller, synapse.name()).map_err(forbidden)?, caller, hash))
+                Ok((in_flight.decide(&caller, 0, synapse.name()).map_err(forbidden)?, caller, hash))
             });
         let (priority, caller, hash) = match proved {
             Ok(proved) => proved,

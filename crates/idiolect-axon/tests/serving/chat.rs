@@ -123,6 +123,76 @@ async fn unverified_and_denied_callers_are_told_so_in_openais_shape() {
 }
 
 #[tokio::test]
+async fn requests_out_of_time_or_malformed_are_told_that_and_no_more() {
+    const S: i128 = 1_000_000_000;
+    let served = Setup::default().serve().await;
+    let now = now_ns();
+    served.clock.set(now);
+    let body = body("hi", json!({})).to_string();
+    let mallory = Keypair::from_uri("//Mallory").unwrap();
+    let epistula = |sender: &Keypair, at: i128| {
+        let at_ms = u64::try_from(at / 1_000_000).unwrap();
+        epistula::sign(sender, &alice().hotkey(), body.as_bytes(), at_ms, &uuid::Uuid::new_v4())
+    };
+    let btauth = |sender: &Keypair, at: i128| {
+        let parts = btauth::SignedParts { method: "POST", target: PATH, body: body.as_bytes() };
+        btauth::sign(sender, Some(&alice().hotkey()), parts, at)
+    };
+    let with = |mut headers: http::HeaderMap, name: &'static str, value: &str| {
+        headers.insert(name, value.parse().unwrap());
+        headers
+    };
+    let mut checks = Vec::new();
+    for sender in [&bob(), &mallory] {
+        let too_old = |max: u32| format!("Nonce is too old: acceptable delta is {max}s but request was ");
+        let too_far = "Nonce is too far in the future".to_owned();
+        checks.extend([
+            (epistula(sender, now - 9 * S), 401, too_old(8)),
+            (epistula(sender, 0), 401, too_old(8)),
+            (epistula(sender, now + 62 * S), 401, too_far.clone()),
+            (btauth(sender, now - 11 * S), 401, too_old(10)),
+            (btauth(sender, now + 3 * S), 401, too_far),
+        ]);
+        for (name, value, expected) in [
+            ("epistula-timestamp", "soon", "milliseconds since 1970"),
+            ("epistula-timestamp", "-1", "milliseconds since 1970"),
+            ("epistula-uuid", "a.b", "a uuid"),
+            ("epistula-signed-by", "5xyz", "an ss58 address with prefix 42"),
+            ("epistula-request-signature", "0x12", "0x and 128 hexadecimal digits"),
+            ("x-client-timeout", "nan", "seconds above 0"),
+        ] {
+            let message = format!("Malformed {name}: expected {expected}");
+            checks.push((with(epistula(sender, now), name, value), 400, message));
+        }
+        for (name, value, expected) in [
+            (btauth::VERSION_HEADER, "2", "1"),
+            (btauth::NONCE_HEADER, "1e18", "nanoseconds since 1970"),
+            (btauth::HOTKEY_HEADER, "5xyz", "an ss58 address with prefix 42"),
+            (btauth::CRYPTO_HEADER, "rot13", "sr25519 or ed25519"),
+            (btauth::SIGNATURE_HEADER, "12", "128 hexadecimal digits"),
+        ] {
+            let message = format!("Malformed {name}: expected {expected}");
+            checks.push((with(btauth(sender, now), name, value), 400, message));
+        }
+        let for_bob = bob().hotkey().to_string();
+        checks.push((with(epistula(sender, now), "epistula-signed-for", &for_bob), 401, "Wrong receiver".to_owned()));
+        checks.push((with(btauth(sender, now), btauth::RECEIVER_HEADER, &for_bob), 401, "Wrong receiver".to_owned()));
+    }
+    for (headers, status, expected) in &checks {
+        let answer = served.post(PATH, &pairs(headers), body.as_bytes()).await;
+        let json = answer.json();
+        let message = json["error"]["message"].as_str().unwrap();
+        assert_eq!(answer.status, *status, "{message}");
+        assert!(message.starts_with(expected.as_str()), "{message}");
+        let all = format!("{:?} {}", answer.headers, answer.text());
+        for (name, value) in pairs(headers).into_iter().filter(|(_, value)| value.len() > 8) {
+            assert!(!all.contains(value), "{name} comes back in {all}");
+        }
+    }
+    assert!(served.echo.calls.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn one_epistula_request_counts_once() {
     let served = Setup::default().serve().await;
     let body = body("hi", json!({})).to_string();

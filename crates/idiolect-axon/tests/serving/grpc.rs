@@ -11,7 +11,7 @@ use idiolect_protocol::pb::{
 };
 use prost::Message as _;
 
-use crate::support::{GrpcAnswer, Served, Setup, alice, bob, grpc, grpc_framed, grpc_metadata, until};
+use crate::support::{GrpcAnswer, Served, Setup, alice, bob, grpc, grpc_framed, grpc_metadata, now_ns, until};
 
 const FORWARD: &str = "/TextPrompting/Forward";
 
@@ -95,6 +95,33 @@ async fn unverified_callers_get_unauthenticated_and_are_not_read() {
     let mut old = grpc_metadata(&bob(), &alice().hotkey());
     old.insert("bittensor-version", 369.into());
     check(&old, "Incorrect Version").await;
+    let with_signature = |text: &str| {
+        let mut metadata = grpc_metadata(&bob(), &alice().hotkey());
+        metadata.insert("bittensor-signature", text.parse().unwrap());
+        metadata
+    };
+    let sound = grpc_metadata(&bob(), &alice().hotkey())["bittensor-signature"].to_str().unwrap().to_owned();
+    let parts: Vec<&str> = sound.split('.').collect();
+    for (malformed, details) in [
+        ("x".to_owned(), "Unknown signature format"),
+        (format!("{sound}.x"), "Unknown signature format"),
+        (sound.replacen(parts[0], "soon", 1), "Unknown signature format"),
+        (sound.replacen(parts[1], "5xyz", 1), "Unknown signature format"),
+        (sound.replacen(parts[3], "a b", 1), "Unknown signature format"),
+        (sound.replacen(parts[2], "0x12", 1), "Signature mismatch"),
+        (sound.replacen(parts[0], "1001", 1), "Signature mismatch"),
+    ] {
+        check(&with_signature(&malformed), details).await;
+    }
+    let signed_at = |nonce: i128, made_ms: u64| {
+        let session = uuid::Builder::from_unix_timestamp_millis(made_ms, &[7; 10]).into_uuid().to_string();
+        idiolect_protocol::grpc::sign(&bob(), &alice().hotkey(), nonce, &session)
+    };
+    let now_ms = u64::try_from(now_ns() / 1_000_000).unwrap();
+    check(&signed_at(now_ns(), now_ms), "Nonce is a clock reading").await;
+    check(&signed_at(1_000, now_ms + 25 * 3_600_000), "Nonce is too far in the future").await;
+    let mallory = Keypair::from_uri("//Mallory").unwrap();
+    check(&grpc_metadata(&mallory, &bob().hotkey()), "Signature mismatch").await;
     let twice = grpc_metadata(&bob(), &alice().hotkey());
     assert_eq!(grpc(served.address, FORWARD, &twice, &forward("hi", 1.0)).await.status, 0);
     check(&twice, "Nonce is too small").await;
@@ -141,6 +168,15 @@ async fn timeouts_of_any_size_are_survived() {
         assert_eq!((reply.return_code(), reply.return_message.as_str()), (ReturnCode::Timeout, message));
     }
     assert_eq!(ask(&served, "hi", f32::NAN).await.return_code(), ReturnCode::Timeout);
+    for (seconds, message) in [
+        (f32::NEG_INFINITY, "GRPC request timeout after: -infs"),
+        (f32::MIN, "GRPC request timeout after: -3.4028235e38s"),
+        (1e-45, "GRPC request timeout after: 1e-45s"),
+        (1e-9, "GRPC request timeout after: 1e-9s"),
+    ] {
+        let reply = ask(&served, "wait 60000", seconds).await;
+        assert_eq!((reply.return_code(), reply.return_message.as_str()), (ReturnCode::Timeout, message));
+    }
     for seconds in [f32::INFINITY, f32::MAX, 1e9] {
         assert_eq!(ask(&served, "hi", seconds).await.return_code(), ReturnCode::Success);
         let deadline = served.echo.calls.lock().unwrap().last().unwrap().deadline;

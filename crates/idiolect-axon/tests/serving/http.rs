@@ -12,7 +12,7 @@ use idiolect_protocol::http_synapse::SynapseSpec;
 use serde_json::{Map, Value, json};
 use tokio::io::AsyncWriteExt as _;
 
-use crate::support::{HttpAnswer, Served, Setup, SynapseRequest, alice, bob, request, until};
+use crate::support::{HttpAnswer, Served, Setup, SynapseRequest, alice, bob, now_ns, request, until};
 
 async fn ask(served: &Served, name: &str, content: &str) -> HttpAnswer {
     SynapseRequest::prompt(name, &[content]).send(served).await
@@ -147,6 +147,69 @@ async fn unverified_callers_learn_nothing() {
             assert!(!all.contains(word), "{word} in {all}");
         }
     }
+}
+
+#[tokio::test]
+async fn requests_out_of_time_or_malformed_are_told_that_and_no_more() {
+    const S: i128 = 1_000_000_000;
+    let served = Setup::default().serve().await;
+    let now = now_ns();
+    served.clock.set(now);
+    let (mallory, body) = (Keypair::from_uri("//Mallory").unwrap(), json!({"roles": ["user"], "messages": ["hi"]}));
+    let hash = body_hash(&[["hi".to_owned()].as_slice()]);
+    let at = |sender: &Keypair, nonce: i128| SynapseRequest::signed_at(sender, "Prompting", &body, &hash, nonce);
+    let off = "bittensor 6.0 to 7.1 clients are not served here";
+    let times = [
+        (now - 17 * S, "10005000", "Nonce is too old: acceptable delta is 16s but request was 17s old"),
+        (now + 61 * S, "10005000", "Nonce is too far in the future"),
+        (i128::MAX, "10005000", "Nonce is too far in the future"),
+        (7, "694", off),
+        (i128::MIN, "694", off),
+    ];
+    let malformed = [
+        ("bt_header_dendrite_nonce", "abc", 400, "Malformed bt_header_dendrite_nonce: expected an integer"),
+        ("bt_header_dendrite_nonce", "1e300", 400, "Malformed bt_header_dendrite_nonce: expected an integer"),
+        ("bt_header_dendrite_nonce", "", 400, "Malformed bt_header_dendrite_nonce: expected an integer"),
+        ("bt_header_dendrite_version", "ten", 400, "Malformed bt_header_dendrite_version: expected an integer"),
+        ("bt_header_dendrite_uuid", "a.b", 400, "Malformed bt_header_dendrite_uuid: expected a UUID"),
+        ("timeout", "soon", 400, "Malformed timeout: expected a number of seconds above 0"),
+        ("bt_header_dendrite_hotkey", "5xyz", 401, "Signature mismatch"),
+        ("bt_header_dendrite_signature", "0x12", 401, "Signature mismatch"),
+        ("bt_header_dendrite_signature", "", 401, "Missing Signature"),
+        ("computed_body_hash", "a.b", 401, "Signature mismatch"),
+    ];
+    let mut checks = Vec::new();
+    // Whether the key stands on a list, or was proved at all, makes no difference.
+    for sender in [bob(), mallory] {
+        for (nonce, version, expected) in times {
+            let request = || at(&sender, nonce).header("bt_header_dendrite_version", version);
+            checks.push((request(), 401, expected));
+            checks.push((request().header("computed_body_hash", "00"), 401, expected));
+        }
+        for (name, value, status, expected) in malformed {
+            checks.push((at(&sender, now).header(name, value), status, expected));
+        }
+        let mut without = at(&sender, now);
+        without.headers.retain(|(name, _)| name != "bt_header_input_obj_roles");
+        checks.push((without, 400, "Malformed bt_header_input_obj: expected one header a required field"));
+    }
+    let replayed = at(&bob(), now);
+    assert_eq!(replayed.send(&served).await.status, 200);
+    checks.push((replayed, 401, "Nonce is too small"));
+    for (request, status, expected) in &checks {
+        let answer = request.send(&served).await;
+        assert_eq!(error(&answer), (*status, format!("Not Verified with error: {expected}")));
+        assert_eq!(answer.json().as_object().unwrap().len(), 1, "{}", answer.text());
+        let all = format!("{:?} {}", answer.headers, answer.text());
+        let sent = request.headers.iter().filter(|(name, _)| name.starts_with("bt_header") || name.starts_with("comp"));
+        for (name, value) in sent.filter(|(_, value)| value.len() > 4) {
+            assert!(!all.contains(value), "{name} comes back in {all}");
+        }
+        for field in ["nonce", "uuid", "signature", "hotkey"] {
+            assert_eq!(answer.header(&format!("bt_header_axon_{field}")), None, "{all}");
+        }
+    }
+    assert_eq!(served.echo.calls.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! What somebody who proves nothing can take up: little.
 
 use std::convert::Infallible;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,10 +10,12 @@ use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use idiolect_axon::policy::Rules;
-use idiolect_protocol::pb::ForwardTextPromptingRequest;
+use idiolect_axon::policy::{Rate, Rules};
+use idiolect_protocol::body_hash::body_hash;
+use idiolect_protocol::pb::{ForwardTextPromptingRequest, ForwardTextPromptingResponse};
 use idiolect_protocol::{Keypair, epistula};
 use prost::Message as _;
+use serde_json::json;
 use tokio::task::JoinHandle;
 
 use crate::support::{Served, Setup, SynapseRequest, alice, bob, grpc, grpc_metadata, policy, until};
@@ -186,6 +189,69 @@ async fn an_address_that_fails_too_often_is_not_listened_to_but_known_keys_are()
     // What everybody does under other names does not count against a key that the miner knows.
     let metadata = grpc_metadata(&charlie, &alice().hotkey());
     assert_eq!(grpc(served.address, "/TextPrompting/Forward", &metadata, &forward()).await.status, 0);
+}
+
+#[tokio::test]
+async fn strangers_who_prove_a_new_key_each_time_are_limited_by_their_address() {
+    let (charlie, mallory) = (Keypair::from_uri("//Charlie").unwrap(), Keypair::from_uri("//Mallory").unwrap());
+    let rules = Rules { allow: [charlie.hotkey()].into(), deny: [mallory.hotkey()].into(), ..Rules::default() };
+    let served_to = async || {
+        let mut setup = Setup { policy: policy(rules.clone()), ..Setup::default() };
+        setup.config.max_failures_per_second = 1;
+        setup.serve().await
+    };
+    let body = json!({"roles": ["user"], "messages": ["hi"]});
+    let hash = body_hash(&[["hi".to_owned()].as_slice()]);
+    let synapse = async |served: &Served, key: &Keypair| {
+        SynapseRequest::signed(key, "Prompting", &body, &hash).send(served).await.status
+    };
+    let forward_as = async |served: &Served, key: &Keypair| {
+        let metadata = grpc_metadata(key, &alice().hotkey());
+        grpc(served.address, "/TextPrompting/Forward", &metadata, &forward()).await
+    };
+    let chat = async |served: &Served, key: &Keypair, body: &[u8]| {
+        let now_ms = u64::try_from(crate::support::now_ns() / 1_000_000).unwrap();
+        let headers = epistula::sign(key, &alice().hotkey(), body, now_ms, &uuid::Uuid::new_v4());
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        served.post("/v1/chat/completions", &headers, body).await.status
+    };
+
+    let served = served_to().await;
+    for n in 0..11 {
+        let stranger = Keypair::generate();
+        match n % 3 {
+            0 => assert_eq!(synapse(&served, &stranger).await, 403),
+            1 => {
+                let reply = forward_as(&served, &stranger).await;
+                let reply = ForwardTextPromptingResponse::decode(reply.message.unwrap()).unwrap();
+                assert_eq!(reply.return_code, 25);
+            }
+            _ => assert_eq!(chat(&served, &stranger, b"{}").await, 403),
+        }
+    }
+    assert_eq!(synapse(&served, &Keypair::generate()).await, 429);
+    assert_eq!(forward_as(&served, &Keypair::generate()).await.status, 8);
+    assert_eq!(chat(&served, &Keypair::generate(), b"{}").await, 429);
+    // A key that is denied by name is no better known.
+    assert_eq!(synapse(&served, &mallory).await, 429);
+    assert_eq!(synapse(&served, &charlie).await, 200, "known keys are listened to");
+
+    // What had to be hashed counts as well.
+    let served = served_to().await;
+    assert_eq!(chat(&served, &Keypair::generate(), &vec![b' '; 1 << 20]).await, 403);
+    assert_eq!(synapse(&served, &Keypair::generate()).await, 429);
+
+    // A key that policy knows is told no as often as it asks, and shuts nobody out.
+    let rate = Rate { requests: NonZeroU32::MIN, per: Duration::from_secs(3600) };
+    let rules = Rules { allow_any: true, rate: Some(rate), ..Rules::default() };
+    let mut setup = Setup { policy: policy(rules), ..Setup::default() };
+    setup.config.max_failures_per_second = 1;
+    let served = setup.serve().await;
+    assert_eq!(synapse(&served, &bob()).await, 200);
+    for _ in 0..15 {
+        assert_eq!(synapse(&served, &bob()).await, 429);
+    }
+    assert_eq!(synapse(&served, &charlie).await, 200);
 }
 
 #[tokio::test]

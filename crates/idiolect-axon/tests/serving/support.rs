@@ -406,7 +406,7 @@ impl SynapseRequest {
         Self::signed_at(sender, name, body, hash, now_ns())
     }
 
-    fn signed_at(sender: &Keypair, name: &str, body: &serde_json::Value, hash: &str, nonce: i128) -> Self {
+    pub(crate) fn signed_at(sender: &Keypair, name: &str, body: &serde_json::Value, hash: &str, nonce: i128) -> Self {
         static N: AtomicUsize = AtomicUsize::new(1);
         let session = format!("fea3e5be-e64d-11f1-8d31-{:012}", N.fetch_add(1, Ordering::SeqCst));
         let text = format!("{nonce}.{}.{}.{session}.{hash}", sender.hotkey(), alice().hotkey());
