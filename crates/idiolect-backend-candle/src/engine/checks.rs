@@ -8,12 +8,19 @@ use candle_core::{Device, Tensor};
 use candle_transformers::models::{quantized_llama, quantized_qwen2, quantized_qwen3};
 
 use super::{Engine, EngineError, Feed, Seq, Wants};
+use crate::device::OpenDevice;
 use crate::math;
 use crate::testing::TinyGguf;
 
 /// A prompt of more than two stretches.
 pub(crate) fn prompt() -> Vec<u32> {
     (0..70).map(|i| (i * 37 + 11) % 256).collect()
+}
+
+/// Opens the device that engines on tensors are tested on: the processor, or what `IDIOLECT_TEST_DEVICE` names.
+pub(crate) fn device() -> OpenDevice {
+    let name = std::env::var("IDIOLECT_TEST_DEVICE").unwrap_or_else(|_| "cpu".to_owned());
+    OpenDevice::open(name.parse().expect("IDIOLECT_TEST_DEVICE names a device")).expect("the device opens")
 }
 
 type Forward = Box<dyn FnMut(&Tensor, usize) -> candle_core::Result<Tensor>>;

@@ -7,9 +7,8 @@ use candle_core::quantized::GgmlDType;
 use idiolect_backend::{Backend, Message, Request};
 use idiolect_kernels::{Format, KvType, Tier};
 
-use super::checks::{Model, check_near};
+use super::checks::{Model, check_near, device};
 use super::{Engine, Settings, TensorSettings, Tensors, Transformer};
-use crate::device::{DeviceChoice, OpenDevice};
 use crate::testing::family::{FAMILIES, Family, VOCABULARY};
 use crate::weights::Weights;
 use crate::{CandleBackend, CandleConfig};
@@ -26,8 +25,7 @@ fn text() -> Vec<u32> {
 
 fn on_tensors(path: &Path, quantize: Option<Format>) -> Model<Tensors> {
     let mut weights = Weights::open(path, 4096, quantize).unwrap();
-    let device = OpenDevice::open(DeviceChoice::Cpu).unwrap();
-    Model::new(Tensors::load(&mut weights, &TensorSettings::for_tests(), &device).unwrap())
+    Model::new(Tensors::load(&mut weights, &TensorSettings::for_tests(), &device()).unwrap())
 }
 
 fn on_kernels(path: &Path, settings: &Settings) -> Model<Transformer> {

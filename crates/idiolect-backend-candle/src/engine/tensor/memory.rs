@@ -129,11 +129,6 @@ impl Memory {
         self.taken = self.taken.saturating_sub(tokens);
     }
 
-    #[cfg(test)]
-    pub(super) const fn taken(&self) -> usize {
-        self.taken
-    }
-
     fn segment(&self, id: SegmentId) -> Result<&Segment, EngineError> {
         self.segments.get(id).and_then(Option::as_ref).ok_or(GONE)
     }

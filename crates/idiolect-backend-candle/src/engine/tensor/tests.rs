@@ -7,9 +7,9 @@ use idiolect_kernels::Format;
 
 use super::run::FIRST_ROOM;
 use super::*;
-use crate::device::DeviceChoice;
-use crate::engine::checks::{Model, Session, check_near, cosine, prompt, reference, reference_of};
+use crate::engine::checks::{Model, Session, check_near, cosine, device, prompt, reference, reference_of};
 use crate::engine::{Settings, Transformer};
+use crate::testing::family::{FAMILIES, Family};
 use crate::testing::{self, TinyGguf, VOCABULARY};
 
 /// Of the logits' size: what candle's own models may be off, which run the same kernels in another order.
@@ -29,7 +29,7 @@ fn load(tiny: &TinyGguf) -> Result<Model<Tensors>, LoadError> {
 
 fn load_from(path: &std::path::Path, format: Option<Format>) -> Result<Model<Tensors>, LoadError> {
     let mut weights = Weights::open(path, 4096, format)?;
-    Tensors::load(&mut weights, &TensorSettings::for_tests(), &OpenDevice::open(DeviceChoice::Cpu)?).map(Model::new)
+    Tensors::load(&mut weights, &TensorSettings::for_tests(), &device()).map(Model::new)
 }
 
 fn kernels(tiny: &TinyGguf) -> Model<Transformer> {
@@ -257,4 +257,47 @@ fn damaged_files_are_refused_like_those_of_the_kernels() {
     assert!(load(&tiny).unwrap_err().to_string().contains("is [64, 64], expected [32, 64]"));
     tiny.set("general.architecture", Value::String("mamba".to_owned()));
     assert!(load(&tiny).unwrap_err().to_string().contains("supported: llama, qwen2, qwen3"));
+}
+
+fn family(path: &std::path::Path, quantize: Option<Format>, kv_type: DType) -> Model<Tensors> {
+    let mut weights = Weights::open(path, 4096, quantize).unwrap();
+    let settings = TensorSettings { kv_type, ..TensorSettings::for_tests() };
+    Model::new(Tensors::load(&mut weights, &settings, &device()).unwrap())
+}
+
+/// Sixteen bits of weights, of what they are multiplied with, and of keys and values: each rounds by at most one part in
+/// 2,048 (`f16`) or in 256 (`bf16`), and two layers of random weights magnify it.
+#[test]
+fn sixteen_bits_are_near_exact_products_of_the_same_weights() {
+    let text = prompt();
+    for name in FAMILIES {
+        for (weights, kv_type, tolerance) in [
+            (DType::F32, DType::F16, 0.003),
+            (DType::F32, DType::BF16, 0.03),
+            (DType::F16, DType::F32, 0.005),
+            (DType::F16, DType::F16, 0.005),
+            (DType::BF16, DType::F16, 0.04),
+            (DType::BF16, DType::BF16, 0.04),
+        ] {
+            let folder = Family::new(name).folder(weights);
+            let expected = family(folder.path(), Some(Format::F32), DType::F32).rows(&text, 0).unwrap();
+            let model = family(folder.path(), None, kv_type);
+            let what = format!("{name}, weights {weights:?}, keys and values {kv_type:?}");
+            check_near(&model.rows(&text, 0).unwrap().concat(), &expected.concat(), tolerance, &what);
+            // Token by token, beside another continuation.
+            let mut session = model.start(&text[..60], 2, 10).unwrap();
+            for (token, expected) in text[60..].iter().zip(&expected[60..]) {
+                session.step(&[(0, 255 - token), (1, *token)]).unwrap();
+                check_near(&session.logits()[VOCABULARY..], expected, tolerance, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn keys_and_values_of_sixteen_bits_take_half_the_memory() {
+    let folder = Family::new("llama").folder(DType::F32);
+    let bytes = |kv_type: DType| family(folder.path(), None, kv_type).with(|engine| engine.portion().bytes);
+    assert_eq!(bytes(DType::F32), 2 * bytes(DType::F16));
+    assert_eq!(bytes(DType::BF16), bytes(DType::F16));
 }
