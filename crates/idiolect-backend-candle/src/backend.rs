@@ -17,7 +17,7 @@ use crate::config::CandleConfig;
 use crate::device::{DeviceChoice, OpenDevice};
 use crate::engine::{Engine, Settings, TensorSettings, Tensors, Transformer};
 use crate::error::{LoadError, guard};
-use crate::intake::{Answer, Intake, Job};
+use crate::intake::{Answer, Intake, Job, Queue};
 use crate::prompt::{Prompter, count};
 use crate::sampling::Texts;
 use crate::speed::{Meter, Speed};
@@ -25,6 +25,9 @@ use crate::template::Template;
 use crate::tokenizer::Tokenizer;
 use crate::weights::Weights;
 use crate::worker::Worker;
+
+/// Threads that make tokens of requests.
+const INTAKES: usize = 4;
 
 /// Tokens that the memory for keys and values must be enough for.
 const MIN_KV_TOKENS: usize = 16;
@@ -110,7 +113,7 @@ impl CandleBackend {
         Self::start(engine, prompter, banned, model, family, config)
     }
 
-    fn start(
+    pub(crate) fn start(
         engine: impl Engine,
         prompter: Prompter,
         banned: Vec<u32>,
@@ -145,6 +148,7 @@ impl CandleBackend {
             vocabulary: engine.vocabulary(),
             preset: config.preset,
             texts: Texts::default(),
+            meter: Arc::clone(&meter),
         };
         let worker = Worker {
             engine,
@@ -160,7 +164,12 @@ impl CandleBackend {
             let thread = std::thread::Builder::new().name(format!("{}-{what}", config.name));
             thread.spawn(work).map(drop).map_err(LoadError::Thread)
         };
-        spawn("intake", Box::new(move || intake.run(queue, &ready)))?;
+        let (intake, queue) = (Arc::new(intake), Arc::new(Mutex::new(Queue::new(queue))));
+        for _ in 0..INTAKES {
+            let (intake, queue, ready) = (Arc::clone(&intake), Arc::clone(&queue), ready.clone());
+            spawn("intake", Box::new(move || intake.run(&queue, &ready)))?;
+        }
+        drop(ready);
         spawn("worker", Box::new(move || worker.run(arrivals)))?;
         let places = Arc::new(Semaphore::new(config.queue.min(Semaphore::MAX_PERMITS)));
         Ok(Self { name: config.name, capabilities, max_candidates: config.max_candidates, jobs, places, meter })
@@ -299,127 +308,15 @@ mod tests {
     use idiolect_backend::testkit::Conformance;
     use idiolect_backend::{ErrorKind, Message};
 
-    use idiolect_kernels::Team;
-
-    use crate::engine::{EngineError, Feed, Portion, Seq, Wants};
     use crate::testing::TinyGguf;
+    use crate::testing::script::{Fault, Script};
 
-    /// What the engine does after some steps.
-    #[derive(Clone, Copy, Debug)]
-    enum Fault {
-        NotANumber,
-        Panic,
-        Slow,
-    }
-
-    /// An engine that says "he" over and over, and fails as told when the prompt is long enough.
-    #[derive(Debug)]
-    struct Scripted {
-        fault: Fault,
-        after: usize,
-        team: Team,
-        sequences: Vec<Option<Script>>,
-        logits: Vec<f32>,
-    }
-
-    #[derive(Clone, Copy, Debug)]
-    struct Script {
-        prompt: usize,
-        room: usize,
-        tokens: usize,
-    }
-
-    const VOCABULARY: usize = 259;
     /// Bytes of keys and values.
     const ALLOWED: u64 = 4_000_000;
-    /// The token "he" of the tiny vocabulary.
-    const HE: usize = 258;
 
-    impl Engine for Scripted {
-        fn vocabulary(&self) -> usize {
-            VOCABULARY
-        }
-
-        fn context(&self) -> usize {
-            4096
-        }
-
-        fn portion(&self) -> Portion {
-            Portion { tokens: 1, bytes: 1000 }
-        }
-
-        fn team(&self) -> &Team {
-            &self.team
-        }
-
-        fn begin(&mut self, prompt: &[u32], _known: usize, room: usize) -> Result<(Seq, usize), EngineError> {
-            self.sequences.push(Some(Script { prompt: prompt.len(), room, tokens: 0 }));
-            Ok((Seq(u32::try_from(self.sequences.len() - 1).unwrap()), 0))
-        }
-
-        fn fork(&mut self, seq: Seq) -> Result<Seq, EngineError> {
-            self.sequences.push(self.sequences[seq.0 as usize]);
-            Ok(Seq(u32::try_from(self.sequences.len() - 1).unwrap()))
-        }
-
-        fn release(&mut self, seq: Seq) {
-            self.sequences[seq.0 as usize].take().expect("a sequence is released once");
-        }
-
-        #[expect(clippy::disallowed_methods, reason = "the engine's own thread is meant to be slow")]
-        fn forward(&mut self, feeds: &[Feed<'_>]) -> Result<(), EngineError> {
-            self.logits.clear();
-            for (i, feed) in feeds.iter().enumerate() {
-                assert!(feeds[..i].iter().all(|other| other.seq != feed.seq), "each sequence once");
-                let script = self.sequences[feed.seq.0 as usize].as_mut().expect("a sequence that is there");
-                script.tokens += feed.tokens.len();
-                assert!(script.tokens <= script.prompt + script.room, "no more than was said");
-                let script = *script;
-                if feed.wants == Wants::Nothing {
-                    continue;
-                }
-                let rows = if feed.wants == Wants::All { feed.tokens.len() } else { 1 };
-                for _ in 0..rows {
-                    let begin = self.logits.len();
-                    self.logits.resize(begin + VOCABULARY, 0.0);
-                    self.logits[begin + HE] = 50.0;
-                    if script.prompt <= 100 || script.tokens.saturating_sub(script.prompt) < self.after {
-                        continue;
-                    }
-                    match self.fault {
-                        Fault::NotANumber => self.logits[begin + 3] = f32::NAN,
-                        Fault::Panic => panic!("as told"),
-                        Fault::Slow if i == 0 => std::thread::sleep(Duration::from_millis(20)),
-                        Fault::Slow => {}
-                    }
-                }
-            }
-            // Of an engine's memory, sequences share what they began with.
-            let held: usize =
-                self.sequences.iter().flatten().map(|script| script.tokens.saturating_sub(script.prompt)).sum();
-            assert!(held as u64 * 1000 <= ALLOWED, "an engine is asked for what it may give");
-            Ok(())
-        }
-
-        fn logits(&self) -> &[f32] {
-            &self.logits
-        }
-
-        fn reset(&mut self) {
-            self.sequences.clear();
-        }
-    }
-
+    /// A backend that fails as told, a prompt of more than a hundred tokens later.
     fn backend(fault: Fault, after: usize) -> CandleBackend {
-        let (_dir, gguf) = TinyGguf::model("llama").open();
-        let tokenizer = Tokenizer::read(&gguf).unwrap();
-        let template = Template::read(&gguf, &tokenizer).unwrap();
-        let prompter = Prompter { tokenizer, template, context: 4096 };
-        let (model, family) = ("script".to_owned(), "script".to_owned());
-        let config = CandleConfig { max_kv_bytes: ALLOWED, ..CandleConfig::default() };
-        let team = Team::new(2).unwrap();
-        let engine = Scripted { fault, after, team, sequences: Vec::new(), logits: Vec::new() };
-        CandleBackend::start(engine, prompter, Vec::new(), model, family, config).unwrap()
+        Arc::new(Script::failing(fault, after)).start(|config| config.max_kv_bytes = ALLOWED)
     }
 
     fn request(faulty: bool) -> Request {

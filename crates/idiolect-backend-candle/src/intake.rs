@@ -1,17 +1,20 @@
 //! What happens to a request before it is computed: tokens are made of it, and what can never be answered is refused.
 //!
-//! In a thread of its own, so that a long text to tokenise holds up no candidate that grows.
+//! In threads of their own, so that a long text to tokenise holds up no candidate that grows, and few others that arrive.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use idiolect_backend::{Error, Event, Preset, Request, Score, ScoreRequest};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
+use crate::cost::Cost;
 use crate::engine::Portion;
+use crate::forecast::{Forecast, Wish};
 use crate::prompt::{Prompt, Prompter, count};
 use crate::sampling::{Plan, Texts};
+use crate::speed::Meter;
 
 /// What a backend is asked to do. The permit is a place in the queue.
 pub(crate) enum Job {
@@ -44,6 +47,13 @@ impl Answer {
     }
 }
 
+/// When a request's turn came to be made ready, whatever overtook it meanwhile.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ticket {
+    pub(crate) number: u64,
+    pub(crate) since: Instant,
+}
+
 /// A request that is ready to be computed.
 pub(crate) enum Arrival {
     Generate(Generate),
@@ -74,6 +84,14 @@ pub(crate) struct Generate {
     pub(crate) place: Option<OwnedSemaphorePermit>,
 }
 
+impl Generate {
+    /// Returns what `n` candidates of it would be.
+    pub(crate) fn wish(&self, n: usize, now: Instant) -> Wish {
+        let left = self.request.deadline.map(|deadline| deadline.saturating_duration_since(now));
+        Wish { n, prompt: self.prompt.len(), room: self.room, left }
+    }
+}
+
 /// A request for log-probabilities of a given reply.
 pub(crate) struct Scoring {
     /// All tokens but the last, whose own logits nobody needs.
@@ -87,33 +105,6 @@ pub(crate) struct Scoring {
     pub(crate) cost: Cost,
     pub(crate) reply: oneshot::Sender<Result<Score, Error>>,
     pub(crate) place: Option<OwnedSemaphorePermit>,
-}
-
-/// What a request takes of the memory for keys and values, in portions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Cost {
-    /// For what all candidates share.
-    pub(crate) shared: u64,
-    /// For each candidate.
-    pub(crate) each: u64,
-}
-
-impl Cost {
-    /// Returns the most that candidates of `room` tokens after a prompt can come to need.
-    pub(crate) const fn new(portion: Portion, prompt: usize, room: usize) -> Self {
-        let (shared, rest) = (prompt / portion.tokens, prompt % portion.tokens);
-        Self { shared: shared as u64, each: rest.saturating_add(room).div_ceil(portion.tokens) as u64 }
-    }
-
-    /// Adds other bytes that all candidates share.
-    pub(crate) const fn and_bytes(self, portion: Portion, bytes: u64) -> Self {
-        Self { shared: self.shared.saturating_add(bytes.div_ceil(portion.bytes)), each: self.each }
-    }
-
-    /// Returns the portions of `n` candidates.
-    pub(crate) const fn of(self, n: usize) -> u64 {
-        self.each.saturating_mul(n as u64).saturating_add(self.shared)
-    }
 }
 
 /// A text to be scored.
@@ -139,16 +130,39 @@ pub(crate) struct Intake {
     pub(crate) preset: Preset,
     /// The texts of tokens, for stages that look at them.
     pub(crate) texts: Texts,
+    /// How fast the engine is.
+    pub(crate) meter: Arc<Mutex<Meter>>,
+}
+
+/// The jobs that several threads take from, one after the other.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    jobs: mpsc::Receiver<Job>,
+    taken: u64,
+}
+
+impl Queue {
+    pub(crate) const fn new(jobs: mpsc::Receiver<Job>) -> Self {
+        Self { jobs, taken: 0 }
+    }
+
+    /// Waits for the next job; `None` when no one can send any more.
+    fn next(&mut self) -> Option<(Ticket, Job)> {
+        let job = self.jobs.blocking_recv()?;
+        self.taken += 1;
+        Some((Ticket { number: self.taken, since: Instant::now() }, job))
+    }
 }
 
 impl Intake {
-    /// Takes jobs until no one can send any more.
-    pub(crate) fn run(&self, mut jobs: mpsc::Receiver<Job>, arrivals: &mpsc::Sender<Arrival>) {
-        while let Some(job) = jobs.blocking_recv() {
+    /// Takes jobs until no one can send any more. Any number of threads may do so.
+    pub(crate) fn run(&self, queue: &Mutex<Queue>, arrivals: &mpsc::Sender<(Ticket, Arrival)>) {
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+        while let Some((ticket, job)) = next() {
             // A panic drops the job's channels, which the asking side sees; the next job starts afresh.
             let arrival = catch_unwind(AssertUnwindSafe(|| self.take(job)));
             if let Ok(Some(arrival)) = arrival
-                && arrivals.blocking_send(arrival).is_err()
+                && arrivals.blocking_send((ticket, arrival)).is_err()
             {
                 return;
             }
@@ -203,20 +217,27 @@ impl Intake {
         let prompt = self.prompter.prompt(&request.messages, max_tokens)?;
         let room = self.prompter.context.saturating_sub(prompt.tokens.len());
         let room = usize::try_from(max_tokens).unwrap_or(usize::MAX).min(room);
-        self.check_memory(prompt.tokens.len(), request.n, room)?;
+        self.check_memory(prompt.tokens.len(), request, room)?;
         let plan = Plan::new(&request.sampling, self.preset, &self.texts, &self.prompter.tokenizer)?;
         Ok((prompt, room, plan))
     }
 
-    /// Refuses what would take more memory than there is.
-    fn check_memory(&self, prompt: usize, n: usize, room: usize) -> Result<(), Error> {
-        let needed = Cost::new(self.portion, prompt, room).of(n).saturating_mul(self.portion.bytes);
+    /// Refuses what would take more memory than there is, in the time that it has.
+    fn check_memory(&self, prompt: usize, request: &Request, room: usize) -> Result<(), Error> {
+        let left = request.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let wish = Wish { n: request.n, prompt, room, left };
+        let share = {
+            let meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
+            Forecast { meter: &meter, ahead: 0, others: 0, usual: None }.share(&wish)
+        };
+        let (n, length) = (share.n, share.expected);
+        let needed = Cost::new(self.portion, prompt, length).of(n).saturating_mul(self.portion.bytes);
         let allowed = self.max_kv_bytes;
         if needed <= allowed {
             return Ok(());
         }
         Err(Error::InvalidRequest(format!(
-            "{n} candidates of {room} tokens after a prompt of {prompt} need {needed} bytes of keys and values, \
+            "{n} candidates of {length} tokens after a prompt of {prompt} need {needed} bytes of keys and values, \
              {allowed} are allowed"
         )))
     }
@@ -261,17 +282,58 @@ impl Intake {
 
 #[cfg(test)]
 mod tests {
+    use idiolect_backend::Message;
+    use tokio::sync::Semaphore;
+
     use super::*;
+    use crate::template::Template;
+    use crate::testing::TinyGguf;
+    use crate::tokenizer::Tokenizer;
+
+    fn intake() -> Intake {
+        let (_dir, gguf) = TinyGguf::model("llama").open();
+        let tokenizer = Tokenizer::read(&gguf).unwrap();
+        let template = Template::read(&gguf, &tokenizer).unwrap();
+        Intake {
+            prompter: Arc::new(Prompter { tokenizer, template, context: 1 << 24 }),
+            portion: Portion { tokens: 1, bytes: 1 },
+            max_kv_bytes: 1 << 30,
+            vocabulary: 259,
+            preset: Preset::LlamaCpp,
+            texts: Texts::default(),
+            meter: Arc::default(),
+        }
+    }
 
     #[test]
-    fn costs_are_whole_portions() {
-        let portion = Portion { tokens: 16, bytes: 100 };
-        assert_eq!(Cost::new(portion, 32, 16), Cost { shared: 2, each: 1 });
-        assert_eq!(Cost::new(portion, 33, 15), Cost { shared: 2, each: 1 });
-        assert_eq!(Cost::new(portion, 33, 16), Cost { shared: 2, each: 2 });
-        assert_eq!(Cost::new(portion, 33, 16).of(3), 8);
-        assert_eq!(Cost::new(Portion { tokens: 1, ..portion }, 33, 16).of(3), 33 + 48);
-        assert_eq!(Cost::new(portion, 33, 16).and_bytes(portion, 101), Cost { shared: 4, each: 2 });
-        assert_eq!(Cost::new(portion, 1, usize::MAX).of(usize::MAX), u64::MAX);
+    fn a_long_text_holds_up_nobody_and_keeps_its_turn() {
+        let (intake, places) = (intake(), Arc::new(Semaphore::new(2)));
+        let (jobs, queue) = mpsc::channel(2);
+        let (ready, mut arrivals) = mpsc::channel(2);
+        let mut listeners = Vec::new();
+        for text in ["he said ".repeat(1 << 17), "x".to_owned()] {
+            let (started, begun) = oneshot::channel();
+            let (events, received) = mpsc::channel(1);
+            listeners.push((begun, received));
+            let answer = Answer { started: Some(started), events };
+            let place = Arc::clone(&places).try_acquire_owned().unwrap();
+            let request = Box::new(Request::new(vec![Message::user(text)]));
+            assert!(jobs.try_send(Job::Generate { request, answer, place }).is_ok());
+        }
+        drop(jobs);
+        let queue = Mutex::new(Queue::new(queue));
+        std::thread::scope(|scope| {
+            for ready in [ready.clone(), ready] {
+                let (intake, queue) = (&intake, &queue);
+                scope.spawn(move || intake.run(queue, &ready));
+            }
+        });
+        let mut next = || match arrivals.try_recv().unwrap() {
+            (ticket, Arrival::Generate(generate)) => (ticket.number, generate.prompt.len()),
+            (_, Arrival::Score(_)) => unreachable!("nothing to score was asked"),
+        };
+        let (first, second) = (next(), next());
+        assert!(first.0 == 2 && first.1 < 100, "{first:?}");
+        assert!(second.0 == 1 && second.1 > 1 << 19, "{second:?}");
     }
 }

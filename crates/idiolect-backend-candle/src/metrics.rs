@@ -14,6 +14,7 @@ const WAITING: &str = "idiolect_candle_waiting_requests";
 const RESERVED: &str = "idiolect_candle_kv_reserved_bytes";
 const KEPT: &str = "idiolect_candle_kept_prompt_tokens";
 const SPEED: &str = "idiolect_candle_tokens_per_second";
+const PLANNED: &str = "idiolect_candle_planned_tokens";
 const CUT: &str = "idiolect_candle_deadline_cuts_total";
 
 /// Describes every metric to the installed recorder. Called when a backend is loaded; harmless when called again.
@@ -36,9 +37,13 @@ pub fn describe() {
         SPEED,
         "Measured speed of late, by `backend`, `kind` (prefill, decode) and `candidates` (for decode: the most that grew side by side, a power of two; 0 for prefill)"
     );
+    describe_histogram!(
+        PLANNED,
+        "Tokens of each candidate that memory was set aside for when a request with a deadline began, by `backend`"
+    );
     describe_counter!(
         CUT,
-        "Candidates given up for a deadline, by `backend` and `when` (start, before they began; worst, so that better ones end; end)"
+        "Candidates given up for a deadline, by `backend` and `when` (start, before they began; worst, so that better ones end; memory, for want of it where all went faster than expected; end)"
     );
 }
 
@@ -96,6 +101,12 @@ impl Metrics {
             set("prefill", 0, prefill);
         }
         speed.decode.iter().for_each(|of| set("decode", of.candidates, of.tokens_per_second));
+    }
+
+    /// Takes note of the length that memory was set aside for.
+    #[expect(clippy::cast_precision_loss, reason = "lengths are far below 2^52")]
+    pub(crate) fn planned(&self, length: usize) {
+        histogram!(PLANNED, "backend" => self.backend.clone()).record(length as f64);
     }
 
     /// Counts candidates that a deadline ended.

@@ -1,6 +1,7 @@
 //! What the unit tests share: the real model, and tiny ones with random weights.
 
 pub(crate) mod family;
+pub(crate) mod script;
 
 use std::path::{Path, PathBuf};
 

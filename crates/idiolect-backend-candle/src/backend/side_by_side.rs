@@ -1,144 +1,23 @@
 //! How requests share the engine: tests with one that takes known times and writes down its steps.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::future::{join, join_all};
 use idiolect_backend::{Backend, Error, Event, FinishReason, Message, Request, ScoreRequest};
-use idiolect_kernels::Team;
 
 use super::CandleBackend;
 use crate::config::CandleConfig;
-use crate::engine::{Engine, EngineError, Feed, Portion, Seq, Wants};
-use crate::prompt::Prompter;
-use crate::template::Template;
-use crate::testing::TinyGguf;
-use crate::tokenizer::Tokenizer;
+use crate::testing::script::{Script, Step};
 
-const VOCABULARY: usize = 259;
-
-/// What an engine was given in one step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Step {
-    candidates: usize,
-    prompt_tokens: usize,
+fn paced(step: u64, candidate: u64, prompt_token: u64) -> Arc<Script> {
+    Arc::new(Script::paced(step, candidate, prompt_token))
 }
 
-/// Microseconds that things take, and what was done.
-#[derive(Debug, Default)]
-struct Watch {
-    step: AtomicU64,
-    candidate: AtomicU64,
-    prompt_token: AtomicU64,
-    /// Sequences that were begun and not released.
-    sequences: AtomicUsize,
-    steps: Mutex<Vec<Step>>,
-}
-
-impl Watch {
-    fn new(step: u64, candidate: u64, prompt_token: u64) -> Arc<Self> {
-        let watch = Self::default();
-        watch.step.store(step, Ordering::Relaxed);
-        watch.candidate.store(candidate, Ordering::Relaxed);
-        watch.prompt_token.store(prompt_token, Ordering::Relaxed);
-        Arc::new(watch)
-    }
-
-    fn steps(&self) -> Vec<Step> {
-        self.steps.lock().unwrap().clone()
-    }
-
-    fn most_candidates(&self) -> usize {
-        self.steps().iter().map(|step| step.candidates).max().unwrap_or(0)
-    }
-}
-
-/// Draws any byte, and takes its time.
-#[derive(Debug)]
-struct Paced {
-    watch: Arc<Watch>,
-    team: Team,
-    held: Vec<bool>,
-    logits: Vec<f32>,
-}
-
-impl Engine for Paced {
-    fn vocabulary(&self) -> usize {
-        VOCABULARY
-    }
-
-    fn context(&self) -> usize {
-        4096
-    }
-
-    fn portion(&self) -> Portion {
-        Portion { tokens: 1, bytes: 1000 }
-    }
-
-    fn team(&self) -> &Team {
-        &self.team
-    }
-
-    fn begin(&mut self, _prompt: &[u32], _known: usize, _room: usize) -> Result<(Seq, usize), EngineError> {
-        self.held.push(true);
-        self.watch.sequences.fetch_add(1, Ordering::Relaxed);
-        Ok((Seq(u32::try_from(self.held.len() - 1).unwrap()), 0))
-    }
-
-    fn fork(&mut self, _seq: Seq) -> Result<Seq, EngineError> {
-        Ok(self.begin(&[], 0, 0)?.0)
-    }
-
-    fn release(&mut self, seq: Seq) {
-        assert!(std::mem::take(&mut self.held[seq.0 as usize]), "a sequence is released once");
-        self.watch.sequences.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "the engine's own thread is meant to take its time")]
-    fn forward(&mut self, feeds: &[Feed<'_>]) -> Result<(), EngineError> {
-        let candidates = feeds.iter().filter(|feed| feed.tokens.len() == 1).count();
-        let prompt_tokens = feeds.iter().map(|feed| feed.tokens.len()).filter(|n| *n > 1).sum();
-        let cost = |of: &AtomicU64, n: usize| of.load(Ordering::Relaxed) * n as u64;
-        let watch = &self.watch;
-        let micros =
-            cost(&watch.step, 1) + cost(&watch.candidate, candidates) + cost(&watch.prompt_token, prompt_tokens);
-        std::thread::sleep(Duration::from_micros(micros));
-        watch.steps.lock().unwrap().push(Step { candidates, prompt_tokens });
-        let rows = |feed: &Feed<'_>| match feed.wants {
-            Wants::Nothing => 0,
-            Wants::Last => 1,
-            Wants::All => feed.tokens.len(),
-        };
-        let rows: usize = feeds.iter().map(rows).sum();
-        self.logits.clear();
-        self.logits.resize(rows * VOCABULARY, -50.0);
-        // Two letters, so that texts differ, and the end of none.
-        for row in self.logits.chunks_exact_mut(VOCABULARY) {
-            row[60..64].copy_from_slice(&[1.0, 0.5, 0.0, -0.5]);
-        }
-        Ok(())
-    }
-
-    fn logits(&self) -> &[f32] {
-        &self.logits
-    }
-
-    fn reset(&mut self) {
-        self.held.clear();
-    }
-}
-
-fn backend(watch: &Arc<Watch>, change: impl FnOnce(&mut CandleConfig)) -> CandleBackend {
-    let (_dir, gguf) = TinyGguf::model("llama").open();
-    let tokenizer = Tokenizer::read(&gguf).unwrap();
-    let template = Template::read(&gguf, &tokenizer).unwrap();
-    let prompter = Prompter { tokenizer, template, context: 4096 };
-    let engine = Paced { watch: Arc::clone(watch), team: Team::new(1).unwrap(), held: Vec::new(), logits: Vec::new() };
-    let mut config = CandleConfig { max_kv_bytes: 100_000_000, ..CandleConfig::default() };
-    change(&mut config);
-    CandleBackend::start(engine, prompter, Vec::new(), "paced".to_owned(), "paced".to_owned(), config).unwrap()
+fn backend(script: &Arc<Script>, change: impl FnOnce(&mut CandleConfig)) -> CandleBackend {
+    script.start(change)
 }
 
 fn request(text: &str, n: usize, max_tokens: u32) -> Request {
@@ -156,7 +35,7 @@ fn due(mut request: Request, millis: u64) -> Request {
 
 #[tokio::test]
 async fn candidates_of_different_requests_grow_in_the_same_steps() {
-    let watch = Watch::new(3000, 0, 0);
+    let watch = paced(3000, 0, 0);
     let backend = backend(&watch, |_| ());
     let texts = ["one", "two", "three"];
     let answers = join_all(texts.iter().enumerate().map(|(i, text)| {
@@ -179,7 +58,7 @@ async fn candidates_of_different_requests_grow_in_the_same_steps() {
 
 #[tokio::test]
 async fn who_leaves_in_the_middle_of_a_step_leaves_nothing_behind() {
-    let watch = Watch::new(20_000, 0, 0);
+    let watch = paced(20_000, 0, 0);
     let backend = backend(&watch, |_| ());
     for _ in 0..8 {
         // With their second tokens all three end, while nobody listens any more.
@@ -189,12 +68,12 @@ async fn who_leaves_in_the_middle_of_a_step_leaves_nothing_behind() {
         drop(stream);
     }
     backend.complete(request("x", 1, 2)).await.unwrap();
-    assert_eq!(watch.sequences.load(Ordering::Relaxed), 0, "sequences that nobody has");
+    assert_eq!(watch.n_sequences(), 0, "sequences that nobody has");
 }
 
 #[tokio::test]
 async fn scores_share_steps_and_take_their_part_of_the_memory() {
-    let watch = Watch::new(3000, 0, 0);
+    let watch = paced(3000, 0, 0);
     let (large, small) = (backend(&watch, |_| ()), backend(&watch, |config| config.max_kv_bytes = 400_000));
     let messages = [Message::user("x")];
     let ask = |n: usize| ScoreRequest::new(messages.clone(), "y".repeat(n));
@@ -209,12 +88,12 @@ async fn scores_share_steps_and_take_their_part_of_the_memory() {
     assert_eq!(small.score(ask(200)).await.unwrap().tokens.len(), 200);
     let error = small.score(ask(200).with_rows()).await.unwrap_err().to_string();
     assert!(error.contains("207200 of them for rows of 259 logits, 400000 are allowed"), "{error}");
-    assert_eq!(watch.sequences.load(Ordering::Relaxed), 0);
+    assert_eq!(watch.n_sequences(), 0);
 }
 
 #[tokio::test]
 async fn a_long_prompt_holds_up_nobody_for_long() {
-    let watch = Watch::new(1000, 0, 500);
+    let watch = paced(1000, 0, 500);
     let backend = backend(&watch, |_| ());
     // So that it is known how long prompts take.
     backend.complete(request(&"x".repeat(200), 1, 2)).await.unwrap();
@@ -232,7 +111,7 @@ async fn a_long_prompt_holds_up_nobody_for_long() {
 
 #[tokio::test]
 async fn what_does_not_fit_waits_and_nobody_waits_beyond_the_deadline() {
-    let watch = Watch::new(2000, 0, 0);
+    let watch = paced(2000, 0, 0);
     // Room for one of these at a time.
     let backend = backend(&watch, |config| config.max_kv_bytes = 500_000);
     let prompt = backend.complete(request("x", 1, 1)).await.unwrap().usage.prompt_tokens;
@@ -260,7 +139,7 @@ async fn what_does_not_fit_waits_and_nobody_waits_beyond_the_deadline() {
 
 #[tokio::test]
 async fn the_nearest_deadline_comes_first() {
-    let watch = Watch::new(1000, 0, 0);
+    let watch = paced(1000, 0, 0);
     let backend = backend(&watch, |config| config.max_batch = 1);
     let order = Mutex::new(Vec::new());
     let ask = async |name: &'static str, request: Request| {
@@ -283,7 +162,7 @@ async fn the_nearest_deadline_comes_first() {
 
 #[tokio::test]
 async fn fewer_candidates_are_begun_where_all_would_not_end_in_time() {
-    let watch = Watch::new(1000, 4000, 0);
+    let watch = paced(1000, 4000, 0);
     let backend = backend(&watch, |_| ());
     for n in [8, 4, 2] {
         backend.complete(request("x", n, 8)).await.unwrap();
@@ -302,7 +181,7 @@ async fn fewer_candidates_are_begun_where_all_would_not_end_in_time() {
 
 #[tokio::test]
 async fn the_worst_are_given_up_where_the_others_can_then_end() {
-    let watch = Watch::new(0, 4000, 0);
+    let watch = paced(0, 4000, 0);
     let backend = backend(&watch, |_| ());
     for n in [2, 4] {
         backend.complete(request("x", n, 16)).await.unwrap();
@@ -331,4 +210,118 @@ async fn the_worst_are_given_up_where_the_others_can_then_end() {
     let given_up = ended.iter().filter(|(reason, n)| *reason == FinishReason::Deadline && *n < 80).count();
     let whole = ended.iter().filter(|(reason, _)| *reason == FinishReason::Length).count();
     assert!(given_up >= 1 && whole >= 2, "{ended:?}");
+}
+
+/// What a request that asks for everything is given while it has this long, where a step takes ten milliseconds.
+fn everything(n: usize, millis: u64) -> Request {
+    due(request("x", n, 4000), millis)
+}
+
+#[tokio::test]
+async fn memory_is_set_aside_for_what_there_is_time_for() {
+    let script = paced(10_000, 0, 100);
+    let backend = backend(&script, |config| config.max_kv_bytes = 500_000);
+    let error = backend.complete(everything(2, 400)).await.unwrap_err();
+    assert!(error.to_string().contains("500000 are allowed"), "before any speed is known: {error}");
+    backend.complete(request("x", 2, 10)).await.unwrap();
+    // Forty tokens each, half as many again and 32: two of these fit, and another.
+    let answers = join_all((0..2).map(|_| backend.complete(everything(2, 400)))).await;
+    for answer in answers {
+        let candidates = answer.unwrap().candidates;
+        assert!(candidates.iter().all(|candidate| candidate.n_tokens >= 20), "{candidates:?}");
+        assert!(candidates.iter().all(|candidate| candidate.finish_reason == FinishReason::Deadline));
+    }
+    assert_eq!(script.most_candidates(), 4, "side by side");
+    let error = backend.complete(everything(2, 60_000)).await.unwrap_err();
+    assert!(error.to_string().contains("500000 are allowed"), "time for more than the memory holds: {error}");
+    assert!(backend.complete(request("x", 2, 4000)).await.is_err(), "and so without a deadline");
+}
+
+#[tokio::test]
+async fn who_turns_out_to_be_faster_is_given_more() {
+    let script = paced(10_000, 0, 0);
+    let backend = backend(&script, |_| ());
+    backend.complete(request("x", 2, 10)).await.unwrap();
+    script.step.store(1000, Ordering::Relaxed);
+    // Fifty tokens were expected, and memory set aside for 107.
+    let began = Instant::now();
+    let answer = backend.complete(everything(2, 500)).await.unwrap();
+    assert!(began.elapsed() < Duration::from_millis(800));
+    let lengths: Vec<u32> = answer.candidates.iter().map(|candidate| candidate.n_tokens).collect();
+    assert!(lengths.len() == 2 && lengths.iter().all(|n| *n > 150), "{lengths:?}");
+    assert_eq!(script.n_sequences(), 0);
+}
+
+#[tokio::test]
+async fn where_memory_ends_before_time_the_worst_make_way() {
+    let script = paced(10_000, 0, 0);
+    let backend = backend(&script, |config| config.max_kv_bytes = 450_000);
+    let prompt = backend.complete(request("x", 4, 10)).await.unwrap().usage.prompt_tokens as usize;
+    script.step.store(500, Ordering::Relaxed);
+    let answer = backend.complete(everything(4, 500)).await.unwrap();
+    let lengths: Vec<u32> = answer.candidates.iter().map(|candidate| candidate.n_tokens).collect();
+    assert_eq!(lengths.len(), 4, "what is given up is part of the answer");
+    assert!(lengths.iter().any(|n| *n as usize > (450 - prompt) / 4), "{lengths:?}");
+    assert!(script.most_held() > 400, "{} of 450 tokens were used", script.most_held());
+    assert_eq!(script.n_sequences(), 0);
+}
+
+#[tokio::test]
+async fn who_needs_more_waits_for_others_to_leave() {
+    let script = paced(10_000, 0, 0);
+    let backend = backend(&script, |config| config.max_kv_bytes = 1_000_000);
+    let prompt = backend.complete(request("x", 2, 10)).await.unwrap().usage.prompt_tokens;
+    script.step.store(1500, Ordering::Relaxed);
+    // Half of the memory, for 150 steps; the other's two candidates are expected to have 60 tokens and have time for more.
+    let half = backend.complete(request("x", 2, 250));
+    let rest = async {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        backend.complete(everything(2, 1800)).await
+    };
+    let (half, rest) = join(half, rest).await;
+    assert!(half.unwrap().candidates.iter().all(|candidate| candidate.n_tokens == 250));
+    let lengths: Vec<u32> = rest.unwrap().candidates.iter().map(|candidate| candidate.n_tokens).collect();
+    assert!(lengths.iter().all(|n| *n > (1000 - 500 - 2 * prompt) / 2), "both went on: {lengths:?}");
+}
+
+#[tokio::test]
+async fn whatever_comes_together_ends_in_time_and_within_the_memory() {
+    for round in 0..4u64 {
+        let script = paced(2000, 300, 50);
+        let backend = backend(&script, |config| {
+            config.max_kv_bytes = 300_000;
+            config.max_batch = 12;
+            config.queue = 64;
+        });
+        backend.complete(request("x", 2, 20)).await.unwrap();
+        script.step.store(if round % 2 == 0 { 500 } else { 6000 }, Ordering::Relaxed);
+        let ask = async |i: u64| {
+            let (n, millis) = (1 + (i + round) as usize % 5, 40 + 67 * ((i * 7 + round) % 6));
+            tokio::time::sleep(Duration::from_millis(11 * (i % 4))).await;
+            let began = Instant::now();
+            let answer = backend.complete(due(request(&"x".repeat(1 + 9 * i as usize), n, 4000), millis)).await;
+            assert!(began.elapsed() < Duration::from_millis(millis + 400), "{:?} of {millis} ms", began.elapsed());
+            match answer {
+                Ok(answer) => assert!(answer.candidates.len() >= n.min(2)),
+                // At that speed there may be time for more than the memory holds.
+                Err(error) => assert!(matches!(error, Error::DeadlineExceeded | Error::InvalidRequest(_)), "{error}"),
+            }
+        };
+        join_all((0..12).map(ask)).await;
+        backend.complete(request("x", 2, 20)).await.unwrap();
+        assert_eq!(script.n_sequences(), 0);
+    }
+}
+
+#[tokio::test]
+async fn equal_prompts_wait_for_each_other_only_where_they_are_kept() {
+    for (script, together) in [(Script::paced(1000, 0, 100), true), (Script::paced(1000, 0, 100).keeping(), false)] {
+        let script = Arc::new(script);
+        let backend = backend(&script, |_| ());
+        let text = "x".repeat(300);
+        let answers = join_all((0..2).map(|_| backend.complete(request(&text, 1, 3)))).await;
+        assert!(answers.iter().all(Result::is_ok));
+        let shared = script.steps().iter().any(|step| step.prompts == 2);
+        assert_eq!(shared, together);
+    }
 }

@@ -147,6 +147,11 @@ impl Blocks {
         true
     }
 
+    /// Says whether blocks may be kept at all.
+    pub(super) const fn may_keep(&self) -> bool {
+        self.most_kept > 0
+    }
+
     /// Returns how many blocks are kept.
     pub(super) fn n_kept(&self) -> usize {
         self.nodes.len()

@@ -8,6 +8,8 @@ mod blocks;
 pub(crate) mod checks;
 #[cfg(test)]
 mod families;
+#[cfg(test)]
+mod invariants;
 mod params;
 mod rope;
 mod slots;
@@ -86,6 +88,9 @@ pub(crate) trait Engine: std::fmt::Debug + Send + 'static {
     /// Makes a sequence that holds the same tokens. It shares their memory.
     fn fork(&mut self, seq: Seq) -> Result<Seq, EngineError>;
 
+    /// Lets the forks of a sequence's prompt grow by at most `room` tokens each: more than was said when it began.
+    fn allow(&mut self, seq: Seq, room: usize) -> Result<(), EngineError>;
+
     /// Ends a sequence.
     fn release(&mut self, seq: Seq);
 
@@ -101,6 +106,11 @@ pub(crate) trait Engine: std::fmt::Debug + Send + 'static {
 
     /// Forgets all sequences and everything kept, after a panic.
     fn reset(&mut self);
+
+    /// Says whether the engine keeps what it computes of a sequence's prompt, for prompts that begin alike.
+    fn keeps(&self, _seq: Seq) -> bool {
+        false
+    }
 
     /// How many tokens of prompts the engine keeps beyond their sequences.
     fn kept_tokens(&self) -> usize {

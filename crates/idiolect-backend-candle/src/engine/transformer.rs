@@ -441,6 +441,11 @@ impl Engine for Transformer {
         self.sequences.add(Sequence { blocks, len, ..Sequence::default() })
     }
 
+    fn allow(&mut self, seq: Seq, _room: usize) -> Result<(), EngineError> {
+        // Blocks are taken one by one, and the context is the only bound.
+        self.sequences.get(seq).map(drop)
+    }
+
     fn release(&mut self, seq: Seq) {
         if let Some(sequence) = self.sequences.remove(seq) {
             sequence.blocks.iter().for_each(|block| self.blocks.drop_hold(*block));
@@ -478,6 +483,10 @@ impl Engine for Transformer {
     fn reset(&mut self) {
         self.sequences.clear();
         self.blocks.clear();
+    }
+
+    fn keeps(&self, seq: Seq) -> bool {
+        self.blocks.may_keep() && self.sequences.get(seq).is_ok_and(|sequence| !sequence.prompt.is_empty())
     }
 
     fn kept_tokens(&self) -> usize {

@@ -393,6 +393,17 @@ impl Engine for Tensors {
         Ok(fork)
     }
 
+    fn allow(&mut self, seq: Seq, room: usize) -> Result<(), EngineError> {
+        let place = *self.sequences.get(seq)?;
+        match &mut self.runs[place] {
+            Some(run) => {
+                run.allow(room);
+                Ok(())
+            }
+            None => Err(EngineError::Misuse("there is no such run")),
+        }
+    }
+
     fn release(&mut self, seq: Seq) {
         let Some(place) = self.sequences.remove(seq) else { return };
         if !self.sequences.values().any(|other| *other == place) {
@@ -423,6 +434,12 @@ impl Engine for Tensors {
         self.runs.clear();
         self.kept.clear();
         self.memory.clear();
+    }
+
+    fn keeps(&self, seq: Seq) -> bool {
+        // What is at work is shared, whether it is kept afterwards or not.
+        let run = self.sequences.get(seq).ok().and_then(|place| self.runs[*place].as_ref());
+        run.is_some_and(|run| !run.spoiled)
     }
 
     fn kept_tokens(&self) -> usize {

@@ -66,6 +66,11 @@ impl Run {
         Ok(())
     }
 
+    /// Lets continuations become longer.
+    pub(super) fn allow(&mut self, room: usize) {
+        self.room = self.room.max(room);
+    }
+
     /// Adds a continuation.
     pub(super) fn join(&mut self, seq: Seq) -> Result<(), EngineError> {
         if self.is_in_prompt() {
