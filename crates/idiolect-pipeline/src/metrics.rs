@@ -15,6 +15,7 @@ const GATE_DISTANCE: &str = "idiolect_pipeline_gate_distance_ratio";
 const PREDICTED: &str = "idiolect_pipeline_predicted_reward_ratio";
 const FLAGS: &str = "idiolect_pipeline_flags_total";
 const UNSCORED: &str = "idiolect_pipeline_unscored_total";
+const SEARCHES_CUT: &str = "idiolect_pipeline_searches_cut_total";
 const MISSES: &str = "idiolect_pipeline_deadline_misses_total";
 const BACKEND_FAILURES: &str = "idiolect_pipeline_backend_failures_total";
 const TRIMMED: &str = "idiolect_pipeline_trimmed_prompt_tokens_total";
@@ -47,6 +48,10 @@ pub fn describe() {
         "Rules that candidates broke, by `kind` (empty, echo, keyword, preamble, label, role_leak)"
     );
     describe_counter!(UNSCORED, "Replies chosen without embeddings, by `why` (no_encoder, no_time, failed)");
+    describe_counter!(
+        SEARCHES_CUT,
+        "Choices before which there was no time to compare every candidate with earlier replies"
+    );
     describe_counter!(MISSES, "Calls whose deadline passed before there was any text");
     describe_counter!(
         BACKEND_FAILURES,
@@ -126,6 +131,10 @@ pub(crate) fn flag(kind: &'static str) {
 
 pub(crate) fn unscored(why: &'static str) {
     counter!(UNSCORED, "why" => why).increment(1);
+}
+
+pub(crate) fn search_cut() {
+    counter!(SEARCHES_CUT).increment(1);
 }
 
 pub(crate) fn deadline_missed() {

@@ -357,7 +357,13 @@ impl Pipeline {
             self.catch_up(until).await;
         }
         let choosing = timeout_at(until, self.choosing.lock()).await;
-        let scored = self.choose(looked_at, &plan, generated.drafts.len(), &prompt_hash).await;
+        let scored = self.choose(looked_at, &plan, generated.drafts.len(), &prompt_hash, job.deadline).await;
+        if let Some(Selection { n_unsearched: n @ 1.., scores, .. }) = &scored.selection {
+            metrics::search_cut();
+            let n_candidates = scores.len();
+            let note = format!("no time to compare {n} of {n_candidates} candidates with earlier replies");
+            generated.notes.push(note);
+        }
         let scored_at = Instant::now();
         let sent = distinct(&scored.ranking, &generated.drafts, job.n_completions);
 
@@ -452,13 +458,14 @@ impl Pipeline {
         }
     }
 
-    /// Chooses, beside all that is known of earlier replies by now.
+    /// Chooses, beside all that is known of earlier replies by now and can be compared with in time.
     async fn choose(
         &self,
         Examined { qualities, flags, embeddings }: Examined,
         plan: &Plan,
         n_drafts: usize,
         prompt_hash: &str,
+        deadline: Instant,
     ) -> Scored {
         if plan.mode.is_passthrough() {
             metrics::selection("passthrough");
@@ -467,7 +474,7 @@ impl Pipeline {
             return Scored { qualities, flags, selection, ranking, reason: "passthrough", embeddings, n_history: 0 };
         }
         let n_history = self.history.as_ref().map_or(0, |history| history.len());
-        let selection = self.select(&qualities, embeddings.as_deref(), prompt_hash, n_history).await;
+        let selection = self.select(&qualities, embeddings.as_deref(), prompt_hash, deadline).await;
         let ranking = selection.ranking.clone();
         let reason = selection.reason.as_str();
         metrics::selection(reason);
@@ -515,14 +522,15 @@ impl Pipeline {
         qualities: &[Quality],
         embeddings: Option<&[Embedding]>,
         prompt_hash: &str,
-        n_history: usize,
+        deadline: Instant,
     ) -> Selection {
         let scores: Vec<f32> = qualities.iter().map(|quality| quality.score).collect();
         let embeddings: Option<Vec<Embedding>> = embeddings.map(<[Embedding]>::to_vec);
         let (selector, history, panel) = (Arc::clone(&self.selector), self.history.clone(), self.panel.clone());
         let encoder = self.embedder.as_ref().map_or(String::new(), |embedder| embedder.name().to_owned());
         let prompt_hash = prompt_hash.to_owned();
-        let search = move || {
+        let n_rows = history.as_ref().map_or(0, |h| h.len()) + panel.as_ref().map_or(0, |panel| panel.len());
+        let search = move |until: std::time::Instant| {
             let embedding = |i: usize| embeddings.as_ref().and_then(|e| e.get(i)).map(Vec::as_slice);
             let candidates: Vec<Candidate<'_>> =
                 scores.iter().enumerate().map(|(i, &quality)| Candidate { embedding: embedding(i), quality }).collect();
@@ -534,21 +542,36 @@ impl Pipeline {
             if let Some(with) = panel.as_deref().and_then(|panel| population.with_panel(panel).ok()) {
                 population = with;
             }
-            selector.select(&candidates, &population)
+            selector.select_until(&candidates, &population, until)
         };
-        let selection = if n_history <= SEARCH_INLINE {
-            search()
+        let now = Instant::now();
+        let left = deadline.saturating_duration_since(now);
+        // The search stops by itself; where it finds no thread to begin on, it is not waited for.
+        let (enough, too_late) = (left.saturating_sub(finish(left) / 2), left.saturating_sub(finish(left) / 4));
+        let until = std::time::Instant::now() + enough;
+        let selection = if n_rows <= SEARCH_INLINE {
+            search(until)
         } else {
-            tokio::task::spawn_blocking(search).await.unwrap_or_else(|error| {
-                tracing::error!(%error, "the choice failed; the first candidate is sent");
-                None
-            })
+            let search = Arc::new(search);
+            let elsewhere = Arc::clone(&search);
+            match timeout_at(now + too_late, tokio::task::spawn_blocking(move || elsewhere(until))).await {
+                Ok(Ok(selection)) => selection,
+                Ok(Err(error)) => {
+                    tracing::error!(%error, "the choice failed; the first candidate is sent");
+                    None
+                }
+                Err(_) => {
+                    tracing::warn!("no thread was free to search earlier replies in time");
+                    search(std::time::Instant::now())
+                }
+            }
         };
         selection.unwrap_or_else(|| Selection {
             chosen: 0,
             ranking: (0..qualities.len()).collect(),
             scores: Vec::new(),
             reason: idiolect_uniqueness::Reason::OnlyCandidate,
+            n_unsearched: 0,
         })
     }
 
@@ -608,6 +631,7 @@ impl Pipeline {
             profile: self.selector.config().profile.name.clone().into_owned(),
             n_history: scored.n_history,
             prompt_tokens: generated.usage.prompt_tokens,
+            cached_tokens: generated.usage.cached_tokens,
             trimmed_tokens: generated.usage.trimmed_tokens,
             completion_tokens: generated.usage.completion_tokens,
             notes: generated.notes,

@@ -108,6 +108,10 @@ pub struct Provenance {
     pub n_history: usize,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
+    /// So many of them were known to the backend from an earlier prompt that began alike, and not computed anew. 0 where it
+    /// does not say.
+    #[serde(default)]
+    pub cached_tokens: u32,
     /// Tokens left out of the prompt's middle to make it fit the context; 0 when nothing was.
     pub trimmed_tokens: u32,
     /// Tokens generated.
@@ -156,7 +160,11 @@ impl fmt::Display for Provenance {
             f,
             "time      {total_ms:.0} of {budget_ms:.0} ms: plan {plan_ms:.1}, generate {generate_ms:.0}, score {score_ms:.1}"
         )?;
-        writeln!(f, "tokens    {} of the prompt, {} generated", self.prompt_tokens, self.completion_tokens)?;
+        write!(f, "tokens    {} of the prompt", self.prompt_tokens)?;
+        if self.cached_tokens > 0 {
+            write!(f, " ({} of them from the prefix cache)", self.cached_tokens)?;
+        }
+        writeln!(f, ", {} generated", self.completion_tokens)?;
         if self.trimmed_tokens > 0 {
             writeln!(f, "trimmed   {} tokens were left out of the middle of the prompt", self.trimmed_tokens)?;
         }

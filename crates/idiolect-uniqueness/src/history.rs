@@ -10,7 +10,7 @@ use idiolect_backend::Embedding;
 use sqlx::{QueryBuilder, Sqlite, SqlitePool};
 
 use crate::store::{StoreError, migrate};
-use crate::vectors::Vectors;
+use crate::vectors::{IsOver, NO_LIMIT, OutOfTime, Vectors};
 
 /// A reply that was sent.
 #[derive(Clone, PartialEq)]
@@ -443,26 +443,35 @@ impl ReplyHistory {
     /// Returns the `k` nearest of our replies, nearest first. Empty for an embedding without a direction.
     #[must_use]
     pub fn nearest(&self, embedding: &[f32], k: usize) -> Vec<HistoryNeighbour> {
-        self.nearest_where(embedding, k, |_| true)
+        self.search(embedding, k, None, NO_LIMIT).unwrap_or_default()
     }
 
     /// As [`nearest`](Self::nearest), among our replies to the same prompt. Empty for an empty hash.
     #[must_use]
     pub fn nearest_to_prompt(&self, embedding: &[f32], prompt_hash: &str, k: usize) -> Vec<HistoryNeighbour> {
-        if prompt_hash.is_empty() {
-            return Vec::new();
-        }
-        self.nearest_where(embedding, k, |facts| facts.prompt_hash == prompt_hash)
+        self.search(embedding, k, Some(prompt_hash), NO_LIMIT).unwrap_or_default()
     }
 
-    fn nearest_where(&self, embedding: &[f32], k: usize, include: impl Fn(&Facts) -> bool) -> Vec<HistoryNeighbour> {
+    /// As [`nearest`](Self::nearest), or [`nearest_to_prompt`](Self::nearest_to_prompt), but stops as soon as `is_over`
+    /// says so.
+    pub(crate) fn search(
+        &self,
+        embedding: &[f32],
+        k: usize,
+        prompt_hash: Option<&str>,
+        is_over: IsOver<'_>,
+    ) -> Result<Vec<HistoryNeighbour>, OutOfTime> {
+        if prompt_hash == Some("") {
+            return Ok(Vec::new());
+        }
+        let include = |facts: &Facts| prompt_hash.is_none_or(|hash| facts.prompt_hash == hash);
         self.read(|ring| {
-            let found = ring.vectors.nearest_where(embedding, k, |i| ring.facts.get(i).is_some_and(&include));
+            let found = ring.vectors.search(embedding, k, |i| ring.facts.get(i).is_some_and(include), is_over)?;
             let named = |(i, distance): (usize, f32)| {
                 let reply_id = ring.facts.get(i)?.reply_id.clone();
                 Some(HistoryNeighbour { reply_id, distance })
             };
-            found.into_iter().filter_map(named).collect()
+            Ok(found.into_iter().filter_map(named).collect())
         })
     }
 

@@ -3,7 +3,7 @@
 use idiolect_backend::Embedding;
 
 use crate::history::ReplyHistory;
-use crate::vectors::Vectors;
+use crate::vectors::{IsOver, NO_LIMIT, OutOfTime, Vectors};
 
 /// Recorded or sibling replies to the same prompt that stand in for the unseen rivals.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,8 +50,13 @@ impl Panel {
     /// Returns the nearest rival's label and distance.
     #[must_use]
     pub fn nearest(&self, embedding: &[f32]) -> Option<(&str, f32)> {
-        let &(index, distance) = self.vectors.nearest(embedding, 1, 0).first()?;
-        Some((self.labels.get(index)?, distance))
+        self.search(embedding, NO_LIMIT).ok()?
+    }
+
+    /// As [`nearest`](Self::nearest), but stops as soon as `is_over` says so.
+    pub(crate) fn search(&self, embedding: &[f32], is_over: IsOver<'_>) -> Result<Option<(&str, f32)>, OutOfTime> {
+        let found = self.vectors.search(embedding, 1, |_| true, is_over)?;
+        Ok(found.first().and_then(|&(index, distance)| Some((self.labels.get(index)?.as_str(), distance))))
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::cmp::Ordering;
 use std::fmt;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
 use crate::gate::{GateMode, GateProfile};
 use crate::population::Population;
-use crate::vectors::{distance, normalised};
+use crate::vectors::{IsOver, NO_LIMIT, OutOfTime, distance, normalised};
 
 /// How the choice is made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -76,7 +77,8 @@ pub struct CandidateScore {
     pub historic: Option<f32>,
     /// Predicted factor on the reward before any mask: batch times historic, in [0, 1]. 1 is unlike anything seen.
     pub predicted: f32,
-    /// Whether it clears the gate with the margin. False without a usable embedding.
+    /// Whether it clears the gate with the margin. False without a usable embedding, and where there was no time to find
+    /// out.
     pub clears: bool,
     /// The quality that was given, in [0, 1].
     pub quality: f32,
@@ -132,6 +134,10 @@ pub struct Selection {
     pub scores: Vec<CandidateScore>,
     /// Why.
     pub reason: Reason,
+    /// Candidates that there was no time to compare with panel and history: what is predicted for them rests on the other
+    /// candidates alone.
+    #[serde(default)]
+    pub n_unsearched: usize,
 }
 
 /// Chooses the candidate with the best quality among those that the gate will let pass.
@@ -144,7 +150,7 @@ pub struct Selection {
 ///   rest) counts as a repeat: distance 0.
 /// - Of equal candidates the first wins. The choice depends on nothing but the arguments.
 ///
-/// The cost is one search of the history for each candidate.
+/// The cost is one search of the history for each candidate; [`select_until`](Self::select_until) bounds it.
 ///
 /// # Examples
 /// ```
@@ -182,9 +188,37 @@ impl Selector {
     /// Chooses; `None` only when there are no candidates.
     #[must_use]
     pub fn select(&self, candidates: &[Candidate<'_>], population: &Population<'_>) -> Option<Selection> {
+        self.select_with(candidates, population, NO_LIMIT)
+    }
+
+    /// As [`select`](Self::select), with what is known by `until`: candidates that were not compared with panel and history
+    /// by then count as not clearing the gate, so one that is known to clear it beats them. Among themselves the
+    /// best product of quality and what the other candidates let expect wins. The other candidates are always compared with, which
+    /// takes a millisecond at most.
+    #[must_use]
+    pub fn select_until(
+        &self,
+        candidates: &[Candidate<'_>],
+        population: &Population<'_>,
+        until: Instant,
+    ) -> Option<Selection> {
+        self.select_with(candidates, population, &|| Instant::now() >= until)
+    }
+
+    fn select_with(
+        &self,
+        candidates: &[Candidate<'_>],
+        population: &Population<'_>,
+        is_over: IsOver<'_>,
+    ) -> Option<Selection> {
         let units: Vec<Option<Vec<f32>>> = candidates.iter().map(|c| c.embedding.and_then(normalised)).collect();
-        let scores: Vec<CandidateScore> =
-            (0..candidates.len()).map(|i| self.score(i, &candidates[i], &units, population)).collect();
+        let mut n_unsearched = 0;
+        let mut scores: Vec<CandidateScore> = Vec::with_capacity(candidates.len());
+        for (i, candidate) in candidates.iter().enumerate() {
+            let (score, is_searched) = self.score(i, candidate, &units, population, is_over);
+            scores.push(score);
+            n_unsearched += usize::from(!is_searched);
+        }
         let mut ranking: Vec<usize> = (0..candidates.len()).collect();
         ranking.sort_by(|&a, &b| self.compare(&scores[b], &scores[a]).then(a.cmp(&b)));
         let chosen = *ranking.first()?;
@@ -199,39 +233,43 @@ impl Selector {
         } else {
             Reason::NoneClears
         };
-        Some(Selection { chosen, ranking, scores, reason })
+        Some(Selection { chosen, ranking, scores, reason, n_unsearched })
     }
 
+    /// Also says whether all that is known was compared with.
     fn score(
         &self,
         index: usize,
         candidate: &Candidate<'_>,
         units: &[Option<Vec<f32>>],
         population: &Population<'_>,
-    ) -> CandidateScore {
+        is_over: IsOver<'_>,
+    ) -> (CandidateScore, bool) {
         let quality = if candidate.quality.is_nan() { 0.0 } else { candidate.quality.clamp(0.0, 1.0) };
-        let Some(unit) = &units[index] else { return Self::score_unusable(candidate, quality) };
-        let nearest = nearest(index, unit, units, population);
-        let earlier = population.history.map(|history| history.nearest(unit, 2)).unwrap_or_default();
-        let history_distance = earlier.get(1).map(|second| second.distance);
+        let Some(unit) = &units[index] else {
+            return (Self::score_unusable(candidate, quality), true);
+        };
+        let found = search(unit, population, is_over);
+        let is_searched = found.is_ok();
+        let Found { nearest, history_distance, n_compared } = found.unwrap_or_default();
+        let nearest = siblings(index, unit, units).chain(nearest).min_by(|a, b| a.1.total_cmp(&b.1));
 
         let profile = &self.config.profile;
         let scale = self.config.distance_scale.unwrap_or_else(|| distance_scale(population.encoder));
         let reward = |less: f32| nearest.as_ref().map_or(1.0, |&(_, d)| profile.batch.at((d * scale - less).max(0.0)));
         let historic = history_distance.map(|d| profile.historic.at(d * scale));
-        CandidateScore {
+        let score = CandidateScore {
             distance: nearest.as_ref().map(|&(_, d)| d),
-            n_compared: units.iter().flatten().count() - 1
-                + population.panel.map_or(0, |panel| panel.len())
-                + population.history.map_or(0, |history| history.len()),
+            n_compared: units.iter().flatten().count() - 1 + n_compared,
             nearest: nearest.as_ref().map(|(whom, _)| whom.clone()),
             history_distance,
             batch: reward(0.0),
             historic,
             predicted: profile.product(reward(0.0), historic),
-            clears: profile.product(reward(self.config.margin), historic) > profile.pass_above,
+            clears: is_searched && profile.product(reward(self.config.margin), historic) > profile.pass_above,
             quality,
-        }
+        };
+        (score, is_searched)
     }
 
     fn score_unusable(candidate: &Candidate<'_>, quality: f32) -> CandidateScore {
@@ -264,23 +302,37 @@ impl Selector {
     }
 }
 
-fn nearest(
-    index: usize,
-    unit: &[f32],
-    units: &[Option<Vec<f32>>],
-    population: &Population<'_>,
-) -> Option<(Neighbour, f32)> {
-    let siblings = units.iter().enumerate().filter(|&(j, _)| j != index);
-    let siblings = siblings.filter_map(|(j, other)| {
+/// What the search of panel and history gave for one candidate.
+#[derive(Default)]
+struct Found {
+    /// The nearest of the panel, and of our earlier replies to the same prompt.
+    nearest: Vec<(Neighbour, f32)>,
+    history_distance: Option<f32>,
+    n_compared: usize,
+}
+
+fn search(unit: &[f32], population: &Population<'_>, is_over: IsOver<'_>) -> Result<Found, OutOfTime> {
+    let mut found = Found::default();
+    if let Some(panel) = population.panel {
+        let nearest = panel.search(unit, is_over)?;
+        found.nearest.extend(nearest.map(|(label, d)| (Neighbour::Panel(label.to_owned()), d)));
+        found.n_compared += panel.len();
+    }
+    if let Some(history) = population.history {
+        let earlier = history.search(unit, 1, Some(population.prompt_hash), is_over)?;
+        found.nearest.extend(earlier.into_iter().map(|n| (Neighbour::Earlier(n.reply_id), n.distance)));
+        found.history_distance = history.search(unit, 2, None, is_over)?.get(1).map(|second| second.distance);
+        found.n_compared += history.len();
+    }
+    Ok(found)
+}
+
+fn siblings(index: usize, unit: &[f32], units: &[Option<Vec<f32>>]) -> impl Iterator<Item = (Neighbour, f32)> {
+    let others = units.iter().enumerate().filter(move |&(j, _)| j != index);
+    others.filter_map(move |(j, other)| {
         let other = other.as_ref().filter(|other| other.len() == unit.len())?;
         Some((Neighbour::Sibling(j), distance(unit, other)))
-    });
-    let panel = population.panel.and_then(|panel| panel.nearest(unit));
-    let earlier = population.history.map(|h| h.nearest_to_prompt(unit, population.prompt_hash, 1)).unwrap_or_default();
-    siblings
-        .chain(panel.map(|(label, d)| (Neighbour::Panel(label.to_owned()), d)))
-        .chain(earlier.into_iter().map(|n| (Neighbour::Earlier(n.reply_id), n.distance)))
-        .min_by(|a, b| a.1.total_cmp(&b.1))
+    })
 }
 
 #[cfg(test)]

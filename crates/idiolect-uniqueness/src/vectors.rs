@@ -117,9 +117,28 @@ impl Vectors {
     /// As [`nearest`](Self::nearest), among the vectors at whose index `include` is true.
     #[must_use]
     pub fn nearest_where(&self, query: &[f32], k: usize, include: impl Fn(usize) -> bool) -> Vec<(usize, f32)> {
+        self.search(query, k, include, NO_LIMIT).unwrap_or_default()
+    }
+
+    /// As [`nearest_where`](Self::nearest_where), but stops as soon as `is_over` says so.
+    pub(crate) fn search(
+        &self,
+        query: &[f32],
+        k: usize,
+        include: impl Fn(usize) -> bool,
+        is_over: IsOver<'_>,
+    ) -> Result<Vec<(usize, f32)>, OutOfTime> {
         let mut best: Vec<(usize, f32)> = Vec::with_capacity(k + 1);
-        let (true, Some(query)) = (query.len() == self.dimensions && k > 0, normalised(query)) else { return best };
-        for (index, row) in self.rows().enumerate().filter(|&(index, _)| include(index)) {
+        let (true, Some(query)) = (query.len() == self.dimensions && k > 0, normalised(query)) else {
+            return Ok(best);
+        };
+        for (index, row) in self.rows().enumerate() {
+            if index % ROWS_BETWEEN_LOOKS == 0 && is_over() {
+                return Err(OutOfTime);
+            }
+            if !include(index) {
+                continue;
+            }
             let d = distance(&query, row);
             if best.len() == k && best.last().is_some_and(|&(_, worst)| d >= worst) {
                 continue;
@@ -128,9 +147,22 @@ impl Vectors {
             best.insert(place, (index, d));
             best.truncate(k);
         }
-        best
+        Ok(best)
     }
 }
+
+/// Says whether a search must stop.
+pub(crate) type IsOver<'a> = &'a dyn Fn() -> bool;
+
+/// For searches that go on to their end.
+pub(crate) const NO_LIMIT: IsOver<'static> = &|| false;
+
+/// A search was stopped before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OutOfTime;
+
+/// Rows that are searched between two looks at the clock: some tens of microseconds.
+const ROWS_BETWEEN_LOOKS: usize = 256;
 
 #[cfg(test)]
 mod tests {
@@ -165,6 +197,22 @@ mod tests {
         let mut vectors = Vectors::new(2);
         vectors.push(&[1.0, 0.0]);
         assert_eq!(vectors.nearest(&[-2.0, 0.0], 1, 0), [(0, 0.0)]);
+    }
+
+    #[test]
+    fn a_search_stops_when_it_is_told_to() {
+        let mut vectors = Vectors::new(2);
+        assert!((0..1000).all(|_| vectors.push(&[1.0, 0.0])));
+        let looks = std::cell::Cell::new(0);
+        let after = |n: i32| {
+            looks.set(0);
+            let is_over = || looks.replace(looks.get() + 1) >= n;
+            vectors.search(&[1.0, 0.0], 1, |_| true, &is_over)
+        };
+        assert_eq!(after(0), Err(OutOfTime));
+        assert_eq!(after(3), Err(OutOfTime));
+        assert_eq!(after(4), Ok(vec![(0, 0.0)]));
+        assert_eq!(looks.get(), 4);
     }
 
     fn any_rows() -> impl Strategy<Value = Vec<Vec<f32>>> {

@@ -9,7 +9,7 @@ use idiolect_backend::{
 use idiolect_protocol::Category;
 use tokio::time::Instant;
 
-use super::double::{OTHER, SKY, Scripted, Slow, ask, config, parts, says, says_slowly, start};
+use super::double::{OTHER, SKY, Scripted, Slow, ask, config, parts, prompt, says, says_slowly, start};
 use crate::{Ask, Parts, Pipeline, PipelineConfig};
 
 const LONG: &str = "First comes this sentence. Then there is another one. And this one is never going to be whole";
@@ -106,6 +106,33 @@ async fn timeouts_of_any_size_are_kept() {
     for timeout in [Duration::from_millis(6), Duration::MAX] {
         assert_eq!(pipeline.answer(Ask { timeout, ..ask() }).await.unwrap().reply.completions, [SKY]);
     }
+}
+
+#[test]
+fn a_search_that_finds_no_thread_does_not_cost_the_reply() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(1).build().unwrap();
+    runtime.block_on(async {
+        let pipeline = start(2, parts(Scripted::new(vec![says(SKY), says(OTHER)]))).await;
+        for i in 0..300 {
+            pipeline.answer(Ask::new(prompt(&i.to_string()))).await.unwrap();
+        }
+        let searched = pipeline.answer(in_time(1)).await.unwrap().provenance;
+        assert!(searched.notes.is_empty() && searched.candidates[0].score.as_ref().unwrap().n_compared == 301);
+
+        let (free, busy) = std::sync::mpsc::channel::<()>();
+        let hog = tokio::task::spawn_blocking(move || busy.recv());
+        let started = Instant::now();
+        let p = pipeline.answer(in_time(1)).await.unwrap().provenance;
+        assert!(started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
+        assert_eq!(p.notes, ["no time to compare 2 of 2 candidates with earlier replies"]);
+        for score in p.candidates.iter().map(|c| c.score.as_ref().unwrap()) {
+            assert_eq!((score.n_compared, score.history_distance, score.clears), (1, None, false));
+        }
+        assert_eq!(p.n_history, 301);
+        drop(free);
+        assert!(hog.await.unwrap().is_err());
+        assert!(pipeline.answer(in_time(1)).await.unwrap().provenance.notes.is_empty(), "it is searched again");
+    });
 }
 
 #[tokio::test(start_paused = true)]

@@ -203,6 +203,19 @@ async fn records_of_version_1_are_taken_over() {
     assert_eq!(records.list(9).await.unwrap().len(), 1);
 }
 
+#[tokio::test]
+async fn records_from_before_the_prefix_cache_was_counted_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipeline = with_store(dir.path(), RecordConfig::default()).await;
+    let written = pipeline.answer(ask()).await.unwrap().provenance;
+    pipeline.flush().await;
+    let removed = sqlx::query(
+        "UPDATE provenance SET body = json_remove(body, '$.cached_tokens') WHERE body ->> 'cached_tokens' = 0",
+    );
+    assert_eq!(removed.execute(&pool(dir.path()).await).await.unwrap().rows_affected(), 1);
+    assert_eq!(pipeline.explain("last").await.unwrap(), written);
+}
+
 /// Returns every file of the store, as bytes.
 fn bytes(dir: &Path) -> Vec<u8> {
     let files = std::fs::read_dir(dir).unwrap();

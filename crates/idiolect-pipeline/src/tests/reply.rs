@@ -205,6 +205,20 @@ async fn trimmed_prompts_are_noted() {
     let p = answer.provenance;
     assert_eq!((p.prompt_tokens, p.completion_tokens, p.trimmed_tokens), (100, 9, 7));
     assert!(p.to_string().contains("7 tokens were left out"), "{p}");
+    assert!(p.to_string().contains("tokens    100 of the prompt, 9 generated\n"), "{p}");
+}
+
+#[tokio::test]
+async fn tokens_from_the_prefix_cache_are_on_record() {
+    let usage = Usage { prompt_tokens: 100, completion_tokens: 9, trimmed_tokens: 0, cached_tokens: 64 };
+    let answer = start(1, parts(Scripted::new(vec![says(SKY)]).with_usage(usage))).await.answer(ask()).await.unwrap();
+    let p = answer.provenance;
+    assert_eq!(p.cached_tokens, 64);
+    assert!(
+        p.to_string().contains("tokens    100 of the prompt (64 of them from the prefix cache), 9 generated\n"),
+        "{p}"
+    );
+    assert_eq!(serde_json::to_value(&p).unwrap()["cached_tokens"], 64);
 }
 
 #[tokio::test]

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -63,6 +65,37 @@ fn above_the_gate_only_quality_counts() {
 fn quality_zero_clears_nothing() {
     let selection = select(&[c(X, 0.0), c(Y, 0.5), c(&[0.01, 1.0, 0.0], 0.4)], &Population::new("e"));
     assert_eq!((selection.chosen, selection.reason), (1, Reason::NoneClears));
+}
+
+#[test]
+fn what_is_known_in_time_decides() {
+    let history = remembered(&[Z, Z], "p");
+    let population = Population::new("e").with_history(&history, "p").unwrap();
+    // Near enough to what was said before to fail, far enough from the others to clear.
+    let candidates = [c(Y, 0.5), c(Z, 0.9), c(X, 0.6)];
+    let whole = select(&candidates, &population);
+    assert_eq!((whole.ranking.as_slice(), whole.n_unsearched), (&[2, 0, 1][..], 0));
+    let selector = Selector::default();
+    assert_eq!(selector.select_until(&candidates, &population, Instant::now() + Duration::from_secs(60)), Some(whole));
+
+    // Each search of the history looks at the clock once; there are two for each candidate.
+    let cut_after = |n: usize| {
+        let looks = std::cell::Cell::new(0);
+        selector.select_with(&candidates, &population, &|| looks.replace(looks.get() + 1) >= n).unwrap()
+    };
+    // Nothing is known but each other: quality decides, and nothing is known to clear.
+    let none = cut_after(0);
+    assert_eq!((none.chosen, none.reason, none.n_unsearched), (1, Reason::NoneClears, 3));
+    assert!(none.scores.iter().all(|s| !s.clears && s.n_compared == 2 && s.history_distance.is_none()));
+    assert_eq!(Some(none), selector.select_until(&candidates, &population, Instant::now()));
+    // The first is known to clear: better than what may be better.
+    for n in [2, 3] {
+        let first = cut_after(n);
+        assert_eq!((first.chosen, first.reason, first.n_unsearched), (0, Reason::BestThatClears, 2));
+        assert_eq!((first.scores[0].n_compared, first.scores[1].n_compared), (4, 2));
+    }
+    assert_eq!(cut_after(4).n_unsearched, 1);
+    assert_eq!(cut_after(6), select(&candidates, &population));
 }
 
 #[test]
