@@ -1,4 +1,4 @@
-"""Writes a BERT sentence encoder as an ONNX graph: token numbers and mask in, unit-length mean of the last states out.
+"""Writes a BERT or MPNet sentence encoder as an ONNX graph: token numbers and mask in, unit-length mean of the last states out.
 
     export.py ENCODER_DIR OUT.onnx
 
@@ -53,15 +53,39 @@ class Graph:
         return self.op("Mul", self.op("Mul", rows, self.op("Add", erf, self.number(1.0))), self.number(0.5))
 
 
+def relative_bias(weights, heads, length, far=128):
+    """What MPNet adds to scores for the distance of two positions: [heads, length, length]."""
+    table = weights["encoder.relative_attention_bias.weight"]
+    buckets = table.shape[0] // 2
+    near = buckets // 2
+    behind = np.arange(length)[:, None] - np.arange(length)[None, :]
+    distance = np.abs(behind)
+    log = near + np.log(np.maximum(distance, 1) / near) / np.log(far / near) * (buckets - near)
+    bucket = np.where(distance < near, distance, np.minimum(log.astype(np.int64), buckets - 1))
+    return table[bucket + np.where(behind < 0, buckets, 0)].transpose(2, 0, 1).reshape(heads, length, length)
+
+
+# Names of a layer's attention: projections, output, norm.
+BERT = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
+        "attention.output.LayerNorm")
+MPNET = ("attention.attn.q", "attention.attn.k", "attention.attn.v", "attention.attn.o", "attention.LayerNorm")
+
+
 def export(folder, out):
     config = json.loads((folder / "config.json").read_text())
     graph = Graph(load_file(folder / "model.safetensors"))
     op, width, heads = graph.op, config["hidden_size"], config["num_attention_heads"]
     epsilon, embeddings = config["layer_norm_eps"], "embeddings."
+    mpnet = config["model_type"] == "mpnet"
+    q, k, v, o, norm = MPNET if mpnet else BERT
 
     length = op("Gather", op("Shape", "input_ids"), graph.sizes(1))
-    types = graph.weights[f"{embeddings}token_type_embeddings.weight"][0]
-    table = graph.constant("positions", graph.weights[f"{embeddings}position_embeddings.weight"] + types)
+    places = graph.weights[f"{embeddings}position_embeddings.weight"]
+    if mpnet:
+        places = places[config["pad_token_id"] + 1 :]
+    else:
+        places = places + graph.weights[f"{embeddings}token_type_embeddings.weight"][0]
+    table = graph.constant("positions", places)
     positions = op("Slice", table, graph.sizes(0), length, graph.sizes(0))
     words = op("Gather", graph.weight(f"{embeddings}word_embeddings.weight"), "input_ids")
     hidden = graph.normalise(op("Add", words, positions), f"{embeddings}LayerNorm", epsilon)
@@ -69,19 +93,23 @@ def export(folder, out):
     mask = op("Cast", "attention_mask", to=TensorProto.FLOAT)
     absent = op("Sub", graph.number(1.0), op("Unsqueeze", mask, graph.sizes(1, 2)))
     bias = op("Mul", absent, graph.number(-10000.0))
+    if mpnet:
+        distances = graph.constant("distances", relative_bias(graph.weights, heads, len(places)))
+        both = op("Concat", length, length, axis=0)
+        bias = op("Add", bias, op("Slice", distances, graph.sizes(0, 0), both, graph.sizes(1, 2)))
     for i in range(config["num_hidden_layers"]):
         layer = f"encoder.layer.{i}."
 
         def split(part, order):
-            rows = graph.linear(hidden, f"{layer}attention.self.{part}")
+            rows = graph.linear(hidden, f"{layer}{part}")
             return op("Transpose", op("Reshape", rows, graph.sizes(0, 0, heads, width // heads)), perm=order)
 
-        query, key, value = split("query", [0, 2, 1, 3]), split("key", [0, 2, 3, 1]), split("value", [0, 2, 1, 3])
+        query, key, value = split(q, [0, 2, 1, 3]), split(k, [0, 2, 3, 1]), split(v, [0, 2, 1, 3])
         scores = op("Div", op("MatMul", query, key), graph.number((width / heads) ** 0.5))
         weights = op("Softmax", op("Add", scores, bias), axis=-1)
         attended = op("Transpose", op("MatMul", weights, value), perm=[0, 2, 1, 3])
-        attended = graph.linear(op("Reshape", attended, graph.sizes(0, 0, width)), f"{layer}attention.output.dense")
-        hidden = graph.normalise(op("Add", attended, hidden), f"{layer}attention.output.LayerNorm", epsilon)
+        attended = graph.linear(op("Reshape", attended, graph.sizes(0, 0, width)), f"{layer}{o}")
+        hidden = graph.normalise(op("Add", attended, hidden), f"{layer}{norm}", epsilon)
         inner = graph.gelu(graph.linear(hidden, f"{layer}intermediate.dense"))
         output = graph.linear(inner, f"{layer}output.dense")
         hidden = graph.normalise(op("Add", output, hidden), f"{layer}output.LayerNorm", epsilon)
