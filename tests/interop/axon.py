@@ -62,7 +62,9 @@ def blacklist_of(sdk, kind):
 def main():
     version, port, ready = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     sdk = Sdk(version)
-    axon = sdk.bittensor.Axon(
+    # Older versions write the class with a small letter.
+    kind = getattr(sdk.bittensor, "Axon", None) or sdk.bittensor.axon
+    axon = kind(
         wallet=wallet(sdk.keypair("//Alice")), port=port, ip="127.0.0.1", external_ip="127.0.0.1")
     for forward, blacklist in handlers(sdk):
         axon.attach(forward_fn=forward, blacklist_fn=blacklist)

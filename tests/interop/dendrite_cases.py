@@ -112,13 +112,18 @@ def run(table, sdk, program, work):
     try:
         probe = Probe(program, axon, work)
         stranger = sdk.keypair("//Charlie").ss58_address
+        def answered(via, case, *arguments):
+            if via == "stream" and sdk.numbers < (7, 3):
+                raise Skip("this SDK's axon fails at its own streamed answers")
+            return case(*arguments)
+
         for via in ("http", "stream"):
-            table.run(f"our dendrite {via}: a question", probe.friendly, via)
-            table.run(f"our dendrite {via}: one plain word", probe.friendly, via, "hello")
+            table.run(f"our dendrite {via}: a question", answered, via, probe.friendly, via)
+            table.run(f"our dendrite {via}: one plain word", answered, via, probe.friendly, via, "hello")
             table.run(f"our dendrite {via}: the wrong hotkey", lambda via=via: probe.refused(via, 401, hotkey=stranger))
             table.run(f"our dendrite {via}: a caller on its blacklist", lambda via=via: probe.refused(via, 403, uri="//Charlie"))
             table.run(f"our dendrite {via}: a synapse it does not have", lambda via=via: probe.refused(via, 404, synapse="NoSuchSynapse"))
-        table.run("our dendrite stream: long, cut within characters", probe.streamed_in_pieces)
+        table.run("our dendrite stream: long, cut within characters", answered, "stream", probe.streamed_in_pieces)
         table.run("our dendrite http: the axon is too slow", probe.too_late)
         table.run("our dendrite http: eight at a time", probe.many)
     finally:

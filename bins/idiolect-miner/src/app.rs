@@ -27,7 +27,7 @@ use crate::capped::Capped;
 use crate::config::{Config, Network};
 use crate::identity::{self, Identity};
 use crate::metrics_server::{Health, MetricsServer};
-use crate::{models, settings, telemetry};
+use crate::{metrics_server, models, settings, telemetry};
 
 /// How often a metagraph snapshot is looked at.
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(30);
@@ -117,6 +117,9 @@ impl Miner {
     ) -> anyhow::Result<Self> {
         let listen = SocketAddr::new(config.axon.ip, config.axon.port);
         check_free(listen)?;
+        if let Some(addr) = config.metrics.addr {
+            metrics_server::check_free(addr)?;
+        }
         let identity = identity::find_or_make(config)?;
         let hotkey = identity.keypair.hotkey();
         let clock = Arc::new(SystemClock);

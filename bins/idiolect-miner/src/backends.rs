@@ -101,7 +101,11 @@ impl Loader<'_> {
         config.device = backend.device.parse()?;
         let began = std::time::Instant::now();
         let loaded = blocking(move || CandleBackend::load(&weights, config)).await?;
-        let loaded = loaded.with_context(|| format!("model {spec}"))?;
+        let loaded = match loaded {
+            // Most errors name the file, which a path gives away already.
+            Err(error) if error.to_string().contains(&spec.to_string()) => return Err(error.into()),
+            loaded => loaded.with_context(|| format!("model {spec}"))?,
+        };
         tracing::info!(backend = backend.name, model = %spec, load_ms = elapsed_ms(began), "model is loaded");
         Ok(Arc::new(loaded))
     }

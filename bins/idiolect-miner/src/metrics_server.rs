@@ -48,17 +48,22 @@ impl fmt::Debug for State {
     }
 }
 
+fn taken(addr: SocketAddr) -> String {
+    format!("cannot listen on {addr} for metrics; choose another address with --metrics.addr, or --metrics.addr off")
+}
+
+/// Refuses an address that cannot be listened on, before anything is fetched for it.
+pub(crate) fn check_free(addr: SocketAddr) -> anyhow::Result<()> {
+    std::net::TcpListener::bind(addr).map(drop).with_context(|| taken(addr))
+}
+
 impl MetricsServer {
     /// Takes the address.
     ///
     /// # Errors
     /// When it is taken or not ours.
     pub async fn bind(addr: SocketAddr, metrics: PrometheusHandle, health: Arc<dyn Health>) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(addr).await.with_context(|| {
-            format!(
-                "cannot listen on {addr} for metrics; choose another address with --metrics.addr, or --metrics.addr off"
-            )
-        })?;
+        let listener = TcpListener::bind(addr).await.with_context(|| taken(addr))?;
         Ok(Self { listener, state: Arc::new(State { metrics, health }) })
     }
 

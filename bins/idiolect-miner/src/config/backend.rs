@@ -179,7 +179,8 @@ pub static BACKEND_KEYS: &[Key<BackendConfig>] = &[
     key!(BackendConfig: max_concurrent, "Requests it is given at once; further ones go elsewhere or are refused as overloaded.").unit("requests")
         .expect("at least 1", |c| c.max_concurrent >= 1),
     key!(BackendConfig: rpm, "Requests it is given in any sixty seconds; 0 is no limit.").unit("requests"),
-    key!(BackendConfig: timeout, "Longest time a request to it may take.").unit("seconds").expect("above 0", |c| !c.timeout.is_zero()),
+    key!(BackendConfig: timeout, "Longest time a request to it may take.").unit("seconds")
+        .expect("1ms to 1d", |c| super::keys::up_to_a_day(c.timeout)),
     key!(BackendConfig: context_tokens, "Tokens that prompt and reply may have together. candle: at most what the model allows, 16 to 16777216; 4096 where none is given.").unit("tokens")
         .allows("at least 1"),
     key!(BackendConfig: threads, "candle: threads that compute; all cores where none is given.").unit("threads").allows("1 to 1024"),

@@ -120,7 +120,7 @@ impl<C> Key<C> {
         let mut read = target.clone();
         (self.ops.read)(&mut read, raw)?;
         match self.ops.ok {
-            Some(ok) if !ok(&read) => Err(format!("is {}, expected {}", self.show_text(&read), self.expected)),
+            Some(ok) if !ok(&read) => Err(format!("is {}, expected {}", shown(&self.show(&read)), self.expected)),
             _ => {
                 *target = read;
                 Ok(())
@@ -137,6 +137,15 @@ impl<C> Key<C> {
     /// Returns the value as one line of text.
     pub fn show_text(&self, source: &C) -> String {
         plain(&self.show(source))
+    }
+}
+
+/// Writes a value for an error message, in which nothing could be overlooked.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Array(_) => value.to_string(),
+        Value::String(text) if text.is_empty() => value.to_string(),
+        _ => plain(value),
     }
 }
 

@@ -1,5 +1,9 @@
 //! The table of settings: the one place that flags, environment, file and reference are made from.
 
+use std::time::Duration;
+
+use tracing_subscriber::EnvFilter;
+
 use super::Config;
 use super::key::{Key, key};
 
@@ -30,13 +34,13 @@ pub static KEYS: &[Key<Config>] = &[
     key!(Config: axon.max_head, "Largest request head (all headers together).").unit("bytes")
         .expect("8KiB to 1MiB", |c| (8 << 10..=1 << 20).contains(&c.axon.max_head.0)),
     key!(Config: axon.head_timeout, "How long a client may take to send a request's head.").unit("seconds")
-        .expect("above 0", |c| !c.axon.head_timeout.is_zero()),
+        .expect("1ms to 1d", |c| up_to_a_day(c.axon.head_timeout)),
     key!(Config: axon.body_timeout, "How long a client may take to send a request's body.").unit("seconds")
-        .expect("above 0", |c| !c.axon.body_timeout.is_zero()),
+        .expect("1ms to 1d", |c| up_to_a_day(c.axon.body_timeout)),
     key!(Config: axon.idle_timeout, "How long a connection may rest between requests.").unit("seconds")
-        .expect("above 0", |c| !c.axon.idle_timeout.is_zero()),
+        .expect("1ms to 1d", |c| up_to_a_day(c.axon.idle_timeout)),
     key!(Config: axon.write_timeout, "How long a client may leave what it was sent unread.").unit("seconds")
-        .expect("above 0", |c| !c.axon.write_timeout.is_zero()),
+        .expect("1ms to 1d", |c| up_to_a_day(c.axon.write_timeout)),
     key!(Config: axon.max_connections, "Connections open at once; further ones wait in the system's backlog.").unit("connections")
         .expect("at least 1", |c| c.axon.max_connections >= 1),
     key!(Config: axon.max_connections_per_ip, "Connections open at once from one address.").unit("connections")
@@ -52,9 +56,10 @@ pub static KEYS: &[Key<Config>] = &[
     key!(Config: axon.max_client_timeout, "A client's stated timeout counts up to this much. It widens the window of accepted clock readings and is not signed: keep it small.").unit("seconds")
         .expect("1s to 300s", |c| (1..=300).contains(&c.axon.max_client_timeout.as_secs())),
     key!(Config: axon.default_client_timeout, "The timeout of clients that state none.").unit("seconds")
-        .expect("above 0", |c| !c.axon.default_client_timeout.is_zero()),
+        .expect("1ms to 1d", |c| up_to_a_day(c.axon.default_client_timeout)),
     key!(Config: axon.reflection, "Serve gRPC reflection, which shows the public contract to anybody.").boolean(),
-    key!(Config: axon.drain_timeout, "How long running requests may finish after SIGTERM or SIGINT.").unit("seconds"),
+    key!(Config: axon.drain_timeout, "How long running requests may finish after SIGTERM or SIGINT.").unit("seconds")
+        .expect("at most 1d", |c| c.axon.drain_timeout <= DAY),
     key!(Config: axon.nonce_capacity, "Nonces remembered at once. A full store refuses newcomers; it forgets none that still counts.").unit("nonces")
         .expect("at least 1000", |c| c.axon.nonce_capacity >= 1000),
 
@@ -75,7 +80,8 @@ pub static KEYS: &[Key<Config>] = &[
         .flags(&["blacklist.minimum_stake_requirement"]).expect("at least 0", |c| c.policy.min_stake >= 0.0),
     key!(Config: policy.require_axon, "Serve registered hotkeys only when they serve an axon themselves.").boolean(),
     key!(Config: policy.rate, "Requests that one verified hotkey may make in each `policy.rate_period`; 0 is no limit (the queue by stake still decides who waits).").unit("requests"),
-    key!(Config: policy.rate_period, "The period of `policy.rate`.").unit("seconds").expect("above 0", |c| !c.policy.rate_period.is_zero()),
+    key!(Config: policy.rate_period, "The period of `policy.rate`.").unit("seconds")
+        .expect("1ms to 1d", |c| up_to_a_day(c.policy.rate_period)),
     key!(Config: policy.on_expired, "Who is served while the metagraph is too old to decide by (24 hours): `allow-list`, `use-anyway` or `refuse-all`."),
 
     key!(Config: transports.grpc, "Serve bittensor 5.0 to 5.3 (gRPC `TextPrompting`).").boolean(),
@@ -87,7 +93,8 @@ pub static KEYS: &[Key<Config>] = &[
     key!(Config: transports.btauth, "Serve bittensor 11 (`btauth/1` on `/v1/chat/completions`).").boolean(),
 
     key!(Config: pool.strategy, "Which backend is asked first: `fallback` (the first of the list, the others when it fails), `round-robin` (by weight) or `least-busy`."),
-    key!(Config: pool.first_byte_timeout, "How long a backend may stay silent before it is given up and the next one is asked. With `none` none is given up; either way the next one is asked beside a silent one when half of the time left is over, and the first to speak is taken.").unit("seconds"),
+    key!(Config: pool.first_byte_timeout, "How long a backend may stay silent before it is given up and the next one is asked. With `none` none is given up; either way the next one is asked beside a silent one when half of the time left is over, and the first to speak is taken.").unit("seconds")
+        .expect("1ms to 1d", |c| c.pool.first_byte_timeout.is_none_or(up_to_a_day)),
 
     key!(Config: sampling.max_tokens, "Most tokens of a candidate.").unit("tokens").expect("1 to 8192", |c| (1..=8192).contains(&c.sampling.max_tokens)),
     key!(Config: sampling.temperature, "Softmax temperature; 0 is greedy. `none` leaves this and each of the following to the backend.")
@@ -144,8 +151,21 @@ pub static KEYS: &[Key<Config>] = &[
     key!(Config: metrics.public, "Allow a `metrics.addr` that others can reach. It has no password.").boolean(),
 
     key!(Config: log.format, "Shape of log lines: `text` or `json`.").flags(&["log-format"]),
-    key!(Config: log.filter, "Which log lines are written: a level, or directives such as `info,idiolect_axon=debug`.").env(&["RUST_LOG"]),
+    key!(Config: log.filter, "Which log lines are written: a level, or directives such as `info,idiolect_axon=debug`.").env(&["RUST_LOG"])
+        .expect("a level or directives such as info,idiolect_axon=debug", |c| is_log_filter(&c.log.filter)),
 ];
+
+/// Longer than anything here ever takes, and far from what clocks cannot count to.
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Says whether a time to wait makes sense.
+pub(super) fn up_to_a_day(time: Duration) -> bool {
+    (Duration::from_millis(1)..=DAY).contains(&time)
+}
+
+fn is_log_filter(text: &str) -> bool {
+    EnvFilter::try_new(text).is_ok()
+}
 
 /// Returns the keys section by section: its name (empty for the top level), a sentence about it, and its keys.
 #[must_use]

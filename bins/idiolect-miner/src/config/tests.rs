@@ -195,6 +195,7 @@ fn devices_are_checked() {
     assert_eq!(of("cpu"), [""; 0]);
     for wrong in ["gpu", "cpu:0", "CUDA", "cuda:", "cuda:one", "cuda:1:2", ""] {
         let found = of(wrong).remove(0);
+        let wrong = if wrong.is_empty() { "\"\"" } else { wrong };
         assert!(found.contains(&format!("device is {wrong}, expected cpu, cuda, cuda:N, metal or metal:N")), "{found}");
     }
     for (device, feature, built) in
@@ -291,6 +292,34 @@ fn the_bounds_of_the_reference_are_the_engines_own() {
         let key = BACKEND_KEYS.iter().find(|key| key.name == bad.key).expect("a key of that name");
         assert!(key.expected == bad.expected || key.doc.contains(&bad.expected), "{bad}, but {key:?} says otherwise");
     }
+}
+
+#[test]
+fn times_that_no_clock_counts_to_are_refused() {
+    let keys = KEYS.iter().filter(|key| key.type_name() == "duration" && key.name != "pipeline.retention");
+    for key in keys {
+        let found = problems("", &[], &[(key.name, "18000000000000000000")]);
+        assert!(found.len() == 1 && found[0].contains(", expected "), "{found:?}");
+    }
+    let file = "[[backends]]\nkind = \"echo\"\ntimeout = 1e18\n";
+    assert_eq!(
+        problems(file, &[], &[]),
+        ["miner.toml:3: backends: timeout is 1000000000000000000s, expected 1ms to 1d"]
+    );
+    assert_eq!(
+        problems("", &[], &[("policy.rate_period", "0")]),
+        ["flag --policy.rate_period: policy.rate_period is 0s, expected 1ms to 1d"]
+    );
+}
+
+#[test]
+fn empty_texts_and_bad_filters_are_shown_as_they_are() {
+    let file = "[sampling]\nstop = [\"\"]\n[log]\nfilter = \"a=b=c\"\n";
+    let expected = [
+        "miner.toml:2: sampling.stop is [\"\"], expected texts that are not empty",
+        "miner.toml:4: log.filter is a=b=c, expected a level or directives such as info,idiolect_axon=debug",
+    ];
+    assert_eq!(problems(file, &[], &[]), expected);
 }
 
 #[test]
