@@ -82,7 +82,7 @@ impl Plan {
 
     /// Makes the sampler of candidate `index`. `seed` is the request's, or a fresh one.
     pub(crate) fn sampler(&self, seed: u64, index: usize, prompt: &[u32]) -> Sampler {
-        let stream = Stream { seed, request: 0, candidate: index as u64 };
+        let stream = Stream::of_prompt(seed, prompt, index as u64);
         let sampler = idiolect_sampling::Sampler::new(&self.chain, stream, prompt)
             .with_min_tokens(self.min_tokens, &self.ends)
             .with_top_logprobs(usize::from(self.top_logprobs.unwrap_or(0)))

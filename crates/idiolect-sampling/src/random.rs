@@ -6,10 +6,30 @@
 pub struct Stream {
     /// The request's seed.
     pub seed: u64,
-    /// The request's number, where one seed serves several requests.
+    /// The request's number, so that one seed serves several requests: see [`of_prompt`](Self::of_prompt).
     pub request: u64,
     /// The candidate's index within the request.
     pub candidate: u64,
+}
+
+impl Stream {
+    /// Makes the stream of a candidate whose request is told apart by its prompt.
+    ///
+    /// Equal prompts with equal seeds give equal texts, whenever they come and whatever is drawn beside them. Other prompts
+    /// draw other numbers from the same seed: were they the same, two prompts that are nearly alike would get replies that
+    /// are nearly alike.
+    ///
+    /// ```
+    /// use idiolect_sampling::Stream;
+    ///
+    /// assert_eq!(Stream::of_prompt(7, &[1, 2], 0), Stream::of_prompt(7, &[1, 2], 0));
+    /// assert_ne!(Stream::of_prompt(7, &[1, 2], 0).request, Stream::of_prompt(7, &[2, 1], 0).request);
+    /// ```
+    #[must_use]
+    pub fn of_prompt(seed: u64, prompt: &[u32], candidate: u64) -> Self {
+        let request = prompt.iter().fold(prompt.len() as u64, |sum, token| mix(sum ^ u64::from(*token)));
+        Self { seed, request, candidate }
+    }
 }
 
 /// What a number is for. Each use has numbers of its own, so that switching one stage on shifts no other.
@@ -75,17 +95,18 @@ mod tests {
 
     #[test]
     fn numbers_are_uniform_and_unrelated() {
-        // Along each of the four ways in which neighbouring numbers arise.
+        // Along each of the five ways in which neighbouring numbers arise.
         let fraction = |seed, request, candidate, step| {
             Random::new(Stream { seed, request, candidate }).fraction(step, Use::Token)
         };
-        for way in 0..4 {
+        for way in 0..5 {
             let numbers: Vec<f64> = (0..40_000u64)
                 .map(|i| match way {
                     0 => fraction(i, 0, 0, 0),
                     1 => fraction(7, i, 0, 0),
                     2 => fraction(7, 0, i, 0),
-                    _ => fraction(7, 0, 0, i),
+                    3 => fraction(7, 0, 0, i),
+                    _ => fraction(7, Stream::of_prompt(7, &[5, i as u32, 9], 0).request, 0, 0),
                 })
                 .collect();
             let mut buckets = [0f64; 16];
