@@ -37,9 +37,10 @@ pub struct AxonConfig {
     /// Most requests at one time from one address whose callers have not proved a key that policy lets in; more are
     /// refused with 503. Proof takes no time worth mentioning, so this stops only those who never get there. Default 256, as many as its connections.
     pub max_strangers_per_ip: usize,
-    /// Failed proofs that one address may make in a second, ten times as many at once; beyond, its requests are refused
-    /// with 429. Large bodies count more. A key that the policy knows counts by itself, so that validators behind one address do not
-    /// suffer from their neighbours. 0 is without limit. Default 100.
+    /// Failures that one address may have in a second, ten times as many at once; beyond, its requests are refused with
+    /// 429. Failures are failed proofs, and proofs of keys that the policy neither knows nor lets in. Large bodies count more. A
+    /// key that the policy knows counts by itself, so that validators behind one address do not suffer from their
+    /// neighbours. 0 is without limit. Default 100.
     pub max_failures_per_second: u32,
     /// Most HTTP/2 streams of one connection. Default 128.
     pub max_streams: u32,

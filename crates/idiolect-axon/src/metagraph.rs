@@ -517,6 +517,43 @@ mod tests {
     }
 
     #[test]
+    fn the_format_is_the_documented_one() {
+        let text = format!(
+            r#"{{
+                "schema_version": 1, "network": "finney", "genesis_hash": "0x{}", "netuid": 1, "block": 7, "taken_at": 9,
+                "neurons": [
+                    {{"uid": 3, "hotkey": "{}", "coldkey": "{}", "stake_rao": 1, "alpha_stake": 2, "tao_stake": 3,
+                      "validator_permit": true, "incentive_u16": 4, "emission_rao": 5, "last_update": 6,
+                      "axon": {{"ip": "192.0.2.1", "port": 8091}}}},
+                    {{"uid": 4, "hotkey": "{}", "axon": null}}
+                ]
+            }}"#,
+            "2f".repeat(32),
+            key(1),
+            key(2),
+            key(3),
+        );
+        let read = Metagraph::from_json(&text).unwrap();
+        let axon = AxonInfo { ip: "192.0.2.1".parse().unwrap(), port: 8091, protocol: 0, version: 0 };
+        let full = Neuron {
+            uid: 3,
+            hotkey: key(1),
+            coldkey: Some(key(2)),
+            stake_rao: 1,
+            alpha_stake: 2,
+            tao_stake: 3,
+            validator_permit: true,
+            incentive_u16: 4,
+            emission_rao: 5,
+            last_update: 6,
+            axon: Some(axon),
+        };
+        assert_eq!((read.network.as_str(), read.netuid, read.block, read.taken_at), ("finney", 1, 7, 9));
+        assert_eq!(read.neurons[0], full);
+        assert_eq!((read.neurons[1].stake_rao, read.neurons[1].is_serving()), (0, false));
+    }
+
+    #[test]
     fn a_snapshot_that_cannot_be_written_leaves_the_old_one() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("nowhere").join("metagraph.json");

@@ -163,9 +163,9 @@ impl Lane {
     }
 
     fn say(&mut self, index: usize, text: &str, logprobs: Vec<TokenLogprob>, reason: Option<FinishReason>) {
-        let candidate = self.request.first + index;
         // More candidates than were asked for, or more of one that a stop text has ended, are not wanted.
         let Some(part) = self.parts.get_mut(index).filter(|part| part.reason.is_none()) else { return };
+        let candidate = self.request.first + index;
         part.is_seen = true;
         let (mut out, is_stopped) = part.stop.push(text);
         if is_stopped {

@@ -348,6 +348,10 @@ impl Pipeline {
             return Err(generated.error.take().map_or_else(nothing, to_handler_error));
         }
         metrics::trimmed(generated.usage.trimmed_tokens);
+        let asks_for_seed = job.dictated.as_ref().is_some_and(|dictated| dictated.seed.is_some());
+        if asks_for_seed && !self.backend.capabilities().seed {
+            generated.notes.push("the backend does not promise to honour the seed that was asked for".to_owned());
+        }
 
         let id = uuid::Uuid::now_v7().to_string();
         let looked_at = self.examine(&job, &plan, &mut generated).await;

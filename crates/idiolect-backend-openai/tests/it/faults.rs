@@ -193,6 +193,22 @@ async fn an_error_within_a_stream_is_an_error() {
 }
 
 #[tokio::test]
+async fn a_candidate_that_nobody_asked_for_is_left_out() {
+    let answer = |index: u64| {
+        let choice = json!({ "index": index, "message": { "content": "so" }, "finish_reason": "stop" });
+        Act::body("application/json", json!({ "choices": [choice] }).to_string())
+    };
+    for index in [1, u64::MAX] {
+        let server = Loopback::start([answer(index), answer(index)]).await;
+        let mut config = server.config(Flavour::OpenAi);
+        config.candidates = Candidates::OneByOne;
+        let backend = OpenAiBackend::new(config).unwrap();
+        let result = backend.complete(Request { n: 2, ..request() }).await;
+        assert_eq!((kind(&result), server.n_requests()), (ErrorKind::Protocol, 2), "{index}");
+    }
+}
+
+#[tokio::test]
 async fn silence_has_an_end() {
     let stalled = || Act::Stall((head("text/event-stream") + &format!("data: {}\n\n", piece("so far"))).into_bytes());
     let server =

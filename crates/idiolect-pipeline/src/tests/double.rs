@@ -74,6 +74,11 @@ impl Scripted {
         self
     }
 
+    pub(super) fn without_seeds(mut self) -> Self {
+        self.capabilities.seed = false;
+        self
+    }
+
     pub(super) fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }

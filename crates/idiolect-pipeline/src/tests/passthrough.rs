@@ -61,6 +61,18 @@ async fn the_same_seed_gives_the_same_text() {
 }
 
 #[tokio::test]
+async fn a_seed_that_may_not_be_honoured_is_passed_on_and_noted() {
+    for (seed, n_notes) in [(Some(42), 1), (None, 0)] {
+        let backend = Arc::new(Scripted::new(vec![says(SKY)]).without_seeds());
+        let pipeline = start(4, with_operators(backend.clone())).await;
+        let dictated = Dictated { seed, ..dictated() };
+        let answer = pipeline.answer(Ask { dictated: Some(dictated), ..ask() }).await.unwrap();
+        assert_eq!((backend.requests()[0].sampling.seed, answer.provenance.notes.len()), (seed, n_notes));
+        assert!(answer.provenance.notes.iter().all(|note| note.contains("seed")));
+    }
+}
+
+#[tokio::test]
 async fn tasks_that_validators_recompute_are_passthrough_by_name() {
     let backend = Arc::new(Scripted::new(vec![says(SKY)]));
     let pipeline = start(4, with_operators(backend.clone())).await;

@@ -110,6 +110,32 @@ async fn nothing_is_lost_of_many_at_once() {
 }
 
 #[tokio::test]
+async fn a_store_that_does_not_keep_up_delays_no_reply() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipeline = with_store(dir.path(), RecordConfig { queue: 2, ..RecordConfig::default() }).await;
+    pipeline.answer(ask()).await.unwrap();
+    pipeline.flush().await;
+    // Another process writes and does not come to an end.
+    let other = pool(dir.path()).await;
+    let held = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let began = Instant::now();
+    for _ in 0..40 {
+        assert!(!pipeline.answer(ask()).await.unwrap().reply.completions[0].is_empty());
+    }
+    // The first that finds no room waits for 50 ms, and none after it: all of them would take two seconds.
+    assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
+    let last = pipeline.answer(ask()).await.unwrap().provenance;
+    assert!(last.n_history > 40, "what is not on record is compared with nevertheless: {}", last.n_history);
+
+    drop(held);
+    pipeline.flush().await;
+    let next = pipeline.answer(ask()).await.unwrap().provenance;
+    assert_eq!(pipeline.explain("last").await.unwrap(), next);
+    let n_kept = ProvenanceStore::open(other).await.unwrap().count().await.unwrap();
+    assert!((3..20).contains(&n_kept), "{n_kept} of 43");
+}
+
+#[tokio::test]
 async fn rewards_stand_beside_the_callers_own_reply() {
     let dir = tempfile::tempdir().unwrap();
     for parts in [
