@@ -425,7 +425,7 @@ mod tests {
         tiny.set("qwen3.context_length", Value::U32(4096));
         let (_dir, path) = tiny.write();
         let config = CandleConfig { queue: 64, name: "tensors".to_owned(), ..CandleConfig::default() };
-        let device = OpenDevice::open(DeviceChoice::Cpu).unwrap();
+        let device = crate::engine::checks::device();
         let load = |weights: &mut Weights, config: &CandleConfig| {
             Tensors::load(weights, &TensorSettings::new(config)?, &device)
         };

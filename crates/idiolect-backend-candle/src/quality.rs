@@ -12,8 +12,7 @@ use candle_transformers::models::gemma3;
 use idiolect_backend::{Backend, Message, ScoreRequest};
 use idiolect_kernels::Format;
 
-use crate::device::{DeviceChoice, OpenDevice};
-use crate::engine::checks::Model;
+use crate::engine::checks::{Model, device};
 use crate::engine::{Settings, TensorSettings, Tensors, Transformer};
 use crate::testing;
 use crate::tokenizer::Tokenizer;
@@ -28,7 +27,7 @@ const PERPLEXITY: f64 = 0.01;
 
 /// Runs a model on candle's tensors: with candle's own products of quantised weights, or of exact ones.
 fn on_tensors(path: &Path, quantize: Option<Format>) -> CandleBackend {
-    let device = OpenDevice::open(DeviceChoice::Cpu).unwrap();
+    let device = device();
     let config = CandleConfig { quantize, kv_type: KvType::F32, ..CandleConfig::default() };
     let load =
         |weights: &mut Weights, config: &CandleConfig| Tensors::load(weights, &TensorSettings::new(config)?, &device);
@@ -147,7 +146,7 @@ fn gemma_computes_what_candles_own_model_computes() {
     let candle = gemma(path);
     let open = || Weights::open(path, 512, Some(Format::F32)).unwrap();
     let tokens = Tokenizer::of(&open()).unwrap().encode_prompt(&passages(6)[0], '\u{fdd0}').unwrap();
-    let device = OpenDevice::open(DeviceChoice::Cpu).unwrap();
+    let device = device();
     let on_tensors = Model::new(Tensors::load(&mut open(), &TensorSettings::for_tests(), &device).unwrap())
         .rows(&tokens[..200], 0)
         .unwrap();

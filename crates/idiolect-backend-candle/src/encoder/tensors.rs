@@ -55,7 +55,10 @@ impl Linear {
     }
 
     fn apply(&self, rows: &Tensor) -> Result<Tensor> {
-        rows.broadcast_matmul(&self.weight)?.broadcast_add(&self.bias)
+        // The rows of all texts in one product.
+        let (shape, flat) = (rows.dims(), rows.flatten_to(D::Minus2)?);
+        let product = flat.matmul(&self.weight)?.broadcast_add(&self.bias)?;
+        product.reshape([&shape[..shape.len() - 1], &[self.bias.dim(0)?]].concat())
     }
 }
 
@@ -164,10 +167,12 @@ impl Model {
             mask.resize(tokens.len(), MASKED);
         }
         let hidden = self.forward(&tokens, &positions, mask, texts.len(), longest)?;
-        let values = hidden.flatten_all()?.to_vec1::<f32>()?;
-        let width = self.shape.width;
-        let rows = |i: usize| values[i * longest * width..].chunks_exact(width);
-        texts.iter().enumerate().map(|(i, text)| pool(rows(i).take(text.len()), width)).collect()
+        // Of each text the sum of its states, and nothing else, leaves the device.
+        let counts = |text: &&[u32]| (0..longest).map(|i| if i < text.len() { 1f32 } else { 0.0 }).collect::<Vec<_>>();
+        let counts =
+            Tensor::from_vec(texts.iter().flat_map(counts).collect(), (texts.len(), 1, longest), &self.device)?;
+        let sums = counts.matmul(&hidden)?.squeeze(1)?.to_vec2::<f32>()?;
+        sums.iter().map(|sum| pool(std::iter::once(sum.as_slice()), self.shape.width)).collect()
     }
 
     /// Computes the last layer's states of a batch.

@@ -7,7 +7,7 @@ use idiolect_kernels::Team;
 
 use super::weights::{Shape, Weights};
 use super::{Fault, kernels, tensors};
-use crate::device::{DeviceChoice, OpenDevice};
+use crate::engine::checks::device;
 use crate::error::LoadError;
 
 const WIDTH: usize = 24;
@@ -236,7 +236,7 @@ fn models(kind: &Kind, prefix: &str) -> (Tensors, kernels::Model, tensors::Model
     let shape = Shape::read(&dir.path().join("config.json")).unwrap();
     let open = || Weights::open(&dir.path().join("model.safetensors"), shape.clone()).unwrap();
     let on_kernels = kernels::Model::load(&mut open(), shape.clone()).unwrap();
-    let device = OpenDevice::open(DeviceChoice::Cpu).unwrap();
+    let device = device();
     let on_tensors = tensors::Model::load(&mut open(), shape.clone(), &device).unwrap();
     (parts, on_kernels, on_tensors)
 }

@@ -445,6 +445,14 @@ fn what_is_no_number_shows_in_its_own_rows_only<K: Kind>() {
     assert_eq!(shows(&engine), [true]);
 }
 
+/// What a sequence grows by; the text that it has then, if its logits are wanted.
+struct Piece {
+    seq: Seq,
+    tokens: Vec<u32>,
+    wants: Wants,
+    text: Option<Vec<u32>>,
+}
+
 /// A request as the worker has it.
 struct Request {
     text: Vec<u32>,
@@ -486,7 +494,7 @@ fn whoever_reserved_memory_finds_it<K: Kind>() {
                 requests.push(Request { text, done: found, room, seqs: vec![seq], grown: Vec::new(), n });
             }
             // All grow by one token, and prompts by a stretch.
-            let mut work: Vec<(Seq, Vec<u32>, Wants, Option<Vec<u32>>)> = Vec::new();
+            let mut work: Vec<Piece> = Vec::new();
             for request in &mut requests {
                 if request.done < request.text.len() {
                     let n = (1 + random(40)).min(request.text.len() - request.done);
@@ -494,7 +502,8 @@ fn whoever_reserved_memory_finds_it<K: Kind>() {
                     request.done += n;
                     let is_done = request.done == request.text.len();
                     let wants = if is_done { Wants::Last } else { Wants::Nothing };
-                    work.push((request.seqs[0], tokens, wants, is_done.then(|| request.text.clone())));
+                    let text = is_done.then(|| request.text.clone());
+                    work.push(Piece { seq: request.seqs[0], tokens, wants, text });
                     continue;
                 }
                 if request.n > 0 {
@@ -506,13 +515,13 @@ fn whoever_reserved_memory_finds_it<K: Kind>() {
                 for (seq, grown) in request.seqs.iter().zip(&mut request.grown) {
                     grown.push(random(256) as u32);
                     let token = vec![grown[grown.len() - 1]];
-                    work.push((*seq, token, Wants::Last, Some(grown.clone())));
+                    work.push(Piece { seq: *seq, tokens: token, wants: Wants::Last, text: Some(grown.clone()) });
                 }
             }
-            let feeds: Vec<Feed<'_>> = work.iter().map(|(seq, tokens, wants, _)| feed(*seq, tokens, *wants)).collect();
+            let feeds: Vec<Feed<'_>> = work.iter().map(|piece| feed(piece.seq, &piece.tokens, piece.wants)).collect();
             engine.forward(&feeds).unwrap();
             let mut got = engine.logits().chunks_exact(VOCABULARY);
-            for text in work.iter().filter_map(|(.., text)| text.as_ref()) {
+            for text in work.iter().filter_map(|piece| piece.text.as_ref()) {
                 let row = got.next().unwrap();
                 if round % 10 == 0 {
                     K::check(row, expected.of(text), "a row among many");

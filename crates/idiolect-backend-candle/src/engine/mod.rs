@@ -85,7 +85,7 @@ pub(crate) trait Engine: std::fmt::Debug + Send + 'static {
     /// of the first `known` tokens of the prompt need not be fed, as their keys and values are there.
     fn begin(&mut self, prompt: &[u32], known: usize, room: usize) -> Result<(Seq, usize), EngineError>;
 
-    /// Makes a sequence that holds the same tokens. It shares their memory.
+    /// Makes a sequence that holds the same tokens, those of a prompt that was computed and no more. It shares their memory.
     fn fork(&mut self, seq: Seq) -> Result<Seq, EngineError>;
 
     /// Lets the forks of a sequence's prompt grow by at most `room` tokens each: more than was said when it began.

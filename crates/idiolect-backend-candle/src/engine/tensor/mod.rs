@@ -20,7 +20,9 @@ mod batch;
 mod kept;
 mod memory;
 mod model;
+mod pass;
 mod product;
+mod room;
 mod rotation;
 mod run;
 #[cfg(test)]
@@ -29,11 +31,10 @@ mod tests;
 use candle_core::DType;
 use idiolect_kernels::Team;
 
-use self::attention::Masks;
-use self::batch::{Batch, Group};
-use self::kept::{FEWEST, Kept, common};
-use self::memory::{Form, Memory, Path, SegmentId};
-use self::model::{Heads, Model, States};
+use self::batch::Batch;
+use self::kept::Kept;
+use self::memory::{Form, Memory};
+use self::model::Model;
 use self::run::Run;
 use super::slots::Slots;
 use super::{Engine, EngineError, Feed, Portion, Seq, Wants};
@@ -41,9 +42,6 @@ use crate::CandleConfig;
 use crate::device::OpenDevice;
 use crate::error::{LoadError, first_line};
 use crate::weights::Weights;
-
-/// Segments that a prompt may consist of; what would take more is copied into one.
-const MOST_SEGMENTS: usize = 3;
 
 type Outcome<T> = Result<T, candle_core::Error>;
 
@@ -150,194 +148,6 @@ impl Tensors {
         let feed = |seq| Feed { seq, tokens: &[0], wants: Wants::Last };
         self.forward(&[feed(first), feed(second)])
     }
-
-    /// Finds the prompt, kept or at work, that begins like some tokens for the longest, and shares that.
-    fn find(&mut self, tokens: &[u32]) -> Path {
-        let at_work = self.runs.iter().flatten().filter(|run| !run.spoiled);
-        let at_work = at_work.map(|run| (common(&run.prompt[..run.computed], tokens), run)).max_by_key(|(len, _)| *len);
-        let kept = self.kept.find(tokens);
-        match (at_work, kept) {
-            (at_work, Some((place, len))) if len >= FEWEST && at_work.is_none_or(|(other, _)| other < len) => {
-                self.kept.share(place, len, &mut self.memory)
-            }
-            (Some((len, run)), _) if len >= FEWEST => run.path.shared(len, &mut self.memory),
-            _ => Path::default(),
-        }
-    }
-
-    /// Sees to it that there is room for more tokens: what has left goes first, then what is kept, then what is held of
-    /// segments beyond what is used of them.
-    fn make_room(&mut self, tokens: usize) -> Result<(), EngineError> {
-        let Self { memory, kept, runs, .. } = self;
-        if memory.fits(tokens) {
-            return Ok(());
-        }
-        for run in runs.iter_mut().flatten() {
-            run.compact(memory)?;
-        }
-        while !memory.fits(tokens) && kept.give_up_one(memory) {}
-        if !memory.fits(tokens) {
-            memory.shrink_all(|id| runs.iter().flatten().map(|run| run.path.used(id)).max().unwrap_or(0))?;
-        }
-        if memory.fits(tokens) { Ok(()) } else { Err(EngineError::Misuse("the memory for keys and values is full")) }
-    }
-
-    /// Takes memory for some tokens of a prompt.
-    fn segment(&mut self, tokens: usize) -> Result<SegmentId, EngineError> {
-        self.make_room(tokens)?;
-        let layers = match self.memory.form.prompt(tokens) {
-            // The device has less than was allowed: what is kept is given up for what is asked.
-            Err(_) if !self.kept.is_empty() => {
-                while self.kept.give_up_one(&mut self.memory) {}
-                self.memory.form.prompt(tokens)?
-            }
-            layers => layers?,
-        };
-        Ok(self.memory.add(layers, tokens))
-    }
-
-    /// Finds a place for what the run at `place` does not share. Returns how much it shares.
-    fn settle(&mut self, place: usize) -> Result<usize, EngineError> {
-        let (len, found, parts) = {
-            let run = batch::run(&self.runs, place)?;
-            (run.prompt.len(), run.path.len(), run.path.parts().len())
-        };
-        let copies = parts >= MOST_SEGMENTS;
-        let own = if copies { len } else { len - found };
-        let mut found = found;
-        let mut outcome = self.segment(own);
-        if outcome.is_err() && found > 0 {
-            // There may be no room for both what is shared and the rest.
-            if let Some(run) = &mut self.runs[place] {
-                run.path.release(&mut self.memory);
-            }
-            (found, outcome) = (0, self.segment(len));
-        }
-        let id = outcome?;
-        let Self { memory, runs, .. } = self;
-        let Some(run) = &mut runs[place] else { return Err(EngineError::Misuse("there is no such run")) };
-        if copies && found > 0 {
-            let copied = copy(memory, &run.path, id, found);
-            run.path.release(memory);
-            run.path.push(id, len);
-            copied?;
-        } else {
-            run.path.push(id, len - found);
-        }
-        run.computed = found;
-        Ok(found)
-    }
-
-    /// Ends the run at a place; what it computed of its prompt is kept.
-    fn end(&mut self, place: usize) {
-        let Some(run) = self.runs.get_mut(place).and_then(Option::take) else { return };
-        if let Some((prompt, path)) = run.end(&mut self.memory) {
-            self.kept.add(prompt, path, &mut self.memory);
-        }
-    }
-
-    /// Makes sure of memory for the continuations of a batch, and leaves only those that are in it.
-    fn prepare(&mut self, batch: &Batch) -> Result<(), EngineError> {
-        for group in &batch.groups {
-            let Some(seqs) = &group.seqs else { continue };
-            let Self { memory, runs, .. } = self;
-            let Some(run) = &mut runs[group.place] else { continue };
-            run.keep(seqs, memory)?;
-            let growth = run.growth();
-            if growth == 0 {
-                continue;
-            }
-            self.make_room(growth)?;
-            let Self { memory, runs, kept, .. } = self;
-            let Some(run) = &mut runs[group.place] else { continue };
-            if let Err(error) = run.grow(memory) {
-                if kept.is_empty() {
-                    return Err(error);
-                }
-                while kept.give_up_one(memory) {}
-                run.grow(memory)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Computes a batch: what it gives for every row, the logits of the last ones, and their sums of squares.
-    fn compute(&self, batch: &Batch) -> Result<(Vec<f32>, Vec<f32>, Vec<f32>), EngineError> {
-        let Self { model, memory, runs, .. } = self;
-        let params = &model.params;
-        let groups: Vec<(&Group, &Run, Masks)> = batch
-            .groups
-            .iter()
-            .map(|group| {
-                let run = batch::run(runs, group.place)?;
-                let rows = if group.seqs.is_some() { 1 } else { group.n };
-                Ok((group, run, Masks::new(params, run.position(), rows, &model.device)?))
-            })
-            .collect::<Result<_, EngineError>>()?;
-        let attend = |layer: usize, heads: &Heads| {
-            let is_last = layer + 1 == params.layers.len();
-            let mut parts = Vec::with_capacity(groups.len());
-            for (group, run, masks) in &groups {
-                let heads = heads.narrow(group.first, group.n)?;
-                let sight = run.store(memory, params, layer, &heads, masks)?;
-                let n = if is_last { group.last } else { group.n };
-                if n > 0 {
-                    parts.push(sight.attend(params, &heads.q.narrow(0, group.n - n, n)?)?);
-                }
-            }
-            Ok(if parts.is_empty() { None } else { Some(candle_core::Tensor::cat(&parts, 0)?) })
-        };
-        let States { sums, last } = model.forward(&batch.tokens, &batch.positions, &batch.last, attend)?;
-        let (logits, last_sums) = match &last {
-            Some(hidden) => model.project(hidden)?,
-            None => (Vec::new(), Vec::new()),
-        };
-        // This also waits until the device is done.
-        Ok((sums.to_vec1()?, logits, last_sums))
-    }
-
-    /// Takes note of what a batch gave.
-    fn advance(&mut self, batch: &Batch, sums: &[f32], logits: &[f32], last_sums: &[f32]) {
-        let vocabulary = self.model.params.vocabulary;
-        // Whether the rows that went through the last layer are sound.
-        let mut sound: Vec<bool> = last_sums.iter().map(|sum| sum.is_finite()).collect();
-        let mut at = 0;
-        for group in &batch.groups {
-            let Some(run) = &mut self.runs[group.place] else { continue };
-            let rows = &sums[group.first..group.first + group.n];
-            if group.seqs.is_some() {
-                run.stepped();
-                for (sound, sum) in sound[at..at + group.last].iter_mut().zip(rows) {
-                    *sound &= sum.is_finite() && !run.spoiled;
-                }
-            } else {
-                run.computed += group.n;
-                run.spoiled |= !rows.iter().all(|sum| sum.is_finite());
-                sound[at..at + group.last].iter_mut().for_each(|sound| *sound &= !run.spoiled);
-            }
-            at += group.last;
-        }
-        self.logits.reserve(batch.wanted.len() * vocabulary);
-        for row in &batch.wanted {
-            if sound[*row] {
-                self.logits.extend_from_slice(&logits[row * vocabulary..(row + 1) * vocabulary]);
-            } else {
-                self.logits.resize(self.logits.len() + vocabulary, f32::NAN);
-            }
-        }
-    }
-}
-
-/// Copies the first `len` positions of a path into a segment.
-fn copy(memory: &Memory, path: &Path, to: SegmentId, len: usize) -> Result<(), EngineError> {
-    for layer in 0..memory.form.layers {
-        let (to, mut at) = (memory.layer(to, layer)?, 0);
-        for pair in path.layer(memory, layer, len)? {
-            to.store(at, &pair.keys.contiguous()?, &pair.values.contiguous()?)?;
-            at += pair.len()?;
-        }
-    }
-    Ok(())
 }
 
 impl Engine for Tensors {
@@ -420,8 +230,8 @@ impl Engine for Tensors {
             return Ok(());
         }
         self.prepare(&batch)?;
-        let (sums, logits, last_sums) = self.pool.install(|| self.compute(&batch))?;
-        self.advance(&batch, &sums, &logits, &last_sums);
+        let outcome = self.pool.install(|| self.compute(&batch))?;
+        self.advance(&batch, &outcome);
         Ok(())
     }
 
