@@ -149,8 +149,9 @@ impl Model {
         }
         let per_value = match kv {
             KvFormat::F32 => 4.0,
-            KvFormat::F16 => 2.0,
             KvFormat::Q8_0 => 34.0 / 32.0,
+            // The formats of sixteen bits.
+            _ => 2.0,
         };
         let demand = Demand {
             weight_bytes,
