@@ -40,8 +40,9 @@ const MIN_KV_TOKENS: usize = 16;
 /// says does not depend on the others.
 ///
 /// Deadlines: a request is given as many candidates as can be expected to end in time, going by the
-/// [speed](Self::speed) measured so far, but two at least. While they grow, the worst are given up where that lets the
-/// others end; at the deadline, all are. What is given up is part of the answer, with
+/// [speed](Self::speed) measured so far, but two at least, and memory for the tokens that there is time for rather than for
+/// all that it asks for. While they grow, more is set aside where there turns out to be time for more, and the worst are given
+/// up where that lets the others end; at the deadline, all are. What is given up is part of the answer, with
 /// [`FinishReason::Deadline`].
 ///
 /// Dropping a future or stream stops the work within one step. The handle is cheap to share behind `Arc`; when the last

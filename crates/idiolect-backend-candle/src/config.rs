@@ -36,18 +36,18 @@ pub struct CandleConfig {
     ///
     /// Memory grows with use, not with this: see [`max_kv_bytes`](Self::max_kv_bytes).
     pub context_tokens: usize,
-    /// How keys and values are kept on the processor. Default [`KvType::F16`].
+    /// How keys and values are kept. Default [`KvType::F16`]; [`KvType::Q8`] is for the processor, [`KvType::Bf16`] for cards.
     pub kv_type: KvType,
     /// Most memory that the keys and values of all requests together may take, in bytes. Default 1 GiB.
     ///
     /// A request takes its share for each token of the prompt, and the same for each token of each candidate: 23 KB with
     /// a 135M-parameter model in half precision, 64 to 256 KB with one of 8 billion. One that might take more than this,
-    /// were all its candidates to run to their full length, is refused as invalid before any of it is allocated; one that
-    /// fits, but not beside those that run, waits for them.
+    /// were all its candidates to run to their full length, or as far as its deadline lets them once speeds are known, is
+    /// refused as invalid before any of it is allocated; one that fits, but not beside those that run, waits for them.
     pub max_kv_bytes: u64,
     /// Most of that memory that may hold what prompts began with, for later prompts that begin alike, in bytes; 0 keeps
     /// nothing. `None`, the default, takes 128 MiB, or all of that memory where it is less. It is given up whenever a request
-    /// needs it. On the processor only.
+    /// needs it.
     pub max_kept_bytes: Option<u64>,
     /// Requests that may wait for their turn; more are refused as overloaded. Default 16, 1 to 65,536.
     pub queue: usize,
@@ -118,6 +118,9 @@ impl CandleConfig {
                 let expected = format!("{} to {}", range.start(), range.end());
                 bad.push(BadSetting { key, value: value.to_string(), expected });
             }
+        }
+        if let Some(expected) = self.kv_type.instead(self.device) {
+            bad.push(BadSetting { key: "kv_type", value: self.kv_type.to_string(), expected: expected.to_owned() });
         }
         if let Some(kept) = self.max_kept_bytes.filter(|kept| *kept > self.max_kv_bytes) {
             let expected = format!("at most max_kv_bytes, which is {}", self.max_kv_bytes);

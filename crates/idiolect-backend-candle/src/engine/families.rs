@@ -13,8 +13,8 @@ use crate::testing::family::{FAMILIES, Family, VOCABULARY};
 use crate::weights::Weights;
 use crate::{CandleBackend, CandleConfig};
 
-/// Of the largest logit: what the same sums in another order may be off.
-const EXACT: f32 = 1e-3;
+/// What the same sums in another order may be off, of logits of up to about 15. The most that was seen is 2e-5.
+const EXACT: f32 = 1e-4;
 
 /// Lengths of texts whose logits are compared: around the window of twenty and the seams of stretches.
 const LENGTHS: [usize; 9] = [1, 2, 19, 20, 21, 33, 64, 65, 90];
@@ -44,7 +44,7 @@ fn check<E: Engine>(model: &Model<E>, expected: &[Vec<f32>], what: &str) {
     let near = |got: &[f32], at: usize, how: &str| {
         let largest = expected[at].iter().fold(0f32, |most, logit| most.max(logit.abs()));
         let off = got.iter().zip(&expected[at]).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
-        assert!(off <= EXACT * largest.max(1.0), "{what}, {how} {}: off by {off} of {largest}", LENGTHS[at]);
+        assert!(off <= EXACT, "{what}, {how} {}: off by {off} of {largest}", LENGTHS[at]);
     };
     let rows = model.rows(&text, 0).unwrap();
     for (at, len) in LENGTHS.into_iter().enumerate() {

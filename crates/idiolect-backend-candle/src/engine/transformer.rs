@@ -777,4 +777,22 @@ mod tests {
         }
         model.with(|engine| assert!(engine.kept_tokens() <= 64));
     }
+
+    #[test]
+    fn prompts_are_waited_for_only_while_they_are_kept() {
+        let text = prompt();
+        let keeps = |max_kept_bytes: u64, fed: usize| {
+            let settings = Settings { max_kept_bytes, ..Settings::for_tests() };
+            load_with(&TinyGguf::model("llama"), &settings).unwrap().with(|engine| {
+                let (seq, _) = engine.begin(&text, 0, 0).unwrap();
+                if fed > 0 {
+                    engine.forward(&[Feed { seq, tokens: &text[..fed], wants: Wants::Nothing }]).unwrap();
+                }
+                engine.keeps(seq)
+            })
+        };
+        assert!(!keeps(0, 0), "nothing is kept");
+        assert!(keeps(1 << 20, 0) && keeps(1 << 20, 64));
+        assert!(keeps(2 * 8192, 32) && !keeps(2 * 8192, 64), "two blocks may be kept, and a third may not");
+    }
 }
