@@ -4,10 +4,11 @@ use idiolect_backend_candle::{BadSetting, CandleConfig, Format, KvType};
 
 use crate::config::{BackendConfig, KvFormat, WeightFormat};
 
-/// Makes the engine's settings, all but model and device.
+/// Makes the engine's settings, all but the model. A device that has no name as it should is left as it was.
 pub(crate) fn settings(backend: &BackendConfig) -> CandleConfig {
     let mut config = CandleConfig::default();
     config.name.clone_from(&backend.name);
+    config.device = backend.device.parse().unwrap_or(config.device);
     config.threads = backend.threads;
     if let Some(context) = backend.context_tokens {
         config.context_tokens = usize::try_from(context).unwrap_or(usize::MAX);
@@ -31,6 +32,7 @@ const fn kv_type(kept: KvFormat) -> KvType {
     match kept {
         KvFormat::F32 => KvType::F32,
         KvFormat::F16 => KvType::F16,
+        KvFormat::Bf16 => KvType::Bf16,
         KvFormat::Q8_0 => KvType::Q8,
     }
 }

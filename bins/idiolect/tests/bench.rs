@@ -50,7 +50,7 @@ fn what_makes_no_sense_is_refused() {
     fails(&["--against-flavour", "vllm"], 64, &["--against"]);
     fails(&["--against", "http://127.0.0.1:9/v1", "--against-flavour", "gpt"], 64, &["gpt", "llamacpp"]);
     fails(&["--threads", "5000", "-n", "1"], 1, &["threads is 5000, expected 1 to 1024"]);
-    fails(&["--kv-type", "q4_0"], 64, &["q4_0", "f32, f16, q8_0"]);
+    fails(&["--kv-type", "q4_0"], 64, &["q4_0", "f32, f16, bf16, q8_0"]);
     fails(&["--quantize", "int8"], 64, &["int8", "q4_0", "q8_0"]);
     fails(&["--model", "no-such-model"], 1, &["unknown model \"no-such-model\""]);
     fails(&["--against", "no address"], 1, &["--against no address"]);

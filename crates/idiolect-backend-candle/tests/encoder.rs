@@ -1,6 +1,6 @@
 //! The sentence encoders against recorded embeddings of the Python originals.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -9,13 +9,22 @@ use idiolect_backend_candle::{EncoderConfig, LoadError, SentenceEncoder};
 use idiolect_models::{NoProgress, Resolver, ResolverConfig};
 use serde::Deserialize;
 
+/// Loads an encoder onto the device that `IDIOLECT_TEST_DEVICE` names, else for the processor.
+fn load(dir: &Path) -> SentenceEncoder {
+    let mut config = EncoderConfig::default();
+    if let Ok(device) = std::env::var("IDIOLECT_TEST_DEVICE") {
+        config.device = device.parse().expect("IDIOLECT_TEST_DEVICE names a device");
+    }
+    SentenceEncoder::load_with(dir, config).expect("it loads")
+}
+
 fn dir() -> PathBuf {
     idiolect_models::testing::model("minilm").expect("the default encoder").dir
 }
 
 fn shared() -> Arc<SentenceEncoder> {
     static ENCODER: OnceLock<Arc<SentenceEncoder>> = OnceLock::new();
-    Arc::clone(ENCODER.get_or_init(|| Arc::new(SentenceEncoder::load(&dir()).expect("it loads"))))
+    Arc::clone(ENCODER.get_or_init(|| Arc::new(load(&dir()))))
 }
 
 /// Loads all-mpnet-base-v2, 438 MB, where it is on this machine already or may be fetched.
@@ -33,7 +42,7 @@ async fn mpnet() -> Option<SentenceEncoder> {
         };
         files.dir
     };
-    Some(SentenceEncoder::load(&dir).expect("it loads"))
+    Some(load(&dir))
 }
 
 #[derive(Deserialize)]

@@ -13,6 +13,9 @@ fn load(change: impl FnOnce(&mut CandleConfig)) -> Arc<CandleBackend> {
     let files = idiolect_models::testing::model("smollm2-135m").expect("the default model");
     let mut config = CandleConfig::default();
     config.context_tokens = 512;
+    if let Ok(device) = std::env::var("IDIOLECT_TEST_DEVICE") {
+        config.device = device.parse().expect("IDIOLECT_TEST_DEVICE names a device");
+    }
     change(&mut config);
     Arc::new(CandleBackend::load(files.weights().expect("a weights file"), config).expect("it loads"))
 }

@@ -46,7 +46,9 @@ words! {
         F32 = "f32",
         /// Half precision.
         F16 = "f16",
-        /// Eight bits and a scale for 32.
+        /// Sixteen bits with the range of single precision; on cards.
+        Bf16 = "bf16",
+        /// Eight bits and a scale for 32; on the processor.
         Q8_0 = "q8_0",
     }
 }
@@ -187,7 +189,7 @@ pub static BACKEND_KEYS: &[Key<BackendConfig>] = &[
     key!(BackendConfig: device, "candle: where the model computes: `cpu`, `cuda`, `cuda:1`, `metal` …; all but `cpu` need a build with the feature of that name.")
         .expect("cpu, cuda, cuda:N, metal or metal:N", |c| names_device(&c.device)),
     key!(BackendConfig: quantize, "candle: format that every weight matrix is encoded in anew when the model is loaded; `none` keeps the file's own. `q8_0` halves the memory of files of 16-bit numbers at next to no loss."),
-    key!(BackendConfig: kv_type, "candle: how keys and values are kept on the processor; `f16` where none is given. `q8_0` takes about half of its memory, `f32` twice."),
+    key!(BackendConfig: kv_type, "candle: how keys and values are kept; `f16` where none is given. `q8_0`, on the processor only, takes about half of its memory, `f32` twice. `bf16` is for cards."),
     key!(BackendConfig: max_kv_bytes, "candle: most memory that keys and values of all requests together may take. A request that could never fit is refused; one that fits, but not beside those that run, waits. 1 GiB where none is given.").unit("bytes")
         .expect("at least 1MiB", |c| c.max_kv_bytes.is_none_or(|bytes| bytes >= Bytes(1 << 20))),
     key!(BackendConfig: max_kept_bytes, "candle: most of that memory that may keep what prompts began with, for later prompts that begin alike; 0 keeps nothing. 128 MiB, or `max_kv_bytes` if that is less, where none is given.").unit("bytes")

@@ -233,7 +233,7 @@ fn settings_of_the_engine_are_read_and_checked() {
     let formats = "f32 or f16 or bf16 or q4_0 or q4_1 or q5_0 or q5_1 or q8_0 or q4_k or q5_k or q6_k";
     let expected = [
         format!("miner.toml:3: backends: quantize is \"int4\", expected {formats}"),
-        "miner.toml:4: backends: kv_type is \"f64\", expected f32 or f16 or q8_0".to_owned(),
+        "miner.toml:4: backends: kv_type is \"f64\", expected f32 or f16 or bf16 or q8_0".to_owned(),
         "miner.toml:5: backends: max_kv_bytes is 17, expected at least 1MiB".to_owned(),
         "miner.toml:6: backends: max_kept_bytes is the text \"all\", expected a size such as 64KiB, 1MiB or a number of bytes".to_owned(),
         "miner.toml:7: backend candle: max_batch is 0, expected 1 to 65536".to_owned(),
@@ -273,6 +273,20 @@ fn settings_of_the_engine_are_read_and_checked() {
         "{found:?}"
     );
     assert_eq!(found.len(), 2, "{found:?}");
+}
+
+#[cfg(feature = "candle")]
+#[test]
+fn how_keys_and_values_are_kept_depends_on_the_device() {
+    let of = |device: &str, kept: &str| {
+        let file = format!("[[backends]]\nkind = \"candle\"\ndevice = \"{device}\"\nkv_type = \"{kept}\"\n");
+        problems(&file, &[], &[]).into_iter().find(|problem| problem.contains("kv_type"))
+    };
+    assert_eq!((of("cpu", "q8_0"), of("cuda", "bf16"), of("metal", "f16")), (None, None, None));
+    let expected = "miner.toml:4: backend candle: kv_type is q8_0, expected f32, f16 or bf16 on a card";
+    assert_eq!(of("cuda:1", "q8_0").as_deref(), Some(expected));
+    let expected = "miner.toml:4: backend candle: kv_type is bf16, expected f32, f16 or q8_0 on the processor";
+    assert_eq!(of("cpu", "bf16").as_deref(), Some(expected));
 }
 
 /// What the reference says of the engine's settings is what the engine says.
