@@ -3,11 +3,15 @@
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
-use curve25519_dalek::constants::RISTRETTO_BASEPOINT_TABLE;
-use curve25519_dalek::ristretto::{CompressedRistretto, RistrettoBasepointTable};
+use curve25519_dalek::constants::RISTRETTO_BASEPOINT_POINT;
+use curve25519_dalek::ristretto::CompressedRistretto;
 use curve25519_dalek::scalar::Scalar;
 use schnorrkel::PublicKey;
 use schnorrkel::context::{SigningContext, SigningTranscript as _};
+
+use multiples::Multiples;
+
+mod multiples;
 
 /// The hash state after the context `substrate`, from which every sr25519 transcript starts.
 pub(crate) static SUBSTRATE: LazyLock<SigningContext> = LazyLock::new(|| schnorrkel::signing_context(b"substrate"));
@@ -17,8 +21,13 @@ const MAX_KEYS: usize = 1024;
 /// A key that has proved itself so often gets a table of its multiples. To make one takes as long as to check some
 /// twenty signatures, so keys made on the spot gain nothing by forcing it.
 const PROOFS_FOR_TABLE: u32 = 64;
-/// Most tables, of 30 KiB each.
+/// Most tables, of 215 KiB each.
 const MAX_TABLES: usize = 128;
+/// Bits of a digit in the tables of keys.
+const KEY_DIGIT: u32 = 6;
+
+/// Multiples of the point that all keys are multiples of, 640 KiB.
+static BASE: LazyLock<Multiples> = LazyLock::new(|| Multiples::new(RISTRETTO_BASEPOINT_POINT, 8));
 
 /// Says whether `signature` is `key`'s over `message`.
 pub(crate) fn verify(key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {
@@ -38,7 +47,7 @@ pub(crate) fn verify(key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bo
         let is_table_due = known_keys().count_proof(*key, public);
         if is_table_due {
             // Not under the lock: it takes a moment.
-            let table = Arc::new(RistrettoBasepointTable::create(public.as_point()));
+            let table = Arc::new(Multiples::new(*public.as_point(), KEY_DIGIT));
             known_keys().set_table(key, table);
         }
     }
@@ -46,8 +55,8 @@ pub(crate) fn verify(key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bo
 }
 
 /// As [`PublicKey::verify`], with a table of the key's multiples in place of the key: the same transcript, the same
-/// equation `R = s B - k A`, without its 256 doublings.
-fn verify_with_table(key: &[u8; 32], table: &RistrettoBasepointTable, message: &[u8], signature: &[u8; 64]) -> bool {
+/// equation `R = s B - k A`, without its 256 doublings. How long it takes depends on the signature, which is no secret.
+fn verify_with_table(key: &[u8; 32], table: &Multiples, message: &[u8], signature: &[u8; 64]) -> bool {
     let (mut r, mut s) = ([0; 32], [0; 32]);
     r.copy_from_slice(&signature[..32]);
     s.copy_from_slice(&signature[32..]);
@@ -63,7 +72,7 @@ fn verify_with_table(key: &[u8; 32], table: &RistrettoBasepointTable, message: &
     transcript.commit_point(b"sign:pk", &CompressedRistretto(*key));
     transcript.commit_point(b"sign:R", &r);
     let k: Scalar = transcript.challenge_scalar(b"sign:c");
-    (RISTRETTO_BASEPOINT_TABLE * &s - table * &k).compress() == r
+    table.add_product(BASE.product(&s), &-k).compress() == r
 }
 
 /// Keys that lately proved themselves.
@@ -77,7 +86,7 @@ struct KnownKey {
     /// The point on the curve: to find it takes a tenth of a verification.
     public: PublicKey,
     n_proofs: u32,
-    table: Option<Arc<RistrettoBasepointTable>>,
+    table: Option<Arc<Multiples>>,
 }
 
 impl KnownKeys {
@@ -93,7 +102,7 @@ impl KnownKeys {
         known.n_proofs == PROOFS_FOR_TABLE
     }
 
-    fn set_table(&mut self, key: &[u8; 32], table: Arc<RistrettoBasepointTable>) {
+    fn set_table(&mut self, key: &[u8; 32], table: Arc<Multiples>) {
         if self.n_tables >= MAX_TABLES {
             // Whoever still calls will have one again before long.
             self.keys.retain(|known, _| known == key);
@@ -116,8 +125,8 @@ mod tests {
     use super::*;
     use crate::Keypair;
 
-    fn table(key: &[u8; 32]) -> RistrettoBasepointTable {
-        RistrettoBasepointTable::create(PublicKey::from_bytes(key).unwrap().as_point())
+    fn table(key: &[u8; 32]) -> Multiples {
+        Multiples::new(*PublicKey::from_bytes(key).unwrap().as_point(), KEY_DIGIT)
     }
 
     fn reference(key: &[u8; 32], message: &[u8], signature: &[u8; 64]) -> bool {
