@@ -301,3 +301,27 @@ fn keys_and_values_of_sixteen_bits_take_half_the_memory() {
     assert_eq!(bytes(DType::F32), 2 * bytes(DType::F16));
     assert_eq!(bytes(DType::BF16), bytes(DType::F16));
 }
+
+#[test]
+fn conversations_that_grow_are_shared_and_stay_in_few_segments() {
+    let tiny = TinyGguf::model("qwen2");
+    let (model, fresh) = (load(&tiny).unwrap(), load(&tiny).unwrap());
+    let mut text = prompt()[..20].to_vec();
+    for turn in 0..8 {
+        fresh.with(Engine::reset);
+        let session = model.start(&text, 1, 4).unwrap();
+        let expected = fresh.start(&text, 1, 0).unwrap().logits().to_vec();
+        check_near(session.logits(), &expected, NEAR_KERNELS, &format!("turn {turn}"));
+        drop(session);
+        let next: Vec<u32> = (0..11).map(|i| (i * 29 + turn * 7) % 256).collect();
+        text.extend(next);
+        let (found, parts) = model.with(|engine| {
+            let (seq, found) = engine.begin(&text, text.len() - 1, 4).unwrap();
+            let parts = engine.runs.iter().flatten().map(|run| run.path.parts().len()).max();
+            engine.release(seq);
+            (found, parts.unwrap())
+        });
+        assert_eq!(found, text.len() - 11, "turn {turn}: all but what was added");
+        assert!(parts <= 3, "turn {turn}: {parts} segments");
+    }
+}
