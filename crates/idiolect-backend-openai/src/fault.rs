@@ -18,7 +18,10 @@ pub(crate) enum Fault {
         /// Tokens of the prompt and of the context, where the server told.
         too_long: Option<(u32, u32)>,
     },
-    /// No connection, or it broke.
+    /// No connection, so the request was not sent.
+    #[error("{0}")]
+    Unreached(String),
+    /// The connection broke, and the request may have been sent.
     #[error("{0}")]
     Broken(String),
     /// Nothing came in time.
@@ -35,7 +38,7 @@ impl Fault {
         match self {
             Self::Status { code: Some(code), .. } if is_out_of_money(code) => false,
             Self::Status { status, .. } => matches!(status, 408 | 409 | 425 | 429 | 500..=599),
-            Self::Broken(_) | Self::Silent(_) => true,
+            Self::Unreached(_) | Self::Broken(_) | Self::Silent(_) => true,
             Self::Malformed(_) => false,
         }
     }
@@ -64,14 +67,15 @@ impl Fault {
             (false, true) => "the connection timed out",
             (false, false) => "the connection broke",
         };
-        Self::Broken(format!("{what}{cause}"))
+        let shown = format!("{what}{cause}");
+        if error.is_connect() { Self::Unreached(shown) } else { Self::Broken(shown) }
     }
 
     pub(crate) fn of(error: OpenAIError) -> Self {
         match error {
             OpenAIError::Boxed(boxed) => match boxed.downcast::<Self>() {
                 Ok(fault) => *fault,
-                Err(_) => Self::Broken("the request could not be sent".to_owned()),
+                Err(_) => Self::Unreached("the request could not be sent".to_owned()),
             },
             OpenAIError::Reqwest(error) => Self::of_client(&error),
             OpenAIError::StreamError(_) => Self::Broken("the stream broke".to_owned()),
@@ -105,7 +109,8 @@ impl Fault {
                 408 | 409 | 425 | 500.. => Error::Unavailable { backend, reason: shown },
                 _ => Error::Unsupported { backend, what: format!("the request, {shown}") },
             },
-            Self::Broken(_) | Self::Silent(_) => Error::Unavailable { backend, reason: shown },
+            Self::Unreached(_) => Error::Unavailable { backend, reason: shown },
+            Self::Broken(_) | Self::Silent(_) => Error::Unanswered { backend, reason: shown },
             Self::Malformed(reason) => Error::Protocol { backend, reason },
         }
     }

@@ -66,6 +66,15 @@ pub enum Error {
         /// Why, in a few words.
         reason: String,
     },
+    /// The request was sent and nothing came back, or the connection broke before an answer: it may have been worked on,
+    /// and billed, all the same.
+    #[error("{backend} did not answer: {reason}")]
+    Unanswered {
+        /// The backend's name.
+        backend: String,
+        /// Why, in a few words.
+        reason: String,
+    },
     /// The deadline passed before any text was there.
     #[error("deadline exceeded before any text was generated")]
     DeadlineExceeded,
@@ -110,7 +119,7 @@ impl Error {
             Self::InvalidRequest(_) | Self::ContextTooLong { .. } => ErrorKind::InvalidRequest,
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Overloaded { .. } => ErrorKind::Overloaded,
-            Self::Unavailable { .. } => ErrorKind::Unavailable,
+            Self::Unavailable { .. } | Self::Unanswered { .. } => ErrorKind::Unavailable,
             Self::DeadlineExceeded => ErrorKind::DeadlineExceeded,
             Self::LimitReached(_) => ErrorKind::LimitReached,
             Self::Unauthorized { .. } => ErrorKind::Unauthorized,

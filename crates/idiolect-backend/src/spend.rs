@@ -59,8 +59,8 @@ pub struct SpendingConfig {
 /// Before a request its worst case is charged to the ledger: a token for every byte of the prompt, and for each
 /// candidate a prompt of its own unless [`Capabilities::batched_candidates`], and `max_tokens`. What would not fit is
 /// refused with [`Error::LimitReached`] and costs nothing. After the answer the charge becomes what [`Usage`] says.
-/// A request that the other side refused is given back whole; one that broke off, was dropped, or whose usage is not
-/// known stays charged at its worst case, since it may have been billed. (A backend that tries again by itself can be
+/// A request that the other side refused, or that never reached it, is given back whole; one that got no answer, broke off,
+/// was dropped, or whose usage is not known stays charged at its worst case, since it may have been billed. (A backend that tries again by itself can be
 /// billed for each try; where the cap must hold to the cent, let the pool do the retrying, one cap a member.) Because the charge is on record before the
 /// request leaves, neither a crash nor a restart forgets it.
 ///
@@ -197,6 +197,9 @@ impl Charged {
 
 /// Says whether a request that failed so, before any text, was surely not billed.
 fn is_free(error: &Error) -> bool {
+    if matches!(error, Error::Unanswered { .. }) {
+        return false;
+    }
     matches!(
         error.kind(),
         ErrorKind::InvalidRequest
@@ -410,6 +413,15 @@ mod tests {
         let cap = SpendingCap { inner: echo, ..cap };
         cap.complete(request("a b", 10)).await.unwrap_err();
         assert_eq!(cap.spent_today().await.unwrap(), 0);
+    }
+
+    #[test]
+    fn what_may_have_been_billed_is_not_given_back() {
+        let (backend, reason) = (|| "b".to_owned(), || "r".to_owned());
+        assert!(is_free(&Error::Unavailable { backend: backend(), reason: reason() }));
+        assert!(!is_free(&Error::Unanswered { backend: backend(), reason: reason() }));
+        assert!(!is_free(&Error::Protocol { backend: backend(), reason: reason() }));
+        assert!(!is_free(&Error::DeadlineExceeded));
     }
 
     #[tokio::test]
