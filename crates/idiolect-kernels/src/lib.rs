@@ -37,8 +37,8 @@
 //!
 //! The tests compare every tier that the testing machine has with the portable one, bit by bit, on random and on extreme
 //! blocks. On a processor with AVX-512 that is `Avx512Vnni`, `Avx2`, and `AvxVnni` by the AVX-512 spelling of its
-//! instructions; their VEX spelling has been compiled and never run. `NeonDot` has been run in an emulator (products),
-//! never on an ARM processor; attention has no tier for it, and runs as portable code there.
+//! instructions; their VEX spelling has been compiled and never run. `NeonDot` has been run in an emulator,
+//! with all tests, and never on an ARM processor.
 //!
 //! # Rounding
 //!
