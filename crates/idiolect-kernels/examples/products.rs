@@ -30,7 +30,8 @@ fn main() {
             "--ms" => time = Duration::from_millis(value.parse().expect("a number")),
             "--n" => batches = value.split(',').map(|n| n.parse().expect("a number")).collect(),
             "--formats" => {
-                let named = |name: &str| Format::ALL.into_iter().find(|format| format.to_string().eq_ignore_ascii_case(name));
+                let named =
+                    |name: &str| Format::ALL.into_iter().find(|format| format.to_string().eq_ignore_ascii_case(name));
                 formats = value.split(',').map(|name| named(name).expect("a format")).collect();
             }
             "--shapes" => {
