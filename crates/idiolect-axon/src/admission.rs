@@ -180,7 +180,7 @@ impl Admission {
             Decision::Allow { priority } => Ok(priority),
             Decision::Deny(denial) => {
                 let source = self.source(address, Some(*caller.hotkey()));
-                if source.1.is_none() {
+                if source.1.is_none() && denial.category != Category::RateLimited {
                     // Whoever makes a key for each request costs as much as whoever forges one.
                     self.failures.count(source, n_blocks(n_hashed).saturating_add(1), Instant::now());
                 }

@@ -222,9 +222,10 @@ impl Policy for StandardPolicy {
         }
     }
 
+    // That anybody may ask makes nobody known: keys are made in no time.
     fn knows(&self, hotkey: &Hotkey) -> bool {
         let rules = &self.rules;
-        let is_listed = *hotkey == self.own || rules.allow_any || rules.allow.contains(hotkey);
+        let is_listed = *hotkey == self.own || rules.allow.contains(hotkey);
         let is_registered = || self.metagraph.as_ref().is_some_and(|view| view.neuron(hotkey).is_some());
         !rules.deny.contains(hotkey) && (is_listed || is_registered())
     }

@@ -255,7 +255,8 @@ fn whom_the_miner_knows() {
         assert_eq!(listed.knows(&key(name)), is_known, "{name}");
     }
     let open = policy(Rules { allow_any: true, ..rules });
-    assert!(open.knows(&key("Nobody")) && !open.knows(&key("Both")));
+    assert!(open.knows(&key("Validator")) && open.knows(&key("Friend")));
+    assert!(!open.knows(&key("Nobody")) && !open.knows(&key("Both")), "who is let in is not known for that");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! What strangers at one address may do: so many requests at a time, and so many failures.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -43,13 +45,25 @@ impl Strangers {
 /// Failed proofs, and proofs of unknown keys that policy turns away, by address.
 ///
 /// A key that the miner knows has a count of its own at each address: whoever shares one with an attacker is not shut
-/// out by what that attacker does under other names. Success costs nothing.
+/// out by what that attacker does under other names. All names at an address together have [`NAMES`] times as much, since
+/// the keys that the miner knows are public. Success costs nothing.
 #[derive(Debug)]
 pub(crate) struct Failures {
     /// What one failure takes, as time; `None` is without limit.
     interval: Option<Duration>,
-    /// When the last failure will be forgotten.
-    clear_at: Mutex<HashMap<Source, Instant>>,
+    counts: Mutex<Counts>,
+}
+
+/// When the last failure of each will be forgotten.
+#[derive(Debug, Default)]
+struct Counts {
+    by_source: HashMap<Source, Instant>,
+    /// Of all names at an address; behind by [`NAMES`] times.
+    by_address: HashMap<IpAddr, Instant>,
+    /// Of all unknown keys at addresses for which there was no room.
+    others: Option<Instant>,
+    /// When it was last looked whom to forget.
+    cleaned: Option<Instant>,
 }
 
 /// An address, and the key it claims where that is a known one.
@@ -58,35 +72,75 @@ pub(crate) type Source = (IpAddr, Option<Hotkey>);
 /// How many seconds of failures may come at once.
 const BURST: u32 = 10;
 
-/// Sources that are remembered at one time. Beyond, more sources are not counted until others are forgotten.
+/// How many times the failures of one name an address may have under all names.
+const NAMES: u32 = 4;
+
+/// Sources that are remembered at one time. Beyond, unknown keys at more addresses share one count.
 const MAX_SOURCES: usize = 8192;
+
+/// How often it is looked whom to forget, where there is no room.
+const CLEAN_EVERY: Duration = Duration::from_secs(1);
 
 impl Failures {
     pub(crate) fn new(per_second: u32) -> Self {
         let interval = NonZeroU32::new(per_second).map(|n| Duration::from_secs(1) / n.get());
-        Self { interval, clear_at: Mutex::default() }
+        Self { interval, counts: Mutex::default() }
     }
 
     /// Says whether the source failed too often to be listened to now.
     pub(crate) fn is_over(&self, source: &Source, now: Instant) -> bool {
-        self.interval.is_some()
-            && lock(&self.clear_at)
-                .get(source)
-                .is_some_and(|clear_at| *clear_at > now + Duration::from_secs(BURST.into()))
+        if self.interval.is_none() {
+            return false;
+        }
+        let counts = lock(&self.counts);
+        let limit = now + Duration::from_secs(BURST.into());
+        let own = counts.by_source.get(source).or(match source.1 {
+            None if counts.by_source.len() >= MAX_SOURCES => counts.others.as_ref(),
+            _ => None,
+        });
+        own.is_some_and(|clear_at| *clear_at > limit)
+            || counts.by_address.get(&source.0).is_some_and(|clear_at| *clear_at > limit)
     }
 
     /// Counts a failure, as so many.
     pub(crate) fn count(&self, source: Source, n: u32, now: Instant) {
         let Some(interval) = self.interval.filter(|_| n > 0) else { return };
-        let mut clear_at = lock(&self.clear_at);
-        if clear_at.len() >= MAX_SOURCES && !clear_at.contains_key(&source) {
-            clear_at.retain(|_, clear_at| *clear_at > now);
-            if clear_at.len() >= MAX_SOURCES {
-                return;
-            }
+        let mut counts = lock(&self.counts);
+        if counts.by_source.len().max(counts.by_address.len()) >= MAX_SOURCES {
+            counts.clean(now);
         }
-        let entry = clear_at.entry(source).or_insert(now);
-        *entry = (*entry).max(now) + interval * n;
+        let later = |clear_at: Instant, interval: Duration| clear_at.max(now) + interval.saturating_mul(n);
+        match room(&mut counts.by_address, source.0, now) {
+            Some(clear_at) => *clear_at = later(*clear_at, interval / NAMES),
+            None => {}
+        }
+        match room(&mut counts.by_source, source, now) {
+            Some(clear_at) => *clear_at = later(*clear_at, interval),
+            None if source.1.is_none() => counts.others = Some(later(counts.others.unwrap_or(now), interval)),
+            None => {}
+        }
+    }
+}
+
+impl Counts {
+    /// Forgets those whose failures are long ago, at most once in a while: it looks at all of them.
+    fn clean(&mut self, now: Instant) {
+        if self.cleaned.is_some_and(|cleaned| now < cleaned + CLEAN_EVERY) {
+            return;
+        }
+        self.cleaned = Some(now);
+        self.by_source.retain(|_, clear_at| *clear_at > now);
+        self.by_address.retain(|_, clear_at| *clear_at > now);
+    }
+}
+
+/// Returns the count of one that has one, or for which there is room.
+fn room<K: Eq + Hash>(counts: &mut HashMap<K, Instant>, key: K, now: Instant) -> Option<&mut Instant> {
+    let is_full = counts.len() >= MAX_SOURCES;
+    match counts.entry(key) {
+        Entry::Occupied(entry) => Some(entry.into_mut()),
+        Entry::Vacant(_) if is_full => None,
+        Entry::Vacant(entry) => Some(entry.insert(now)),
     }
 }
 
@@ -138,16 +192,45 @@ mod tests {
     }
 
     #[test]
+    fn an_address_has_only_so_much_under_all_names() {
+        let failures = Failures::new(4);
+        let start = Instant::now();
+        let mut n_listened_to = 0;
+        // As many known names as there are bytes, each below its own limit.
+        for _ in 0..BURST {
+            for name in 0..=255 {
+                let source = source(1, Some(name));
+                if !failures.is_over(&source, start) {
+                    failures.count(source, 1, start);
+                    n_listened_to += 1;
+                }
+            }
+        }
+        assert_eq!(n_listened_to, NAMES * 4 * BURST + 1);
+        assert!(failures.is_over(&source(1, None), start) && failures.is_over(&source(1, Some(7)), start));
+        assert!(!failures.is_over(&source(2, Some(7)), start), "elsewhere the names are listened to");
+    }
+
+    #[test]
     fn the_table_is_bounded_and_can_be_switched_off() {
         let (failures, off) = (Failures::new(1), Failures::new(0));
         let now = Instant::now();
-        for n in 0..2 * u32::try_from(MAX_SOURCES).unwrap() {
+        let most = u32::try_from(MAX_SOURCES).unwrap();
+        for n in 0..2 * most {
             failures.count(source(n, None), 1, now);
             off.count(source(0, None), u32::MAX, now);
         }
-        assert_eq!(lock(&failures.clear_at).len(), MAX_SOURCES);
+        let sizes = |failures: &Failures| {
+            let counts = lock(&failures.counts);
+            (counts.by_source.len(), counts.by_address.len())
+        };
+        assert_eq!(sizes(&failures), (MAX_SOURCES, MAX_SOURCES));
         assert!(!off.is_over(&source(0, None), now));
+        // Those without a place share one count, and by now that is over; known keys do not take part in it.
+        assert!(failures.is_over(&source(2 * most, None), now) && !failures.is_over(&source(0, None), now));
+        assert!(!failures.is_over(&source(2 * most, Some(1)), now));
         failures.count(source(u32::MAX, None), 1, now + Duration::from_secs(2));
-        assert_eq!(lock(&failures.clear_at).len(), 1);
+        assert_eq!(sizes(&failures), (1, 1));
+        assert!(!failures.is_over(&source(2 * most, None), now + Duration::from_secs(2)), "there is room again");
     }
 }

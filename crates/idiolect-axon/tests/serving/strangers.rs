@@ -192,6 +192,27 @@ async fn an_address_that_fails_too_often_is_not_listened_to_but_known_keys_are()
 }
 
 #[tokio::test]
+async fn a_miner_open_to_anybody_limits_forgers_whatever_names_they_claim() {
+    let mut setup = Setup { policy: policy(Rules { allow_any: true, ..Rules::default() }), ..Setup::default() };
+    setup.config.max_failures_per_second = 1;
+    let served = setup.serve().await;
+    let body = json!({"roles": ["user"], "messages": ["hi"]});
+    let hash = body_hash(&[["hi".to_owned()].as_slice()]);
+    for n in 0..11 {
+        let name = Keypair::generate();
+        if n % 2 == 0 {
+            let forged = SynapseRequest::signed(&name, "Prompting", &body, &hash).header("computed_body_hash", "00");
+            assert_eq!(forged.send(&served).await.status, 401);
+        } else {
+            let metadata = grpc_metadata(&name, &bob().hotkey());
+            assert_eq!(grpc(served.address, "/TextPrompting/Forward", &metadata, &forward()).await.status, 16);
+        }
+    }
+    let honest = SynapseRequest::signed(&Keypair::generate(), "Prompting", &body, &hash).send(&served).await;
+    assert_eq!(honest.status, 429);
+}
+
+#[tokio::test]
 async fn strangers_who_prove_a_new_key_each_time_are_limited_by_their_address() {
     let (charlie, mallory) = (Keypair::from_uri("//Charlie").unwrap(), Keypair::from_uri("//Mallory").unwrap());
     let rules = Rules { allow: [charlie.hotkey()].into(), deny: [mallory.hotkey()].into(), ..Rules::default() };
