@@ -72,6 +72,9 @@ pub struct NetworkConfig {
     pub answer_timeout: Duration,
     /// Longest silence in the middle of a body before the transfer is resumed on a new connection.
     pub stall_timeout: Duration,
+    /// How long a source may bring no byte, over all attempts, before the next source is asked. Once bytes have come in this
+    /// fetch, it is the sum of `stall_timeout` and `answer_timeout` where that is more. The last source is given all attempts.
+    pub failover_timeout: Duration,
     /// Attempts in a row that bring no new byte before a transfer counts as failed.
     pub attempts: u32,
     /// First wait between attempts; doubles each time.
@@ -199,6 +202,7 @@ impl Default for NetworkConfig {
             connect_timeout: Duration::from_secs(5),
             answer_timeout: Duration::from_secs(8),
             stall_timeout: Duration::from_secs(20),
+            failover_timeout: Duration::from_secs(9),
             attempts: 4,
             backoff: Duration::from_millis(500),
             ca_files: Vec::new(),

@@ -153,3 +153,23 @@ fn list(failures: &[(String, ModelError)]) -> String {
     let texts: Vec<String> = failures.iter().map(|(source, error)| format!("[{source}] {error}")).collect();
     texts.join("; ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_and_a_used_up_quota_are_told_from_other_failures() {
+        let full = |cause: io::Error| {
+            let error = ModelError::write(Path::new("/no-such-folder/file"), 7)(cause);
+            matches!(error, ModelError::DiskFull { needed: 7, path, .. } if path == Path::new("/no-such-folder"))
+        };
+        assert!(full(io::ErrorKind::StorageFull.into()));
+        assert!(full(io::ErrorKind::QuotaExceeded.into()));
+        #[cfg(target_os = "linux")]
+        for (name, code) in [("ENOSPC", 28), ("EDQUOT", 122)] {
+            assert!(full(io::Error::from_raw_os_error(code)), "{name}");
+        }
+        assert!(!full(io::ErrorKind::PermissionDenied.into()));
+    }
+}

