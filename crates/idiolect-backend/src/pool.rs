@@ -227,7 +227,12 @@ impl Pool {
                 }
                 Some((index, Err(Failed { error, .. }))) => {
                     let member = self.shared.name(index);
-                    tracing::warn!(pool = %self.config.name, %member, %error, "member failed");
+                    if error.kind() == ErrorKind::InvalidRequest {
+                        // Nothing is wrong with a member whose context a prompt is too long for.
+                        tracing::debug!(pool = %self.config.name, %member, %error, "member cannot take this request");
+                    } else {
+                        tracing::warn!(pool = %self.config.name, %member, %error, "member failed");
+                    }
                     failures.asked += 1;
                     failures.last = Some(error);
                 }
