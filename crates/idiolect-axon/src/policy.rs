@@ -58,7 +58,8 @@ pub trait Policy: fmt::Debug + Send + Sync + 'static {
     fn decide(&self, caller: &Caller, context: &PolicyContext<'_>) -> Decision;
 
     /// Says whether this is the key of somebody the miner knows, say from the metagraph. Unknown keys may take up no
-    /// more than a part of the room for nonces, and their failures count against their address, being denied among them.
+    /// more than a part of the room for nonces, and their failures count against their address, being denied among them
+    /// (but for asking too often).
     /// Asked before the decision.
     fn knows(&self, hotkey: &Hotkey) -> bool;
 }

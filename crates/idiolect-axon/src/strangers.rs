@@ -42,7 +42,7 @@ impl Strangers {
     }
 }
 
-/// Failed proofs, and proofs of unknown keys that policy turns away, by address.
+/// Failed proofs, and proofs of unknown keys that policy turns away (but for asking too often), by address.
 ///
 /// A key that the miner knows has a count of its own at each address: whoever shares one with an attacker is not shut
 /// out by what that attacker does under other names. All names at an address together have [`NAMES`] times as much, since
@@ -110,9 +110,8 @@ impl Failures {
             counts.clean(now);
         }
         let later = |clear_at: Instant, interval: Duration| clear_at.max(now) + interval.saturating_mul(n);
-        match room(&mut counts.by_address, source.0, now) {
-            Some(clear_at) => *clear_at = later(*clear_at, interval / NAMES),
-            None => {}
+        if let Some(clear_at) = room(&mut counts.by_address, source.0, now) {
+            *clear_at = later(*clear_at, interval / NAMES);
         }
         match room(&mut counts.by_source, source, now) {
             Some(clear_at) => *clear_at = later(*clear_at, interval),

@@ -5,6 +5,10 @@ use std::time::Duration;
 /// What the newest measurement counts against those before.
 const WEIGHT: f64 = 0.25;
 
+/// What a measurement may be at most, as times of the mean before it: a process that was held up for once says nothing about
+/// how fast it is.
+const MOST: f64 = 4.0;
+
 /// Prompt tokens that make a step worth measuring.
 const MIN_PREFILL: usize = 16;
 
@@ -48,6 +52,11 @@ fn mean(old: Option<f64>, new: f64) -> f64 {
     old.map_or(new, |old| old + WEIGHT * (new - old))
 }
 
+/// As [`mean`], of times.
+fn mean_time(old: Option<f64>, new: f64) -> f64 {
+    mean(old, old.map_or(new, |old| new.min(old * MOST)))
+}
+
 #[expect(clippy::cast_precision_loss, reason = "counts of tokens are far below 2^52")]
 impl Meter {
     /// Takes note of a step.
@@ -56,21 +65,24 @@ impl Meter {
         if prompt_tokens == 0 && candidates > 0 {
             let of = &mut self.decode[size(candidates)];
             let (seconds, n) = of.unzip();
-            *of = Some((mean(seconds, took), mean(n, candidates as f64)));
+            *of = Some((mean_time(seconds, took), mean(n, candidates as f64)));
         } else if prompt_tokens >= MIN_PREFILL {
             // What is due to the candidates is known, or it is little beside the prompt.
             let decode = if candidates > 0 { self.decode_step(candidates).unwrap_or(0.0) } else { 0.0 };
-            self.prefill = Some(mean(self.prefill, (took - decode).max(took * 0.2) / prompt_tokens as f64));
+            self.prefill = Some(mean_time(self.prefill, (took - decode).max(took * 0.2) / prompt_tokens as f64));
         }
     }
 
     /// Returns the seconds of a step with so many candidates; `None` when none was measured.
     fn decode_step(&self, candidates: usize) -> Option<f64> {
         let at = size(candidates);
-        let nearest = (0..SIZES).filter(|i| self.decode[*i].is_some()).min_by_key(|i| (i.abs_diff(at), *i));
-        let (seconds, n) = nearest.and_then(|i| self.decode[i])?;
         // More candidates take longer, at worst each as long as those before; fewer are not sure to take less.
-        Some(seconds * (candidates as f64 / n).max(1.0))
+        let expect = |(seconds, n): (f64, f64)| seconds * (candidates as f64 / n).max(1.0);
+        // What was measured with fewer bounds what was measured long ago with as many: whether a step of that size is
+        // taken again depends on what is expected of it.
+        let bounds = self.decode[..=at].iter().flatten().map(|of| expect(*of));
+        let above = || self.decode[at + 1..].iter().flatten().next().map(|of| expect(*of));
+        bounds.reduce(f64::min).or_else(above)
     }
 
     /// Expects how long a step takes; `None` when nothing like it was measured.
@@ -125,6 +137,26 @@ mod tests {
         let speed = meter.speed();
         assert_eq!(speed.prefill_tokens_per_second, Some(2000.0));
         assert_eq!(speed.decode, [DecodeSpeed { candidates: 8, tokens_per_second: 800.0 }]);
+    }
+
+    #[test]
+    fn a_step_that_was_held_up_is_soon_forgotten() {
+        let mut meter = Meter::default();
+        (0..20).for_each(|_| meter.note(0, 8, millis(10)));
+        meter.note(0, 8, millis(5000));
+        assert!(meter.step(0, 8).unwrap() < millis(20), "{:?}", meter.step(0, 8));
+        (0..4).for_each(|_| meter.note(0, 8, millis(10)));
+        assert!(meter.step(0, 8).unwrap() < millis(13));
+        // Where the first step of all was held up, and nobody dares to take another of its size.
+        let mut meter = Meter::default();
+        meter.note(0, 8, millis(5000));
+        assert_eq!(meter.step(0, 8), Some(millis(5000)));
+        meter.note(0, 2, millis(8));
+        assert_eq!(meter.step(0, 8), Some(millis(32)));
+        assert_eq!(meter.step(0, 2), Some(millis(8)));
+        // A machine that has become slower is believed before long.
+        (0..10).for_each(|_| meter.note(0, 2, millis(800)));
+        assert!(meter.step(0, 2).unwrap() > millis(500));
     }
 
     #[test]

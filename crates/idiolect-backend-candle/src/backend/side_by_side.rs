@@ -291,8 +291,15 @@ async fn who_needs_more_waits_for_others_to_leave() {
     };
     let (half, rest) = join(half, rest).await;
     assert!(half.unwrap().candidates.iter().all(|candidate| candidate.n_tokens == 250));
-    let lengths: Vec<u32> = rest.unwrap().candidates.iter().map(|candidate| candidate.n_tokens).collect();
+    let rest = rest.unwrap().candidates;
+    let lengths: Vec<u32> = rest.iter().map(|candidate| candidate.n_tokens).collect();
     assert!(lengths.iter().all(|n| *n > (1000 - 500 - 2 * prompt) / 2), "both went on: {lengths:?}");
+    // Their texts are those of candidates that wait for nobody.
+    let free = paced(10, 0, 0).start(|_| ());
+    let whole = free.complete(everything(2, 60_000)).await.unwrap().candidates;
+    for (candidate, whole) in rest.iter().zip(&whole) {
+        assert!(whole.text.starts_with(&candidate.text), "{}\n{}", candidate.text, whole.text);
+    }
 }
 
 #[tokio::test]

@@ -37,7 +37,7 @@ impl<E: Engine> Desk<E> {
             return;
         }
         self.advance(plan);
-        self.draw();
+        self.draw(plan);
         for index in plan.runs().into_iter().rev() {
             let outcome = self.settle(index);
             if let Some(What::Generate(growth)) = self.runs.get_mut(index).map(|run| &mut run.what) {
@@ -93,10 +93,13 @@ impl<E: Engine> Desk<E> {
         }
     }
 
-    /// Draws a token for every candidate, all at once.
-    fn draw(&mut self) {
+    /// Draws a token for every candidate that the plan was for, all at once. The others wait for memory: there are no logits
+    /// of theirs.
+    fn draw(&mut self, plan: &Plan) {
         let Self { worker: Worker { engine, banned, .. }, runs, .. } = self;
-        let growing = runs.iter_mut().filter_map(|run| match &mut run.what {
+        let computed = plan.runs();
+        let computed = runs.iter_mut().enumerate().filter(|(index, _)| computed.binary_search(index).is_ok());
+        let growing = computed.filter_map(|(_, run)| match &mut run.what {
             What::Generate(growth) => Some(growth.growing.iter_mut()),
             What::Score(_) => None,
         });
