@@ -88,7 +88,9 @@ pub struct Rate {
 impl Rate {
     /// Nothing of a time of zero: that is no limit.
     fn quota(self) -> Option<Quota> {
-        Some(Quota::with_period(self.per / self.requests.get())?.allow_burst(self.requests))
+        let shortest = Duration::from_nanos(u64::from(!self.per.is_zero()));
+        let each = (self.per / self.requests.get()).max(shortest);
+        Some(Quota::with_period(each)?.allow_burst(self.requests))
     }
 }
 

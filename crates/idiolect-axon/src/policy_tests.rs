@@ -300,3 +300,10 @@ fn reasons_tell_nothing_of_lists() {
     assert_eq!(denied, listed.judge(&key("Somebody")).unwrap_err().reason);
     assert!(!denied.contains("list"));
 }
+
+#[test]
+fn no_rate_is_so_high_that_it_becomes_none() {
+    let rate = |requests, per| Rate { requests: NonZeroU32::new(requests).unwrap(), per };
+    assert!(rate(u32::MAX, Duration::from_millis(1)).quota().is_some());
+    assert!(rate(1, Duration::ZERO).quota().is_none());
+}
