@@ -322,9 +322,15 @@ async fn best_of_four_takes_well_under_ten_seconds() {
     let mut ask = request(&"Tell me a long story about a lighthouse. ".repeat(8));
     ask.n = 4;
     ask.sampling.max_tokens = 64;
+    ask.sampling.min_tokens = Some(64);
     ask.sampling.temperature = Some(1.0);
     let began = Instant::now();
     let completion = backend.complete(ask).await.unwrap();
+    let took = began.elapsed();
     assert!(completion.usage.prompt_tokens >= 100, "{:?}", completion.usage);
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert_eq!(completion.candidates.len(), 4);
+    for candidate in &completion.candidates {
+        assert_eq!((candidate.n_tokens, candidate.finish_reason), (64, FinishReason::Length), "{:?}", candidate.text);
+    }
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }
