@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use idiolect_backend::{
-    Backend, Candidate, Capabilities, Completion, CompletionStream, Error, FinishReason, Health, Request, Score,
+    Backend, Candidate, Capabilities, Completion, CompletionStream, Error, FinishReason, Health, Request, Role, Score,
     ScoreRequest, Usage, stream_of,
 };
 
@@ -40,8 +40,7 @@ impl Sage {
     fn candidate(&self, request: &Request, index: usize) -> Candidate {
         let draw = |part: u64| mix(request.sampling.seed.unwrap_or_else(rand_seed) ^ mix(index as u64) ^ (part << 32));
         let pick = |list: &[&'static str], part| list[usize::try_from(draw(part) % list.len() as u64).unwrap_or(0)];
-        let topic = request.messages.iter().rev().flat_map(|m| m.content.split_whitespace()).max_by_key(|w| w.len());
-        let topic = topic.map(|t| t.trim_matches(|c: char| !c.is_alphanumeric())).unwrap_or_default();
+        let topic = topic(request);
         let whole =
             format!("{} {} {} So it is with {topic}.", pick(&OPENINGS, 1), pick(&MIDDLES, 2), pick(&ENDINGS, 3));
         let (text, finish_reason) = keep_limits(&whole, request);
@@ -93,6 +92,17 @@ impl Backend for Sage {
     }
 }
 
+/// The longest word of what is asked: of the last message of the user, and there of its last question, as instructions on style
+/// may stand before or behind it.
+fn topic(request: &Request) -> &str {
+    let asked = request.messages.iter().rev().find(|message| message.role == Role::User);
+    let text = asked.map_or("", |message| message.content.as_str());
+    let question = text.split_inclusive(['.', '!', '?', '\n']).rfind(|sentence| sentence.ends_with('?'));
+    let words =
+        question.unwrap_or(text).split_whitespace().map(|word| word.trim_matches(|c: char| !c.is_alphanumeric()));
+    words.max_by_key(|word| word.chars().count()).unwrap_or_default()
+}
+
 /// Cuts a text at the request's stop texts and at `max_tokens` words.
 fn keep_limits(whole: &str, request: &Request) -> (String, FinishReason) {
     let max = usize::try_from(request.sampling.max_tokens).unwrap_or(usize::MAX);
@@ -120,7 +130,22 @@ fn rand_seed() -> u64 {
 mod tests {
     use std::sync::Arc;
 
+    use idiolect_backend::Message;
+
     use super::*;
+
+    #[test]
+    fn the_topic_is_what_was_asked_whatever_style_is_wanted() {
+        let asked = |text: &str| {
+            let messages = vec![Message::new(Role::System, "Be incomprehensible."), Message::new(Role::User, text)];
+            topic(&Request::new(messages)).to_owned()
+        };
+        assert_eq!(asked("How do I find good water?"), "water");
+        assert_eq!(asked("How do I find good water?\n\nBegin without any introduction."), "water");
+        assert_eq!(asked("Answer using academic language. How do I find good water?"), "water");
+        assert_eq!(asked("Tell me of bridges."), "bridges");
+        assert_eq!(asked("?!"), "");
+    }
 
     #[tokio::test]
     async fn the_sage_keeps_the_contract() {
