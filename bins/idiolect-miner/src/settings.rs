@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use idiolect_axon::AxonConfig;
@@ -31,7 +32,7 @@ pub(crate) fn axon(config: &Config) -> AxonConfig {
         max_connections_per_ip: axon.max_connections_per_ip,
         max_requests: axon.max_requests,
         max_strangers_per_ip: axon.max_strangers_per_ip,
-        max_failures_per_second: axon.max_failures,
+        max_failures: NonZeroU32::new(axon.max_failures).map(|requests| Rate { requests, per: Duration::from_secs(1) }),
         concurrency: axon.max_workers,
         max_waiting: axon.max_queue,
         margin: config.pipeline.margin,

@@ -96,7 +96,7 @@ impl Admission {
             queue: StakeQueue::new(config.concurrency, config.max_waiting),
             budget: Arc::new(BodyBudget::new(config.max_buffered_bytes)),
             strangers: Strangers::new(config.max_strangers_per_ip),
-            failures: Failures::new(config.max_failures_per_second),
+            failures: Failures::new(config.max_failures),
             config,
             verifier,
             policy,

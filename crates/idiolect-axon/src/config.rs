@@ -1,7 +1,10 @@
 //! What an axon is told: where to listen and how much to take.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::time::Duration;
+
+use crate::policy::Rate;
 
 /// Address, bounds and times of an [`Axon`](crate::Axon). Every bound is on: there is no way to wait or buffer without end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,11 +40,11 @@ pub struct AxonConfig {
     /// Most requests at one time from one address whose callers have not proved a key that policy lets in; more are
     /// refused with 503. Proof takes no time worth mentioning, so this stops only those who never get there. Default 256, as many as its connections.
     pub max_strangers_per_ip: usize,
-    /// Failures that one address may have in a second, ten times as many at once; beyond, its requests are refused with
+    /// How often one address may fail, ten times as much at once; beyond, its requests are refused with
     /// 429. Failures are failed proofs, and proofs of keys that the policy neither knows nor lets in. Large bodies count more. A
     /// key that the policy knows counts by itself, so that validators behind one address do not suffer from their
-    /// neighbours. 0 is without limit. Default 100.
-    pub max_failures_per_second: u32,
+    /// neighbours. `None` is without limit, and the time at most a day. Default 100 a second.
+    pub max_failures: Option<Rate>,
     /// Most HTTP/2 streams of one connection. Default 128.
     pub max_streams: u32,
     /// Most calls that the handler works on at one time. Default 16.
@@ -77,7 +80,7 @@ impl Default for AxonConfig {
             max_connections_per_ip: 256,
             max_requests: 1024,
             max_strangers_per_ip: 256,
-            max_failures_per_second: 100,
+            max_failures: NonZeroU32::new(100).map(|requests| Rate { requests, per: Duration::from_secs(1) }),
             max_streams: 128,
             concurrency: 16,
             max_waiting: 128,

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
 use std::net::IpAddr;
-use std::num::NonZeroU32;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use idiolect_protocol::Hotkey;
+
+use crate::policy::Rate;
 
 /// Requests in hand, by address, whose callers have not proved a key that policy lets in.
 #[derive(Debug)]
@@ -49,9 +50,16 @@ impl Strangers {
 /// the keys that the miner knows are public. Success costs nothing.
 #[derive(Debug)]
 pub(crate) struct Failures {
-    /// What one failure takes, as time; `None` is without limit.
-    interval: Option<Duration>,
+    limit: Option<Limit>,
     counts: Mutex<Counts>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Limit {
+    /// What one failure takes, as time.
+    interval: Duration,
+    /// How much of that may lie ahead.
+    burst: Duration,
 }
 
 /// When the last failure of each will be forgotten.
@@ -69,8 +77,11 @@ struct Counts {
 /// An address, and the key it claims where that is a known one.
 pub(crate) type Source = (IpAddr, Option<Hotkey>);
 
-/// How many seconds of failures may come at once.
+/// How many times the rate may come at once.
 const BURST: u32 = 10;
+
+/// The longest time that a rate may be of.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How many times the failures of one name an address may have under all names.
 const NAMES: u32 = 4;
@@ -82,18 +93,19 @@ const MAX_SOURCES: usize = 8192;
 const CLEAN_EVERY: Duration = Duration::from_secs(1);
 
 impl Failures {
-    pub(crate) fn new(per_second: u32) -> Self {
-        let interval = NonZeroU32::new(per_second).map(|n| Duration::from_secs(1) / n.get());
-        Self { interval, counts: Mutex::default() }
+    pub(crate) fn new(rate: Option<Rate>) -> Self {
+        let limit = rate.map(|Rate { requests, per }| {
+            let per = per.min(LONGEST);
+            Limit { interval: per / requests.get(), burst: per * BURST }
+        });
+        Self { limit, counts: Mutex::default() }
     }
 
     /// Says whether the source failed too often to be listened to now.
     pub(crate) fn is_over(&self, source: &Source, now: Instant) -> bool {
-        if self.interval.is_none() {
-            return false;
-        }
+        let Some(Limit { burst, .. }) = self.limit else { return false };
         let counts = lock(&self.counts);
-        let limit = now + Duration::from_secs(BURST.into());
+        let limit = now + burst;
         let own = counts.by_source.get(source).or(match source.1 {
             None if counts.by_source.len() >= MAX_SOURCES => counts.others.as_ref(),
             _ => None,
@@ -104,7 +116,7 @@ impl Failures {
 
     /// Counts a failure, as so many.
     pub(crate) fn count(&self, source: Source, n: u32, now: Instant) {
-        let Some(interval) = self.interval.filter(|_| n > 0) else { return };
+        let Some(Limit { interval, .. }) = self.limit.filter(|_| n > 0) else { return };
         let mut counts = lock(&self.counts);
         if counts.by_source.len().max(counts.by_address.len()) >= MAX_SOURCES {
             counts.clean(now);
@@ -149,7 +161,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
+
+    fn per_second(n: u32) -> Option<Rate> {
+        NonZeroU32::new(n).map(|requests| Rate { requests, per: Duration::from_secs(1) })
+    }
 
     fn source(n: u32, key: Option<u8>) -> Source {
         (IpAddr::from(n.to_be_bytes()), key.map(|byte| Hotkey::from_bytes([byte; 32])))
@@ -171,7 +189,7 @@ mod tests {
 
     #[test]
     fn failures_add_up_and_are_forgotten() {
-        let failures = Failures::new(4);
+        let failures = Failures::new(per_second(4));
         let start = Instant::now();
         let attacker = source(1, None);
         for _ in 0..=4 * BURST {
@@ -192,7 +210,7 @@ mod tests {
 
     #[test]
     fn an_address_has_only_so_much_under_all_names() {
-        let failures = Failures::new(4);
+        let failures = Failures::new(per_second(4));
         let start = Instant::now();
         let mut n_listened_to = 0;
         // As many known names as there are bytes, each below its own limit.
@@ -212,7 +230,7 @@ mod tests {
 
     #[test]
     fn the_table_is_bounded_and_can_be_switched_off() {
-        let (failures, off) = (Failures::new(1), Failures::new(0));
+        let (failures, off) = (Failures::new(per_second(1)), Failures::new(None));
         let now = Instant::now();
         let most = u32::try_from(MAX_SOURCES).unwrap();
         for n in 0..2 * most {

@@ -149,9 +149,15 @@ async fn a_key_that_policy_does_not_let_in_is_a_strangers() {
     assert_eq!(served.post("/nothing", &[], b"").await.status, 503);
 }
 
+/// A limit that no slow machine outlasts.
+#[expect(clippy::unnecessary_wraps, reason = "it is what the configuration takes")]
+fn eleven_then_one_an_hour() -> Option<Rate> {
+    Some(Rate { requests: NonZeroU32::MIN, per: Duration::from_secs(3600) })
+}
+
 #[tokio::test]
 async fn large_forgeries_count_for_what_they_cost() {
-    let served = Setup::config(|config| config.max_failures_per_second = 1).serve().await;
+    let served = Setup::config(|config| config.max_failures = eleven_then_one_an_hour()).serve().await;
     let body = vec![b' '; 1 << 20];
     let headers = epistula::sign(&bob(), &alice().hotkey(), b"other", 1_000 * 1_000, &uuid::Uuid::new_v4());
     let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
@@ -175,7 +181,7 @@ async fn an_address_that_fails_too_often_is_not_listened_to_but_known_keys_are()
     let charlie = Keypair::from_uri("//Charlie").unwrap();
     let rules = Rules { allow_any: true, allow: [charlie.hotkey()].into(), ..Rules::default() };
     let mut setup = Setup { policy: policy(rules), ..Setup::default() };
-    setup.config.max_failures_per_second = 1;
+    setup.config.max_failures = eleven_then_one_an_hour();
     let served = setup.serve().await;
     let forged = SynapseRequest::prompt("Prompting", &["hi"]).header("computed_body_hash", "00");
     for _ in 0..11 {
@@ -194,7 +200,7 @@ async fn an_address_that_fails_too_often_is_not_listened_to_but_known_keys_are()
 #[tokio::test]
 async fn a_miner_open_to_anybody_limits_forgers_whatever_names_they_claim() {
     let mut setup = Setup { policy: policy(Rules { allow_any: true, ..Rules::default() }), ..Setup::default() };
-    setup.config.max_failures_per_second = 1;
+    setup.config.max_failures = eleven_then_one_an_hour();
     let served = setup.serve().await;
     let body = json!({"roles": ["user"], "messages": ["hi"]});
     let hash = body_hash(&[["hi".to_owned()].as_slice()]);
@@ -218,7 +224,7 @@ async fn strangers_who_prove_a_new_key_each_time_are_limited_by_their_address() 
     let rules = Rules { allow: [charlie.hotkey()].into(), deny: [mallory.hotkey()].into(), ..Rules::default() };
     let served_to = async || {
         let mut setup = Setup { policy: policy(rules.clone()), ..Setup::default() };
-        setup.config.max_failures_per_second = 1;
+        setup.config.max_failures = eleven_then_one_an_hour();
         setup.serve().await
     };
     let body = json!({"roles": ["user"], "messages": ["hi"]});
@@ -266,7 +272,7 @@ async fn strangers_who_prove_a_new_key_each_time_are_limited_by_their_address() 
     let rate = Rate { requests: NonZeroU32::MIN, per: Duration::from_secs(3600) };
     let rules = Rules { allow_any: true, rate: Some(rate), ..Rules::default() };
     let mut setup = Setup { policy: policy(rules), ..Setup::default() };
-    setup.config.max_failures_per_second = 1;
+    setup.config.max_failures = eleven_then_one_an_hour();
     let served = setup.serve().await;
     assert_eq!(synapse(&served, &bob()).await, 200);
     for _ in 0..15 {
