@@ -25,7 +25,7 @@ fn ask(served: &Served, content: &str) -> tokio::task::JoinHandle<crate::support
 #[tokio::test]
 async fn running_answers_are_finished_and_newcomers_refused() {
     let mut served = Setup::default().serve().await;
-    let running = ask(&served, "wait 600");
+    let running = ask(&served, "wait 3000");
     until("the call runs", || served.echo.n_running.load(Ordering::SeqCst) == 1).await;
     served.stop();
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -47,7 +47,7 @@ async fn health_says_not_serving_while_it_stops() {
     let request = HealthCheckRequest { service: "TextPrompting".to_owned() };
     let mut states = client.watch(request).await.unwrap().into_inner();
     assert_eq!(states.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
-    let running = ask(&served, "wait 400");
+    let running = ask(&served, "wait 2000");
     until("the call runs", || served.echo.n_running.load(Ordering::SeqCst) == 1).await;
     served.stop();
     assert_eq!(states.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
@@ -64,7 +64,7 @@ async fn work_that_outlasts_the_grace_is_dropped() {
     let echo = served.echo.clone();
     let began = Instant::now();
     served.stopped().await;
-    assert!(began.elapsed() >= Duration::from_millis(290) && began.elapsed() < Duration::from_secs(3));
+    assert!(began.elapsed() >= Duration::from_millis(290) && began.elapsed() < Duration::from_secs(10));
     assert_eq!(echo.n_dropped.load(Ordering::SeqCst), 1);
     assert!(running.await.is_err(), "the client sees its connection end");
 }
@@ -76,7 +76,7 @@ async fn idle_connections_do_not_hold_it_up() {
     tokio::time::sleep(Duration::from_millis(50)).await;
     let began = Instant::now();
     served.stopped().await;
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     let mut sink = Vec::new();
     let _ = idle.read_to_end(&mut sink).await;
 }

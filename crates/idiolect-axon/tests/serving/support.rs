@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -359,15 +359,21 @@ pub(crate) async fn grpc_framed(
     }
 }
 
-/// Waits until a condition holds; fails after five seconds.
+/// Waits until a condition holds; fails after twenty seconds.
 pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
-    for _ in 0..1000 {
-        if condition() {
+    until_async(what, async || condition()).await;
+}
+
+/// Waits until what is asked for holds; fails after twenty seconds.
+pub(crate) async fn until_async(what: &str, condition: impl AsyncFn() -> bool) {
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(20) {
+        if condition().await {
             return;
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    panic!("still not so after five seconds: {what}");
+    panic!("still not so after twenty seconds: {what}");
 }
 
 /// Counters of a dendrite's monotonic clock, and sessions, that no test shares.
