@@ -160,11 +160,11 @@ impl Verifier {
         self.limits.check_served(claim.transport)?;
         let now_ns = self.clock.now_ns();
         check_window(&claim.nonce, now_ns)?;
-        if !keys::verify(claim.scheme, &claim.hotkey, &claim.signed, &claim.signature) {
-            return Err(AuthError::SignatureMismatch);
-        }
+        let proof = keys::verify(claim.scheme, &claim.hotkey, &claim.signed, &claim.signature)
+            .ok_or(AuthError::SignatureMismatch)?;
         let keeping = Keeping { horizon: self.limits.widest_window(), is_known: is_known(&claim.hotkey) };
         self.nonces.check_and_keep(&claim.nonce, now_ns, keeping)?;
+        proof.count();
         Ok(Caller { transport: claim.transport, hotkey: claim.hotkey, timeout: claim.timeout, version: claim.version })
     }
 }
@@ -259,6 +259,24 @@ mod tests {
         assert!(nonces.is_empty());
         assert!(verifier.verify(claim(1000 * S)).is_ok());
         assert_eq!(verifier.verify(claim(1000 * S)), Err(AuthError::Replayed));
+    }
+
+    #[test]
+    fn only_proofs_with_a_new_nonce_count_towards_a_faster_check() {
+        let caller = Keypair::from_uri("//a caller of this test alone").unwrap();
+        let n_counted = || crate::sr25519::n_counted(caller.hotkey().as_bytes());
+        let signed = |at_ns| Claim { hotkey: caller.hotkey(), signature: caller.sign(b"text"), ..claim(at_ns) };
+        let (verifier, _) = verifier(1000 * S);
+        assert!(verifier.verify(signed(1000 * S)).is_ok());
+        assert_eq!(n_counted(), 1);
+        for _ in 0..5 {
+            assert_eq!(verifier.verify(signed(1000 * S)), Err(AuthError::Replayed));
+            assert!(verifier.verify(signed(S)).is_err(), "too old");
+            assert!(verifier.verify(Claim { signed: b"other".to_vec(), ..signed(1000 * S + 1) }).is_err());
+        }
+        assert_eq!(n_counted(), 1);
+        assert!(verifier.verify(signed(1000 * S + 1)).is_ok());
+        assert_eq!(n_counted(), 2);
     }
 
     #[test]
