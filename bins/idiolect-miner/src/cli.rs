@@ -130,7 +130,9 @@ fn arg<C>(key: &Key<C>) -> Arg {
     } else if key.boolean {
         arg.action(ArgAction::Set).num_args(0..=1).default_missing_value("true").overrides_with(key.name)
     } else {
-        arg.action(ArgAction::Set).allow_negative_numbers(true).overrides_with(key.name)
+        // `-5s` is a bad duration, which is for the setting to say; to the parser of flags it would be five flags.
+        let is_quantity = matches!(key.type_name(), "whole number" | "number" | "duration" | "size");
+        arg.action(ArgAction::Set).allow_hyphen_values(is_quantity).overrides_with(key.name)
     }
 }
 

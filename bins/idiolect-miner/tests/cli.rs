@@ -131,6 +131,37 @@ fn usage_errors_are_64() {
 }
 
 #[test]
+fn quantities_below_zero_are_refused_by_the_name_of_their_setting() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let refuses = |flag: &str, value: &str, words: &[&str]| {
+        let output = miner(dir.path()).args([flag, value, "--once"]).output().expect("it runs");
+        fails(&output, 64, words);
+        let errors = text(&output.stderr);
+        assert!(errors.starts_with(&format!("error: flag {flag}: ")) && !errors.contains("unexpected"), "{errors}");
+    };
+    for (flag, key) in [
+        ("--axon.max_client_timeout", "axon.max_client_timeout"),
+        ("--axon.body_timeout", "axon.body_timeout"),
+        ("--pipeline.margin", "pipeline.margin"),
+    ] {
+        for value in ["-5s", "-0.5", "-1h", "-s", "--", "-inf"] {
+            refuses(flag, value, &[&format!("{key} is \"{value}\", expected a duration such as 10s, 250ms")]);
+        }
+    }
+    for value in ["-1MiB", "-1"] {
+        refuses("--axon.max_body", value, &[&format!("axon.max_body is \"{value}\", expected a size such as 64KiB")]);
+    }
+    refuses("--candidates", "-1", &["candidates.count is -1, expected"]);
+    refuses("--candidates", "-1x", &["candidates.count is \"-1x\", expected whole number"]);
+    refuses("--sampling.temperature", "-1e", &["sampling.temperature is \"-1e\", expected number"]);
+    // A flag that lost its value does not swallow the next one in silence.
+    refuses("--pipeline.cap", "--once", &["pipeline.cap is \"--once\", expected a duration"]);
+    // Texts are still told from flags.
+    let output = miner(dir.path()).args(["--wallet.name", "--once"]).output().expect("it runs");
+    fails(&output, 64, &["--wallet.name"]);
+}
+
+#[test]
 fn a_bad_file_is_reported_whole_with_lines() {
     let dir = tempfile::tempdir().expect("a folder");
     std::fs::write(dir.path().join("miner.toml"), "netuid = true\n[axon]\nprot = 1\nmax_body = \"lots\"\n")

@@ -78,6 +78,20 @@ fn ask_shows_every_candidate_and_explain_repeats_it() {
     fails(dir, &["erase", "--id", &id[..8]], 1, &["the whole id is needed"]);
     fails(dir, &["erase"], 64, &["--all"]);
     fails(dir, &["ask", "  ", "--backend", "echo", "--encoder", "off"], 1, &["the prompt is empty"]);
+    for value in ["-5s", "-5", "--json", "-"] {
+        let words = [&format!("invalid value '{value}' for '--timeout"), "duration such as"];
+        fails(dir, &["ask", "Why?", "--timeout", value], 64, &words);
+        fails(dir, &["probe", "127.0.0.1:9", "--timeout", value], 64, &words);
+    }
+    fails(
+        dir,
+        &["ask", "Why?", "--pipeline.margin", "-5s"],
+        64,
+        &["flag --pipeline.margin: pipeline.margin is \"-5s\""],
+    );
+    fails(dir, &["probe", "127.0.0.1:9", "--seed", "-5"], 64, &["'-5' for '--seed"]);
+    fails(dir, &["probe", "127.0.0.1:9", "--logprobs", "-5"], 64, &["'-5' for '--logprobs"]);
+    fails(dir, &["erase", "--older-than", "-5"], 64, &["-5", "--older-than"]);
 }
 
 #[test]

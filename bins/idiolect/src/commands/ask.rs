@@ -23,7 +23,7 @@ pub(crate) fn command() -> Command {
             Arg::new("timeout")
                 .long("timeout")
                 .value_name("DURATION")
-                .allow_negative_numbers(true)
+                .allow_hyphen_values(true)
                 .value_parser(super::timeout)
                 .help("How long it may take, such as 5, 0.5 or 500ms [default: pipeline.cap less pipeline.margin, as for a validator]"),
         )

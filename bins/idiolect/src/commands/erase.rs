@@ -32,6 +32,7 @@ pub(crate) fn command() -> Command {
         .arg(
             Arg::new("older-than")
                 .long("older-than")
+                .allow_negative_numbers(true)
                 .value_name("DAYS")
                 .value_parser(value_parser!(i64).range(0..=100_000))
                 .help("Everything older than so many days"),

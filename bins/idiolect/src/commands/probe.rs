@@ -53,7 +53,7 @@ pub(crate) fn command() -> Command {
                 .long("timeout")
                 .value_name("DURATION")
                 .default_value("12s")
-                .allow_negative_numbers(true)
+                .allow_hyphen_values(true)
                 .value_parser(super::timeout)
                 .help("How long to wait, such as 5, 0.5 or 500ms; the miner is told"),
         )
@@ -68,6 +68,7 @@ pub(crate) fn command() -> Command {
         .arg(
             Arg::new("seed")
                 .long("seed")
+                .allow_negative_numbers(true)
                 .value_name("N")
                 .value_parser(value_parser!(u64))
                 .help("epistula, btauth: the seed to honour"),
@@ -75,6 +76,7 @@ pub(crate) fn command() -> Command {
         .arg(
             Arg::new("logprobs")
                 .long("logprobs")
+                .allow_negative_numbers(true)
                 .value_name("N")
                 .value_parser(value_parser!(u8).range(0..=20))
                 .help("epistula, btauth: log-probabilities with so many alternatives"),
