@@ -47,10 +47,11 @@ pub(crate) struct Target {
 pub(crate) struct Clients(Vec<Connection>);
 
 impl Clients {
-    pub(crate) async fn open(target: Target, n: usize) -> anyhow::Result<Self> {
+    /// Opens `n` connections, of `n_keys` callers.
+    pub(crate) async fn open(target: Target, n: usize, n_keys: usize) -> anyhow::Result<Self> {
         let mut connections = Vec::new();
-        for _ in 0..n {
-            connections.push(Connection::open(target).await?);
+        for nth in 0..n {
+            connections.push(Connection::open(target, nth % n_keys).await?);
         }
         Ok(Self(connections))
     }
@@ -98,7 +99,7 @@ pub(crate) async fn open_loop(
 ) -> anyhow::Result<Summary> {
     let mut connections = Vec::new();
     for _ in 0..n_connections {
-        connections.push(Connection::open(target).await?);
+        connections.push(Connection::open(target, 0).await?);
     }
     let gap = Duration::from_secs(1) / per_second;
     let turn = gap * u32::try_from(n_connections)?;
@@ -130,10 +131,11 @@ enum Connection {
 }
 
 impl Connection {
-    async fn open(target: Target) -> anyhow::Result<Self> {
+    async fn open(target: Target, caller: usize) -> anyhow::Result<Self> {
+        let session = Session::new(caller)?;
         Ok(match target.kind {
-            Kind::Http => Self::Http(HttpConnection::open(target.address).await?),
-            Kind::Grpc => Self::Grpc(GrpcConnection::open(target.address).await?),
+            Kind::Http => Self::Http(HttpConnection::open(target.address, session).await?),
+            Kind::Grpc => Self::Grpc(GrpcConnection::open(target.address, session).await?),
         })
     }
 
@@ -161,8 +163,8 @@ struct Session {
 }
 
 impl Session {
-    fn new() -> anyhow::Result<Self> {
-        let sender = Arc::new(Keypair::from_uri("//Bob")?);
+    fn new(caller: usize) -> anyhow::Result<Self> {
+        let sender = Arc::new(Keypair::from_uri(&format!("//Bob//{caller}"))?);
         let receiver = Keypair::from_uri("//Alice")?.hotkey();
         Ok(Self { sender, receiver, id: new_session_id(), began: Instant::now() })
     }
@@ -197,14 +199,14 @@ struct HttpConnection {
 }
 
 impl HttpConnection {
-    async fn open(address: SocketAddr) -> anyhow::Result<Self> {
+    async fn open(address: SocketAddr, session: Session) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let body = serde_json::json!({"name": "Prompting", "timeout": 12.0, "total_size": 3296, "header_size": 0,
             "dendrite": {"version": 10_005_000}, "axon": {"ip": "127.0.0.1"}, "computed_body_hash": "",
             "roles": ["user"], "messages": [PROMPT], "completion": ""});
         let hash = body_hash(&[[PROMPT.to_owned()].as_slice()]);
-        Ok(Self { stream, session: Session::new()?, hash, body: body.to_string(), buffer: vec![0; 16 << 10] })
+        Ok(Self { stream, session, hash, body: body.to_string(), buffer: vec![0; 16 << 10] })
     }
 
     async fn ask(&mut self) -> anyhow::Result<()> {
@@ -257,7 +259,7 @@ struct GrpcConnection {
 }
 
 impl GrpcConnection {
-    async fn open(address: SocketAddr) -> anyhow::Result<Self> {
+    async fn open(address: SocketAddr, session: Session) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
         let (sender, connection) =
@@ -270,7 +272,7 @@ impl GrpcConnection {
         framed.extend_from_slice(&u32::try_from(message.len())?.to_be_bytes());
         framed.extend_from_slice(&message);
         let url = format!("http://{address}/TextPrompting/Forward");
-        Ok(Self { sender, session: Session::new()?, url, framed: framed.into() })
+        Ok(Self { sender, session, url, framed: framed.into() })
     }
 
     async fn ask(&mut self) -> anyhow::Result<()> {

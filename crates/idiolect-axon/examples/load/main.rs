@@ -4,6 +4,7 @@
 //! cargo run --release -p idiolect-axon --example load              # everything, against a server of its own
 //! cargo run --release -p idiolect-axon --example load -- --quick   # a tenth of the requests
 //! cargo run --release -p idiolect-axon --example load -- memory    # memory only
+//! cargo run --release -p idiolect-axon --example load -- memory --long   # memory over three times as many requests, and at rest
 //! cargo run --release -p idiolect-axon --example load -- serve     # only the server; it prints its address and process
 //! cargo run --release -p idiolect-axon --example load -- miner target/release/idiolect-miner   # the whole miner, echo backend
 //! cargo run --release -p idiolect-axon --example load -- memory miner target/release/idiolect-miner
@@ -19,7 +20,7 @@ mod process;
 mod server;
 mod stats;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
@@ -34,8 +35,17 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 /// Connections at one time.
 const N_CONNECTIONS: usize = 64;
 
-/// After how many requests memory is looked at.
-const LOOKS: [usize; 5] = [20_000, 50_000, 100_000, 150_000, 200_000];
+/// As many callers, where there are several: each connection is another's.
+const N_KEYS: usize = N_CONNECTIONS;
+
+/// How often memory is looked at: after so many requests.
+const LOOK_EVERY: usize = 50_000;
+
+/// How often memory is looked at on the way, and three times as often with `--long`.
+const N_LOOKS: usize = 4;
+
+/// Longer than any nonce is kept after the last request.
+const REST: Duration = Duration::from_secs(30);
 
 /// Requests of a client between two starts, where clients that are often started anew are played.
 const SESSION_LENGTH: usize = 100;
@@ -49,34 +59,36 @@ fn main() -> anyhow::Result<()> {
         words.len() < n
     };
     let divisor = if flag("--quick") { 10 } else { 1 };
+    let n_looks = if flag("--long") { 3 * N_LOOKS } else { N_LOOKS };
     let is_memory = flag("memory");
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let data = tempfile::tempdir()?;
-        let server = match words[..] {
+        let mut server = match words[..] {
             ["serve"] => return server::serve().await,
             [] => Server::start()?,
             ["miner", program] => Server::start_miner(program.as_ref(), data.path()).await?,
-            _ => anyhow::bail!("usage: load [serve | [memory] [miner PROGRAM] [--quick]]"),
+            _ => anyhow::bail!("usage: load [serve | [memory] [miner PROGRAM] [--quick] [--long]]"),
         };
         if !is_memory {
             measure(&server, divisor).await?;
         }
-        memory(&server, divisor).await
+        memory(&mut server, divisor, n_looks).await
     })
 }
 
 async fn measure(server: &Server, divisor: usize) -> anyhow::Result<()> {
     let verify = stats::verify_time()?;
     println!("sr25519 verification with nonce and clock, alone: {:.1} us", verify.as_secs_f64() * 1e6);
-    for kind in [Kind::Http, Kind::Grpc] {
+    for (kind, n_keys) in [(Kind::Http, 1), (Kind::Http, N_KEYS), (Kind::Grpc, 1)] {
         let target = Target { kind, address: server.address };
-        let mut clients = Clients::open(target, N_CONNECTIONS).await?;
-        clients.closed_loop(2_000 / divisor, None).await.context("warming up")?;
+        let mut clients = Clients::open(target, N_CONNECTIONS, n_keys).await?;
+        // Enough for all keys to be known ones.
+        clients.closed_loop(10_000 / divisor, None).await.context("warming up")?;
         let (n, before) = (40_000 / divisor, server.cpu()?);
         let run = clients.closed_loop(n, None).await?;
         let per_request = (server.cpu()? - before) / u32::try_from(n)?;
-        report(kind, "closed loop", &run);
+        report(kind, &format!("closed loop{}", of_keys(n_keys)), &run);
         println!(
             "{kind:>5}  server CPU per request: {:.4} ms, of which verification {:.0} %",
             per_request.as_secs_f64() * 1e3,
@@ -91,25 +103,46 @@ async fn measure(server: &Server, divisor: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Asks 200,000 times in one go over each transport, then over gRPC from clients that are started anew all the time, and
-/// looks at the server's memory.
-async fn memory(server: &Server, divisor: usize) -> anyhow::Result<()> {
+/// Asks 200,000 times in one go over each transport, then over gRPC from clients that are started anew all the time, then as
+/// many callers, and looks at the server's memory. With three times as many looks also when all nonces are forgotten.
+async fn memory(server: &mut Server, divisor: usize, n_looks: usize) -> anyhow::Result<()> {
     println!("resident memory of the server: {:.1} MiB", server.resident_mib()?);
-    for (kind, session_length) in [(Kind::Http, None), (Kind::Grpc, None), (Kind::Grpc, Some(SESSION_LENGTH))] {
-        let mut clients = Clients::open(Target { kind, address: server.address }, N_CONNECTIONS).await?;
+    let ways = [
+        (Kind::Http, None, 1),
+        (Kind::Grpc, None, 1),
+        (Kind::Grpc, Some(SESSION_LENGTH), 1),
+        (Kind::Http, None, N_KEYS),
+    ];
+    for (kind, session_length, n_keys) in ways {
         let sessions = session_length.map_or(String::new(), |n| format!(", a new session every {n} requests"));
-        let (mut n_asked, began) = (0, std::time::Instant::now());
-        for look in LOOKS.map(|look| look / divisor) {
-            clients.closed_loop(look - n_asked, session_length).await?;
-            n_asked = look;
-            let seconds = began.elapsed().as_secs_f64();
-            println!(
-                "{kind:>5}  after {n_asked:>7} requests, {seconds:>5.1} s: {:.1} MiB{sessions}",
-                server.resident_mib()?
-            );
+        let how = sessions + &of_keys(n_keys);
+        let mut clients = Clients::open(Target { kind, address: server.address }, N_CONNECTIONS, n_keys).await?;
+        let (mut n_asked, began) = (0, Instant::now());
+        look(server, kind, n_asked, began, &how)?;
+        for _ in 0..n_looks {
+            clients.closed_loop(LOOK_EVERY / divisor, session_length).await?;
+            n_asked += LOOK_EVERY / divisor;
+            look(server, kind, n_asked, began, &how)?;
+        }
+        if n_looks > N_LOOKS {
+            tokio::time::sleep(REST).await;
+            // The store forgets while it is asked.
+            clients.closed_loop(N_CONNECTIONS, session_length).await?;
+            look(server, kind, n_asked, began, &format!("{how}, after a rest"))?;
         }
     }
     Ok(())
+}
+
+fn look(server: &mut Server, kind: Kind, n_asked: usize, began: Instant, how: &str) -> anyhow::Result<()> {
+    let nonces = server.n_nonces()?.map_or(String::new(), |n| format!(", {n:>7} nonces kept"));
+    let (seconds, mib) = (began.elapsed().as_secs_f64(), server.resident_mib()?);
+    println!("{kind:>5}  after {n_asked:>7} requests, {seconds:>5.1} s: {mib:.1} MiB{nonces}{how}");
+    Ok(())
+}
+
+fn of_keys(n_keys: usize) -> String {
+    if n_keys > 1 { format!(", {n_keys} callers") } else { String::new() }
 }
 
 fn report(kind: Kind, what: &str, run: &Summary) {

@@ -1,9 +1,9 @@
 //! The server's process: starting it, and what the kernel says of it.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -11,16 +11,19 @@ use anyhow::Context as _;
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     child: Child,
+    /// What a server of our own says; a miner says nothing.
+    said: Option<BufReader<ChildStdout>>,
 }
 
 impl Server {
     pub(crate) fn start() -> anyhow::Result<Self> {
         let mut child =
             Command::new(std::env::current_exe()?).arg("serve").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut said = BufReader::new(child.stdout.take().context("no output")?);
         let mut line = String::new();
-        BufReader::new(child.stdout.take().context("no output")?).read_line(&mut line)?;
+        said.read_line(&mut line)?;
         let address = line.split_whitespace().next().context("the server did not start")?.parse()?;
-        Ok(Self { address, child })
+        Ok(Self { address, child, said: Some(said) })
     }
 
     /// Starts a miner with the echo backend, which answers every caller that proves a key.
@@ -30,7 +33,7 @@ impl Server {
         command.args(["--backend", "echo", "--hotkey-uri", "//Alice", "--blacklist.allow", "any"]);
         command.args(["--axon.port", "0", "--metrics.addr", "127.0.0.1:0", "--data-dir"]).arg(data);
         command.arg("--ready-file").arg(&ready).stdin(Stdio::null()).stdout(Stdio::null());
-        let mut server = Self { address: ([127, 0, 0, 1], 0).into(), child: command.spawn()? };
+        let mut server = Self { address: ([127, 0, 0, 1], 0).into(), child: command.spawn()?, said: None };
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(30) {
             if let Ok(text) = std::fs::read_to_string(&ready) {
@@ -50,6 +53,15 @@ impl Server {
         let fields: Vec<&str> = stat.rsplit_once(')').context("no process")?.1.split_whitespace().collect();
         let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
         Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND))
+    }
+
+    /// Returns how many nonces it keeps, of a server of our own.
+    pub(crate) fn n_nonces(&mut self) -> anyhow::Result<Option<usize>> {
+        let (Some(said), Some(stdin)) = (&mut self.said, &mut self.child.stdin) else { return Ok(None) };
+        writeln!(stdin)?;
+        let mut line = String::new();
+        said.read_line(&mut line)?;
+        Ok(Some(line.trim().parse()?))
     }
 
     pub(crate) fn resident_mib(&self) -> anyhow::Result<f64> {

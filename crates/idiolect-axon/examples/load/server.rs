@@ -30,7 +30,7 @@ impl Handler for Echo {
     }
 }
 
-/// Serves until its input ends.
+/// Serves until its input ends. Each line of input is answered with how many nonces are kept.
 pub(crate) async fn serve() -> anyhow::Result<()> {
     let metrics = metrics_exporter_prometheus::PrometheusBuilder::new().install_recorder()?;
     tokio::spawn(async move {
@@ -52,14 +52,16 @@ pub(crate) async fn serve() -> anyhow::Result<()> {
     let own = key.hotkey();
     let clock = Arc::new(SystemClock);
     let (nonces, persister) = NoncePersister::open(pool, &own, 1_000_000, clock.clone()).await?;
-    let verifier = Verifier::new(own, Limits::default(), clock, nonces);
+    let verifier = Verifier::new(own, Limits::default(), clock, Arc::clone(&nonces));
     let policy = StandardPolicy::new(own, Rules { allow_any: true, ..Rules::default() }, None);
     let config = AxonConfig { listen: "127.0.0.1:0".parse()?, ..AxonConfig::default() };
     let axon = Axon::bind(config, verifier, Arc::new(policy), Arc::new(Echo)).await?.signed_by(Arc::new(key));
     println!("{} {}", axon.local_addr(), std::process::id());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let saving = tokio::spawn(persister.run(async { drop(stopped.await) }));
-    let input_ends = tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
+    let input_ends = tokio::task::spawn_blocking(move || {
+        std::io::stdin().lines().map_while(Result::ok).for_each(|_| println!("{}", nonces.len()));
+    });
     axon.run(async { drop(input_ends.await) }).await?;
     drop(stop);
     saving.await??;
