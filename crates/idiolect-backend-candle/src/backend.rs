@@ -13,6 +13,7 @@ use idiolect_kernels::Tier;
 use idiolect_sampling::Chain;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, mpsc, oneshot};
 
+use crate::clock::Clock;
 use crate::config::CandleConfig;
 use crate::device::{DeviceChoice, OpenDevice};
 use crate::engine::{Engine, Settings, TensorSettings, Tensors, Transformer};
@@ -111,26 +112,18 @@ impl CandleBackend {
         let padding = count(tokenizer.len())..count(engine.vocabulary());
         let banned = tokenizer.unspeakable().into_iter().chain(padding).collect();
         let prompter = Prompter { tokenizer, template, context: engine.context() };
-        Self::start(engine, prompter, banned, model, family, config)
+        Self::start(engine, prompter, banned, Names { model, family }, config, Clock::System)
     }
 
     pub(crate) fn start(
         engine: impl Engine,
         prompter: Prompter,
         banned: Vec<u32>,
-        model: String,
-        family: String,
+        names: Names,
         config: CandleConfig,
+        clock: Clock,
     ) -> Result<Self, LoadError> {
-        let portion = engine.portion();
-        let tokens = MIN_KV_TOKENS.next_multiple_of(portion.tokens);
-        let least = (tokens / portion.tokens) as u64 * portion.bytes;
-        if config.max_kv_bytes < least {
-            let allowed = config.max_kv_bytes;
-            let reason = format!("max_kv_bytes is {allowed}, this model takes {least} for {tokens} tokens");
-            return Err(LoadError::Config(reason));
-        }
-        let mut capabilities = Capabilities::new(&model);
+        let mut capabilities = Capabilities::new(&names.model);
         capabilities.context_tokens = Some(count(engine.context()));
         capabilities.seed = true;
         capabilities.logprobs = true;
@@ -138,34 +131,16 @@ impl CandleBackend {
         capabilities.score = ScoreSupport::Rows;
         capabilities.min_tokens = true;
         capabilities.stages = Chain::available();
-        capabilities.family = Some(family);
+        capabilities.family = Some(names.family);
+        let (intake, worker) = assemble(engine, prompter, banned, names.model, &config, clock.clone())?;
+        let meter = Arc::clone(&worker.meter);
         let (jobs, queue) = mpsc::channel(config.queue);
         let (ready, arrivals) = mpsc::channel(config.queue);
-        let (prompter, meter) = (Arc::new(prompter), Arc::new(Mutex::new(Meter::default())));
-        let intake = Intake {
-            prompter: Arc::clone(&prompter),
-            portion,
-            max_kv_bytes: config.max_kv_bytes,
-            vocabulary: engine.vocabulary(),
-            preset: config.preset,
-            texts: Texts::default(),
-            meter: Arc::clone(&meter),
-        };
-        let worker = Worker {
-            engine,
-            prompter,
-            name: config.name.clone(),
-            model,
-            banned,
-            portions: config.max_kv_bytes / portion.bytes.max(1),
-            max_batch: config.max_batch,
-            meter: Arc::clone(&meter),
-        };
         let spawn = |what: &str, work: Box<dyn FnOnce() + Send>| {
             let thread = std::thread::Builder::new().name(format!("{}-{what}", config.name));
             thread.spawn(work).map(drop).map_err(LoadError::Thread)
         };
-        let (intake, queue) = (Arc::new(intake), Arc::new(Mutex::new(Queue::new(queue))));
+        let (intake, queue) = (Arc::new(intake), Arc::new(Mutex::new(Queue::new(queue, clock))));
         for _ in 0..INTAKES {
             let (intake, queue, ready) = (Arc::clone(&intake), Arc::clone(&queue), ready.clone());
             spawn("intake", Box::new(move || intake.run(&queue, &ready)))?;
@@ -207,16 +182,112 @@ impl CandleBackend {
             return Err(Error::InvalidRequest(format!("n is {n}, expected at most {most}")));
         }
         let (started, begun) = oneshot::channel();
-        // Room for every event that the request can cause, so that the engine never waits for a slow reader.
         let context = self.capabilities.context_tokens.unwrap_or(u32::MAX);
-        let most_tokens = request.sampling.max_tokens.min(context) as usize;
-        let (events, received) = mpsc::channel(request.n * (most_tokens + 3) + 1);
+        let (events, received) = mpsc::channel(most_events(&request, context));
         let (place, answer) = (self.place()?, Answer { started: Some(started), events });
         self.submit(Job::Generate { request: Box::new(request), answer, place })?;
         // A worker that panics drops its end without a word.
         begun.await.unwrap_or_else(|_| Err(self.gone()))?;
         Ok(received)
     }
+}
+
+/// What a model is called.
+pub(crate) struct Names {
+    pub(crate) model: String,
+    /// Its architecture.
+    pub(crate) family: String,
+}
+
+/// Makes what prepares requests and what answers them.
+pub(crate) fn assemble<E: Engine>(
+    engine: E,
+    prompter: Prompter,
+    banned: Vec<u32>,
+    model: String,
+    config: &CandleConfig,
+    clock: Clock,
+) -> Result<(Intake, Worker<E>), LoadError> {
+    let portion = engine.portion();
+    let tokens = MIN_KV_TOKENS.next_multiple_of(portion.tokens);
+    let least = (tokens / portion.tokens) as u64 * portion.bytes;
+    if config.max_kv_bytes < least {
+        let allowed = config.max_kv_bytes;
+        let reason = format!("max_kv_bytes is {allowed}, this model takes {least} for {tokens} tokens");
+        return Err(LoadError::Config(reason));
+    }
+    let (prompter, meter) = (Arc::new(prompter), Arc::new(Mutex::new(Meter::default())));
+    let intake = Intake {
+        prompter: Arc::clone(&prompter),
+        portion,
+        max_kv_bytes: config.max_kv_bytes,
+        vocabulary: engine.vocabulary(),
+        preset: config.preset,
+        texts: Texts::default(),
+        meter: Arc::clone(&meter),
+        clock: clock.clone(),
+    };
+    let worker = Worker {
+        engine,
+        prompter,
+        name: config.name.clone(),
+        model,
+        banned,
+        portions: config.max_kv_bytes / portion.bytes.max(1),
+        max_batch: config.max_batch,
+        meter,
+        clock,
+    };
+    Ok((intake, worker))
+}
+
+/// Returns how many events a request can cause at most, so that the engine never waits for a slow reader.
+pub(crate) fn most_events(request: &Request, context: u32) -> usize {
+    let most_tokens = request.sampling.max_tokens.min(context) as usize;
+    request.n * (most_tokens + 3) + 1
+}
+
+/// Puts the candidates together that a request's events are of; `None` where these end before the last.
+pub(crate) async fn collect(
+    n: usize,
+    with_logprobs: bool,
+    events: &mut mpsc::Receiver<Result<Event, Error>>,
+) -> Result<Option<Completion>, Error> {
+    let mut candidates: Vec<Candidate> = (0..n)
+        .map(|index| Candidate {
+            index,
+            text: String::new(),
+            finish_reason: FinishReason::Deadline,
+            n_tokens: 0,
+            logprobs: with_logprobs.then(Vec::new),
+            mean_logprob: None,
+        })
+        .collect();
+    let mut ended = Vec::with_capacity(n);
+    while let Some(event) = events.recv().await {
+        match event? {
+            Event::Delta { candidate, text, logprobs } => {
+                let candidate = &mut candidates[candidate];
+                candidate.text.push_str(&text);
+                if let Some(all) = &mut candidate.logprobs {
+                    all.extend(logprobs);
+                }
+            }
+            Event::Finished { candidate, reason, n_tokens, mean_logprob } => {
+                ended.push(candidate);
+                let candidate = &mut candidates[candidate];
+                candidate.finish_reason = reason;
+                candidate.n_tokens = n_tokens;
+                candidate.mean_logprob = mean_logprob;
+            }
+            Event::Done { usage, model, backend } => {
+                // For a deadline, fewer may have begun.
+                candidates.retain(|candidate| ended.contains(&candidate.index));
+                return Ok(Some(Completion { candidates, usage, model, backend }));
+            }
+        }
+    }
+    Ok(None)
 }
 
 #[async_trait]
@@ -228,41 +299,7 @@ impl Backend for CandleBackend {
     async fn complete(&self, request: Request) -> Result<Completion, Error> {
         let (n, with_logprobs) = (request.n, request.sampling.logprobs.is_some());
         let mut events = self.begin(request).await?;
-        let mut candidates: Vec<Candidate> = (0..n)
-            .map(|index| Candidate {
-                index,
-                text: String::new(),
-                finish_reason: FinishReason::Deadline,
-                n_tokens: 0,
-                logprobs: with_logprobs.then(Vec::new),
-                mean_logprob: None,
-            })
-            .collect();
-        let mut ended = Vec::with_capacity(n);
-        while let Some(event) = events.recv().await {
-            match event? {
-                Event::Delta { candidate, text, logprobs } => {
-                    let candidate = &mut candidates[candidate];
-                    candidate.text.push_str(&text);
-                    if let Some(all) = &mut candidate.logprobs {
-                        all.extend(logprobs);
-                    }
-                }
-                Event::Finished { candidate, reason, n_tokens, mean_logprob } => {
-                    ended.push(candidate);
-                    let candidate = &mut candidates[candidate];
-                    candidate.finish_reason = reason;
-                    candidate.n_tokens = n_tokens;
-                    candidate.mean_logprob = mean_logprob;
-                }
-                Event::Done { usage, model, backend } => {
-                    // For a deadline, fewer may have begun.
-                    candidates.retain(|candidate| ended.contains(&candidate.index));
-                    return Ok(Completion { candidates, usage, model, backend });
-                }
-            }
-        }
-        Err(self.gone())
+        collect(n, with_logprobs, &mut events).await?.ok_or_else(|| self.gone())
     }
 
     async fn stream(&self, request: Request) -> Result<CompletionStream, Error> {
@@ -298,11 +335,8 @@ impl Backend for CandleBackend {
 }
 
 #[cfg(test)]
-mod side_by_side;
-
-#[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use super::*;
     use candle_core::quantized::gguf_file::Value;
@@ -396,19 +430,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_deadline_gives_what_is_there_or_an_error() {
-        let backend = backend(Fault::Slow, 0);
+        let script = Arc::new(Script::failing(Fault::Slow, 0));
+        let backend = script.start(|config| config.max_kv_bytes = ALLOWED);
         let mut ask = request(true);
         ask.sampling.max_tokens = 1000;
         ask.sampling.stop = vec!["heX".to_owned()];
-        let deadline = Instant::now() + Duration::from_millis(400);
+        let deadline = script.now() + Duration::from_millis(400);
         ask.deadline = Some(deadline);
         let completion = backend.complete(ask.clone()).await.unwrap();
-        assert!(Instant::now() < deadline + Duration::from_millis(200));
+        assert!(script.now() <= deadline);
         for candidate in &completion.candidates {
             assert_eq!(candidate.finish_reason, FinishReason::Deadline);
             assert_eq!(candidate.text, "he".repeat(candidate.n_tokens as usize), "held text is not lost");
         }
-        ask.deadline = Some(Instant::now() + Duration::from_millis(5));
+        ask.deadline = Some(script.now() + Duration::from_millis(5));
         assert!(matches!(backend.complete(ask).await, Err(Error::DeadlineExceeded)));
     }
 

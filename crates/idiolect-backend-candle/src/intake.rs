@@ -9,6 +9,7 @@ use std::time::Instant;
 use idiolect_backend::{Error, Event, Preset, Request, Score, ScoreRequest};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
+use crate::clock::Clock;
 use crate::cost::Cost;
 use crate::engine::Portion;
 use crate::forecast::{Forecast, Wish};
@@ -132,25 +133,27 @@ pub(crate) struct Intake {
     pub(crate) texts: Texts,
     /// How fast the engine is.
     pub(crate) meter: Arc<Mutex<Meter>>,
+    pub(crate) clock: Clock,
 }
 
 /// The jobs that several threads take from, one after the other.
 #[derive(Debug)]
 pub(crate) struct Queue {
     jobs: mpsc::Receiver<Job>,
+    clock: Clock,
     taken: u64,
 }
 
 impl Queue {
-    pub(crate) const fn new(jobs: mpsc::Receiver<Job>) -> Self {
-        Self { jobs, taken: 0 }
+    pub(crate) const fn new(jobs: mpsc::Receiver<Job>, clock: Clock) -> Self {
+        Self { jobs, clock, taken: 0 }
     }
 
     /// Waits for the next job; `None` when no one can send any more.
     fn next(&mut self) -> Option<(Ticket, Job)> {
         let job = self.jobs.blocking_recv()?;
         self.taken += 1;
-        Some((Ticket { number: self.taken, since: Instant::now() }, job))
+        Some((Ticket { number: self.taken, since: self.clock.now() }, job))
     }
 }
 
@@ -169,7 +172,7 @@ impl Intake {
         }
     }
 
-    fn take(&self, job: Job) -> Option<Arrival> {
+    pub(crate) fn take(&self, job: Job) -> Option<Arrival> {
         match job {
             Job::Generate { request, answer, place } => {
                 if !answer.is_wanted() {
@@ -210,7 +213,7 @@ impl Intake {
     }
 
     fn prepare(&self, request: &Request) -> Result<(Prompt, usize, Plan), Error> {
-        if request.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        if request.deadline.is_some_and(|deadline| self.clock.now() >= deadline) {
             return Err(Error::DeadlineExceeded);
         }
         let max_tokens = request.sampling.max_tokens;
@@ -224,7 +227,7 @@ impl Intake {
 
     /// Refuses what would take more memory than there is, in the time that it has.
     fn check_memory(&self, prompt: usize, request: &Request, room: usize) -> Result<(), Error> {
-        let left = request.deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let left = request.deadline.map(|deadline| deadline.saturating_duration_since(self.clock.now()));
         let wish = Wish { n: request.n, prompt, room, left };
         let share = {
             let meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
@@ -302,6 +305,7 @@ mod tests {
             preset: Preset::LlamaCpp,
             texts: Texts::default(),
             meter: Arc::default(),
+            clock: Clock::System,
         }
     }
 
@@ -321,7 +325,7 @@ mod tests {
             assert!(jobs.try_send(Job::Generate { request, answer, place }).is_ok());
         }
         drop(jobs);
-        let queue = Mutex::new(Queue::new(queue));
+        let queue = Mutex::new(Queue::new(queue, Clock::System));
         std::thread::scope(|scope| {
             for ready in [ready.clone(), ready] {
                 let (intake, queue) = (&intake, &queue);

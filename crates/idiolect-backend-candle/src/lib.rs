@@ -118,6 +118,7 @@
 mod assembly;
 mod backend;
 mod candidate;
+mod clock;
 mod config;
 mod cost;
 mod device;

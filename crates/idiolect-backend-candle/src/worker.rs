@@ -14,6 +14,8 @@ mod deadline;
 mod plan;
 mod run;
 mod step;
+#[cfg(test)]
+mod tests;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
@@ -22,6 +24,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
+use crate::clock::Clock;
 use crate::engine::Engine;
 use crate::intake::{Arrival, Ticket};
 use crate::metrics::Metrics;
@@ -47,6 +50,7 @@ pub(crate) struct Worker<E> {
     /// Candidates that may grow side by side.
     pub(crate) max_batch: usize,
     pub(crate) meter: Arc<Mutex<Meter>>,
+    pub(crate) clock: Clock,
 }
 
 /// What lives as long as the worker runs.
@@ -62,8 +66,7 @@ struct Desk<E> {
 impl<E: Engine> Worker<E> {
     /// Answers what arrives until no one can send any more.
     pub(crate) fn run(self, mut arrivals: mpsc::Receiver<(Ticket, Arrival)>) {
-        let metrics = Metrics::new(&self.name);
-        let mut desk = Desk { worker: self, metrics, waiting: Vec::new(), runs: Vec::new(), usual: None };
+        let mut desk = Desk::new(self);
         while desk.receive(&mut arrivals) {
             if catch_unwind(AssertUnwindSafe(|| desk.turn())).is_err() {
                 // Those who wait for what was at work see their channels closed.
@@ -76,6 +79,12 @@ impl<E: Engine> Worker<E> {
 }
 
 impl<E: Engine> Desk<E> {
+    fn new(worker: Worker<E>) -> Self {
+        let metrics = Metrics::new(&worker.name);
+        Self { worker, metrics, waiting: Vec::new(), runs: Vec::new(), usual: None }
+    }
+
+    /// Does the next of what there is to do.
     fn turn(&mut self) {
         self.dismiss();
         if self.extend() {

@@ -4,17 +4,29 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::Instant;
 
 use idiolect_kernels::Team;
 
-use crate::backend::CandleBackend;
+use crate::backend::{CandleBackend, Names};
+use crate::clock::{Clock, Scripted as Time};
 use crate::config::CandleConfig;
 use crate::engine::{Engine, EngineError, Feed, Portion, Seq, Wants};
 use crate::prompt::Prompter;
 use crate::template::Template;
 use crate::testing::TinyGguf;
 use crate::tokenizer::Tokenizer;
+
+type Meanwhile = Hidden<Box<dyn FnOnce() + Send>>;
+
+/// What has nothing to show.
+struct Hidden<T>(T);
+
+impl<T> std::fmt::Debug for Hidden<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("hidden")
+    }
+}
 
 /// Length of a row of logits.
 pub(crate) const VOCABULARY: usize = 259;
@@ -31,7 +43,7 @@ const FAULTY: usize = 100;
 pub(crate) enum Fault {
     NotANumber,
     Panic,
-    /// A step takes 20 ms.
+    /// A step takes 20 ms more.
     Slow,
 }
 
@@ -73,6 +85,9 @@ pub(crate) struct Script {
     /// Most tokens that were held at once.
     most_held: AtomicUsize,
     steps: Mutex<Vec<Step>>,
+    time: Arc<Time>,
+    /// What happens while the next step is computed.
+    meanwhile: Mutex<Option<Meanwhile>>,
 }
 
 impl Script {
@@ -98,8 +113,9 @@ impl Script {
         self.steps.lock().unwrap().clone()
     }
 
-    pub(crate) fn most_candidates(&self) -> usize {
-        self.steps().iter().map(|step| step.candidates).max().unwrap_or(0)
+    /// Returns how many candidates grew at most in one of the steps from some number on.
+    pub(crate) fn most_candidates(&self, since: usize) -> usize {
+        self.steps()[since..].iter().map(|step| step.candidates).max().unwrap_or(0)
     }
 
     pub(crate) fn n_sequences(&self) -> usize {
@@ -110,8 +126,32 @@ impl Script {
         self.most_held.load(Ordering::Relaxed)
     }
 
+    /// Returns what time it is where the script is played: it passes with the steps, and with nothing else.
+    pub(crate) fn now(&self) -> Instant {
+        self.time.now()
+    }
+
+    pub(crate) fn clock(&self) -> Clock {
+        Clock::Scripted(Arc::clone(&self.time))
+    }
+
+    /// Has something happen while the next step is computed.
+    pub(crate) fn meanwhile(&self, what: impl FnOnce() + Send + 'static) {
+        *self.meanwhile.lock().unwrap() = Some(Hidden(Box::new(what)));
+    }
+
     /// Starts a backend on this engine.
     pub(crate) fn start(self: &Arc<Self>, change: impl FnOnce(&mut CandleConfig)) -> CandleBackend {
+        let (engine, prompter, config) = self.engine(change);
+        let names = Names { model: "script".to_owned(), family: "script".to_owned() };
+        CandleBackend::start(engine, prompter, Vec::new(), names, config, self.clock()).unwrap()
+    }
+
+    /// Makes an engine that follows this script, and what goes with it.
+    pub(crate) fn engine(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut CandleConfig),
+    ) -> (Scripted, Prompter, CandleConfig) {
         let (_dir, gguf) = TinyGguf::model("llama").open();
         let tokenizer = Tokenizer::read(&gguf).unwrap();
         let template = Template::read(&gguf, &tokenizer).unwrap();
@@ -125,13 +165,13 @@ impl Script {
             sequences: Vec::new(),
             logits: Vec::new(),
         };
-        let name = || "script".to_owned();
-        CandleBackend::start(engine, prompter, Vec::new(), name(), name(), config).unwrap()
+        (engine, prompter, config)
     }
 }
 
+/// The engine.
 #[derive(Debug)]
-struct Scripted {
+pub(crate) struct Scripted {
     script: Arc<Script>,
     allowed: u64,
     team: Team,
@@ -172,18 +212,17 @@ impl Scripted {
     fn take_time(&self, step: &Step) {
         let cost = |of: &AtomicU64, n: usize| of.load(Ordering::Relaxed) * n as u64;
         let script = &self.script;
-        let mut time = Duration::from_micros(
-            cost(&script.step, 1)
-                + cost(&script.candidate, step.candidates)
-                + cost(&script.prompt_token, step.prompt_tokens),
-        );
+        let mut micros = cost(&script.step, 1)
+            + cost(&script.candidate, step.candidates)
+            + cost(&script.prompt_token, step.prompt_tokens);
         let is_faulty = self.sequences.iter().flatten().any(|sequence| sequence.prompt > FAULTY);
         if is_faulty && matches!(script.fault, Some((Fault::Slow, _))) {
-            time += Duration::from_millis(20);
+            micros += 20_000;
         }
-        if !time.is_zero() {
-            #[expect(clippy::disallowed_methods, reason = "the engine's own thread is meant to take its time")]
-            std::thread::sleep(time);
+        script.time.advance(micros);
+        let meanwhile = script.meanwhile.lock().unwrap().take();
+        if let Some(Hidden(meanwhile)) = meanwhile {
+            meanwhile();
         }
     }
 

@@ -1,7 +1,5 @@
 //! Who is let in, with how much memory.
 
-use std::time::Instant;
-
 use idiolect_backend::{Error, Usage};
 
 use super::Desk;
@@ -20,7 +18,7 @@ impl<E: Engine> Desk<E> {
 
     /// Sends away those that nobody waits for, and those whose time was over before their turn came.
     pub(super) fn dismiss(&mut self) {
-        let now = Instant::now();
+        let now = self.worker.clock.now();
         let waiting = std::mem::take(&mut self.waiting);
         for (rank, arrival) in waiting {
             let wanted = match &arrival {
@@ -44,7 +42,7 @@ impl<E: Engine> Desk<E> {
     /// Sets more memory aside for candidates that become longer than was expected. Returns whether all have what they need:
     /// they come before those that are not in yet.
     pub(super) fn extend(&mut self) -> bool {
-        let now = Instant::now();
+        let now = self.worker.clock.now();
         let mut enough = true;
         for index in 0..self.runs.len() {
             let others = self.n_beside(index);
@@ -139,7 +137,7 @@ impl<E: Engine> Desk<E> {
     fn share(&self, job: &Generate) -> Share {
         let ahead = self.runs.iter().map(Run::prompt_left).sum();
         let others = self.runs.iter().map(Run::n_to_grow).sum();
-        let (wish, portion) = (job.wish(job.request.n, Instant::now()), self.worker.engine.portion());
+        let (wish, portion) = (job.wish(job.request.n, self.worker.clock.now()), self.worker.engine.portion());
         self.forecast(ahead, others, |forecast| forecast.share_of(&wish, portion, self.worker.portions))
     }
 

@@ -1,6 +1,6 @@
 //! What is done so that answers come before their deadlines.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use idiolect_backend::{Error, FinishReason};
 
@@ -18,7 +18,7 @@ impl<E: Engine> Desk<E> {
     /// Ends those for whom the planned step would come too late, and gives up candidates where the others can then end in
     /// time. Returns whether anything changed.
     pub(super) fn mind_deadlines(&mut self, plan: &Plan) -> bool {
-        let now = Instant::now();
+        let now = self.worker.clock.now();
         let mut changed = false;
         for index in (0..self.runs.len()).rev() {
             let Some(deadline) = self.runs[index].deadline() else { continue };

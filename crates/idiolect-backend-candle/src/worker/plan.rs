@@ -1,6 +1,6 @@
 //! What a step computes.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use idiolect_backend::Error;
 
@@ -80,7 +80,7 @@ impl<E: Engine> Desk<E> {
         let mut time = if candidates > 0 { BESIDE } else { ALONE };
         let growing = self.runs.iter().filter(|run| run.n_growing() > 0);
         if let Some(deadline) = growing.filter_map(Run::deadline).min() {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.saturating_duration_since(self.worker.clock.now());
             let step = self.with_meter(|meter| meter.step(0, candidates));
             time = time.min(left.saturating_sub(step.unwrap_or_default()));
         }

@@ -1,7 +1,5 @@
 //! One step: computing, drawing, and what comes of it.
 
-use std::time::Instant;
-
 use idiolect_backend::{Error, Event, FinishReason, Score, TokenLogprob};
 
 use super::Desk;
@@ -21,7 +19,7 @@ const NOBODY: Seq = Seq(u32::MAX);
 impl<E: Engine> Desk<E> {
     /// Computes a plan and deals with what comes of it.
     pub(super) fn step(&mut self, plan: &Plan) {
-        let began = Instant::now();
+        let began = self.worker.clock.now();
         let outcome = {
             let Self { worker: Worker { engine, .. }, runs, .. } = self;
             let feeds: Vec<Feed<'_>> = plan.parts.iter().filter_map(|part| part.feed(runs)).collect();
@@ -40,12 +38,13 @@ impl<E: Engine> Desk<E> {
         self.draw(plan);
         for index in plan.runs().into_iter().rev() {
             let outcome = self.settle(index);
+            let took = self.worker.clock.now().saturating_duration_since(began);
             if let Some(What::Generate(growth)) = self.runs.get_mut(index).map(|run| &mut run.what) {
-                growth.last_step = Some(began.elapsed());
+                growth.last_step = Some(took);
             }
             self.conclude(index, outcome);
         }
-        let took = began.elapsed();
+        let took = self.worker.clock.now().saturating_duration_since(began);
         self.with_meter(|meter| meter.note(plan.prompt_tokens, plan.candidates, took));
         self.metrics.step(plan.prompt_tokens, plan.candidates, took);
         self.report();
@@ -115,6 +114,7 @@ impl<E: Engine> Desk<E> {
     /// Takes in what was drawn for a run, or what was computed of a text to be scored.
     fn settle(&mut self, index: usize) -> Result<(), Failure> {
         let tokenizer = &self.worker.prompter.tokenizer;
+        let now = self.worker.clock.now();
         let growth = match &mut self.runs[index].what {
             What::Generate(growth) => growth,
             What::Score(_) => return Ok(()),
@@ -123,7 +123,7 @@ impl<E: Engine> Desk<E> {
             return Ok(());
         }
         let first = growth.job.answer.started.is_some();
-        if first && growth.job.request.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        if first && growth.job.request.deadline.is_some_and(|deadline| now >= deadline) {
             return Err(Error::DeadlineExceeded.into());
         }
         let mut ended = Vec::new();
