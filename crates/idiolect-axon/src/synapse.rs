@@ -174,6 +174,9 @@ impl SynapseFront {
 
     async fn prompt(&self, synapse: &SynapseSpec, admitted: Admitted) -> Answer {
         let Admitted { caller, body, priority, deadline, arrived } = admitted;
+        if body.asks_nothing() {
+            return Ok(self.completed(synapse, &body, "", arrived));
+        }
         let call = Call {
             caller,
             synapse: synapse.name().to_owned(),
@@ -187,10 +190,20 @@ impl SynapseFront {
         };
         let reply = self.admission.forward(call, priority, deadline).await?;
         let completion = reply.completions.into_iter().next().unwrap_or_default();
-        if synapse.is_streaming() {
-            return Ok(self.streamed(&completion, arrived));
+        Ok(self.completed(synapse, &body, &completion, arrived))
+    }
+
+    fn completed(
+        &self,
+        synapse: &SynapseSpec,
+        body: &SynapseBody,
+        text: &str,
+        arrived: Instant,
+    ) -> Response<ReplyBody<()>> {
+        match synapse.is_streaming() {
+            true => self.streamed(text, arrived),
+            false => whole(self.replier.completion(body, text, arrived.elapsed())),
         }
-        Ok(whole(self.replier.completion(&body, &completion, arrived.elapsed())))
     }
 
     async fn availability(&self, admitted: Admitted) -> Answer {

@@ -174,6 +174,13 @@ impl SynapseBody {
         Prompt::from_parallel(&self.roles, &self.messages)
     }
 
+    /// Says whether a prompt's lists of roles and messages are both empty: a client's trial of the way here. Nothing is asked,
+    /// so the answer is an empty completion, as a reference axon's.
+    #[must_use]
+    pub fn asks_nothing(&self) -> bool {
+        matches!(self.synapse.kind(), SynapseKind::Prompt) && self.roles.is_empty() && self.messages.is_empty()
+    }
+
     /// Returns the sampling that the request dictates, as [`epistula::dictated`](crate::epistula::dictated) does: where it
     /// brings a seed together with `sampling_parameters`, or names an inference task.
     ///

@@ -14,7 +14,7 @@ use crate::{AuthError, Caller, Clock, Hotkey, Keypair, Limits, NonceStore, Promp
 
 const VERSIONS: [&str; 5] = ["6.9.4", "7.4.0", "8.5.2", "9.12.2", "10.5.0"];
 
-/// Where we refuse what the recorded server accepted: variant, version (`*` for all), why.
+/// Where we refuse what the recorded server accepted, each time with 401: variant, version (`*` for all), why.
 const STRICTER: &[(&str, &str, &str)] = &[
     ("nonce_17s_old_timeout_12", "6.9.4", "clock readings have a window whatever version the client gives"),
     ("nonce_60s_old", "6.9.4", "clock readings have a window whatever version the client gives"),
@@ -119,6 +119,9 @@ fn recorded_requests_are_accepted_and_refused_as_recorded_or_stricter_for_a_reas
             let variant = case["variant"].as_str().unwrap();
             let was_accepted = case["received"]["http_status"] == 200;
             let answer = server.answer(case);
+            if let (true, Err((status, _))) = (was_accepted, &answer) {
+                assert_eq!(*status, 401, "{version} {variant}");
+            }
             if let (false, Err((status, _))) = (was_accepted, &answer) {
                 let other = OTHER_STATUS.iter().find(|(v, _, _)| *v == variant).map(|(_, status, _)| json!(status));
                 let recorded = other.as_ref().unwrap_or(&case["received"]["http_status"]);
@@ -142,8 +145,12 @@ fn check_accepted(case: &Value, caller: &Caller, body: &SynapseBody) {
     assert_eq!(hex::encode(caller.hotkey().as_bytes()), request["signer_public_key"], "{variant}");
     let asked: Value = serde_json::from_str(request["body"].as_str().unwrap()).unwrap();
     match body.synapse().kind() {
-        SynapseKind::Prompt if variant == "empty_lists" => assert_eq!(body.prompt(), Err(PromptError::Empty)),
+        SynapseKind::Prompt if variant == "empty_lists" => {
+            assert!(body.asks_nothing());
+            assert_eq!(body.prompt(), Err(PromptError::Empty));
+        }
         SynapseKind::Prompt => {
+            assert!(!body.asks_nothing(), "{variant}");
             let prompt = body.prompt().unwrap();
             let contents: Vec<_> = prompt.messages().iter().map(|m| m.content.as_str()).collect();
             assert_eq!(serde_json::to_value(contents).unwrap(), asked["messages"], "{variant}");
