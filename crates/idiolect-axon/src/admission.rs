@@ -157,6 +157,9 @@ impl Admission {
             return Err(AuthError::TooManyFailures);
         }
         let verified = self.verifier.verify_as(claim, |_| source.1.is_some());
+        if verified.is_ok() {
+            self.failures.note_proof(&source);
+        }
         if let Err(error) = &verified {
             // Only these took a signature to find out; an old clock reading is told by a look.
             let had_signature = matches!(error, AuthError::SignatureMismatch | AuthError::Replayed);

@@ -302,6 +302,29 @@ fn reasons_tell_nothing_of_lists() {
 }
 
 #[test]
+fn reasons_are_whole_sentences_without_places_to_fill_in() {
+    // A reference miner told callers of "{stake}".
+    let rules = [
+        Rules::default(),
+        Rules { require_validator_permit: true, ..Rules::default() },
+        Rules { min_stake_rao: 1_000, ..Rules::default() },
+        Rules { require_axon: true, ..Rules::default() },
+        Rules { deny: keys(&["Miner"]), ..Rules::default() },
+    ];
+    let mut reasons = HashSet::new();
+    for rules in rules {
+        let policy = policy(rules);
+        reasons.extend(
+            ["Nobody", "Miner", "Hidden"].iter().filter_map(|name| policy.judge(&key(name)).err()?.reason.into()),
+        );
+    }
+    assert!(reasons.len() >= 4, "{reasons:?}");
+    for reason in reasons {
+        assert!(!reason.is_empty() && !reason.contains(['{', '}', '%']), "{reason}");
+    }
+}
+
+#[test]
 fn no_rate_is_so_high_that_it_becomes_none() {
     let rate = |requests, per| Rate { requests: NonZeroU32::new(requests).unwrap(), per };
     assert!(rate(u32::MAX, Duration::from_millis(1)).quota().is_some());

@@ -48,6 +48,14 @@ impl Strangers {
 /// A key that the miner knows has a count of its own at each address: whoever shares one with an attacker is not shut
 /// out by what that attacker does under other names. All names at an address together have [`NAMES`] times as much, since
 /// the keys that the miner knows are public. Success costs nothing.
+///
+/// # When there is no room
+/// The tables hold [`MAX_SOURCES`] each. Only an attack fails from more addresses within a second, and each forgery costs the
+/// check of a signature. So all addresses without a place share two counts, one for unknown keys and one for names that
+/// the miner knows. While one is over its limit, addresses without a place are not listened to under those names, honest
+/// or not: to tell would take the very check that is to be saved. But a known key is listened to at the address where it
+/// last proved itself, and nobody can bring it there, or away from there, without that key. So validators that call from
+/// where they called before notice nothing of such an attack; one that moves, or calls for the first time, waits for its end.
 #[derive(Debug)]
 pub(crate) struct Failures {
     limit: Option<Limit>,
@@ -70,6 +78,10 @@ struct Counts {
     by_address: HashMap<IpAddr, Instant>,
     /// Of all unknown keys at addresses for which there was no room.
     others: Option<Instant>,
+    /// Of all known names at addresses for which there was no room; behind by [`NAMES`] times.
+    known_others: Option<Instant>,
+    /// Where known keys last proved themselves.
+    proved_at: HashMap<Hotkey, IpAddr>,
     /// When it was last looked whom to forget.
     cleaned: Option<Instant>,
 }
@@ -86,7 +98,7 @@ const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// How many times the failures of one name an address may have under all names.
 const NAMES: u32 = 4;
 
-/// Sources that are remembered at one time. Beyond, unknown keys at more addresses share one count.
+/// Sources that are remembered at one time. Beyond, more addresses share their counts.
 const MAX_SOURCES: usize = 8192;
 
 /// How often it is looked whom to forget, where there is no room.
@@ -106,12 +118,35 @@ impl Failures {
         let Some(Limit { burst, .. }) = self.limit else { return false };
         let counts = lock(&self.counts);
         let limit = now + burst;
+        let is_late = |clear_at: Option<&Instant>| clear_at.is_some_and(|clear_at| *clear_at > limit);
         let own = counts.by_source.get(source).or(match source.1 {
             None if counts.by_source.len() >= MAX_SOURCES => counts.others.as_ref(),
             _ => None,
         });
-        own.is_some_and(|clear_at| *clear_at > limit)
-            || counts.by_address.get(&source.0).is_some_and(|clear_at| *clear_at > limit)
+        let of_address = counts.by_address.get(&source.0).or(match source.1 {
+            Some(key) if counts.by_address.len() >= MAX_SOURCES && counts.proved_at.get(&key) != Some(&source.0) => {
+                counts.known_others.as_ref()
+            }
+            _ => None,
+        });
+        is_late(own) || is_late(of_address)
+    }
+
+    /// Notes that a source proved its key.
+    pub(crate) fn note_proof(&self, source: &Source) {
+        let (address, Some(key)) = *source else { return };
+        if self.limit.is_none() {
+            return;
+        }
+        let proved_at = &mut lock(&self.counts).proved_at;
+        // No subnet has so many keys; some of those that it once had may go.
+        if proved_at.len() >= MAX_SOURCES
+            && !proved_at.contains_key(&key)
+            && let Some(any) = proved_at.keys().next().copied()
+        {
+            proved_at.remove(&any);
+        }
+        proved_at.insert(key, address);
     }
 
     /// Counts a failure, as so many.
@@ -122,8 +157,12 @@ impl Failures {
             counts.clean(now);
         }
         let later = |clear_at: Instant, interval: Duration| clear_at.max(now) + interval.saturating_mul(n);
-        if let Some(clear_at) = room(&mut counts.by_address, source.0, now) {
-            *clear_at = later(*clear_at, interval / NAMES);
+        match room(&mut counts.by_address, source.0, now) {
+            Some(clear_at) => *clear_at = later(*clear_at, interval / NAMES),
+            None if source.1.is_some() => {
+                counts.known_others = Some(later(counts.known_others.unwrap_or(now), interval / NAMES));
+            }
+            None => {}
         }
         match room(&mut counts.by_source, source, now) {
             Some(clear_at) => *clear_at = later(*clear_at, interval),
@@ -249,5 +288,54 @@ mod tests {
         failures.count(source(u32::MAX, None), 1, now + Duration::from_secs(2));
         assert_eq!(sizes(&failures), (1, 1));
         assert!(!failures.is_over(&source(2 * most, None), now + Duration::from_secs(2)), "there is room again");
+    }
+
+    #[test]
+    fn known_names_forged_from_ever_new_addresses_share_one_count_that_proved_callers_do_not_take_part_in() {
+        let failures = Failures::new(per_second(4));
+        let now = Instant::now();
+        let most = u32::try_from(MAX_SOURCES).unwrap();
+        let (validator, moved) = (source(u32::MAX, Some(1)), source(u32::MAX - 1, Some(1)));
+        failures.note_proof(&validator);
+        for n in 0..most {
+            failures.count(source(n, None), 1, now);
+        }
+        // Both tables are full. Each forgery comes from another address, under names of the metagraph.
+        let mut n_listened_to = 0;
+        for n in most..2 * most {
+            let forger = source(n, Some((n % 8) as u8));
+            if !failures.is_over(&forger, now) {
+                failures.count(forger, 1, now);
+                n_listened_to += 1;
+            }
+        }
+        assert_eq!(n_listened_to, NAMES * 4 * BURST + 1);
+        assert!(!failures.is_over(&validator, now), "it called from there before");
+        assert!(failures.is_over(&moved, now), "nobody can tell it from a forger without looking");
+        assert!(!failures.is_over(&source(5, Some(1)), now), "an address with a place of its own is judged by itself");
+        assert!(!failures.is_over(&source(3 * most, None), now), "unknown keys have a count of their own");
+        // Who forges the validator's name where it calls from is still counted there, once there is room.
+        let later = now + Duration::from_secs(60);
+        failures.count(validator, 4 * BURST * NAMES + 1, later);
+        assert!(failures.is_over(&validator, later));
+        assert!(!failures.is_over(&moved, later), "the attack is over");
+    }
+
+    #[test]
+    fn where_keys_proved_themselves_is_remembered_for_so_many() {
+        let failures = Failures::new(per_second(4));
+        let key = |n: u32| {
+            let mut bytes = [3; 32];
+            bytes[..4].copy_from_slice(&n.to_be_bytes());
+            Hotkey::from_bytes(bytes)
+        };
+        let address = source(1, None).0;
+        for n in 0..2 * u32::try_from(MAX_SOURCES).unwrap() {
+            failures.note_proof(&(address, Some(key(n))));
+            failures.note_proof(&(address, None));
+        }
+        let last = key(2 * u32::try_from(MAX_SOURCES).unwrap() - 1);
+        let counts = lock(&failures.counts);
+        assert_eq!((counts.proved_at.len(), counts.proved_at.get(&last)), (MAX_SOURCES, Some(&address)));
     }
 }

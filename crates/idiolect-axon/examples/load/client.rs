@@ -164,7 +164,7 @@ struct Session {
 
 impl Session {
     fn new(caller: usize) -> anyhow::Result<Self> {
-        let sender = Arc::new(Keypair::from_uri(&format!("//Bob//{caller}"))?);
+        let sender = Arc::new(caller_key(caller)?);
         let receiver = Keypair::from_uri("//Alice")?.hotkey();
         Ok(Self { sender, receiver, id: new_session_id(), began: Instant::now() })
     }
@@ -182,6 +182,11 @@ impl Session {
     fn counter(&self) -> anyhow::Result<i128> {
         Ok(i128::try_from(self.began.elapsed().as_nanos())?)
     }
+}
+
+/// Returns the key of the `nth` caller.
+pub(crate) fn caller_key(nth: usize) -> anyhow::Result<Keypair> {
+    Ok(Keypair::from_uri(&format!("//Bob//{nth}"))?)
 }
 
 /// With the time in it, as Bittensor's have.

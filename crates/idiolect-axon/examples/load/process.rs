@@ -26,11 +26,14 @@ impl Server {
         Ok(Self { address, child, said: Some(said) })
     }
 
-    /// Starts a miner with the echo backend, which answers every caller that proves a key.
+    /// Starts a miner with the echo backend, which answers the callers of this program.
     pub(crate) async fn start_miner(program: &Path, data: &Path) -> anyhow::Result<Self> {
         let ready = data.join("ready.json");
         let mut command = Command::new(program);
-        command.args(["--backend", "echo", "--hotkey-uri", "//Alice", "--blacklist.allow", "any"]);
+        command.args(["--backend", "echo", "--hotkey-uri", "//Alice", "--blacklist.allow"]);
+        for nth in 0..crate::N_KEYS {
+            command.arg(crate::client::caller_key(nth)?.hotkey().to_string());
+        }
         command.args(["--axon.port", "0", "--metrics.addr", "127.0.0.1:0", "--data-dir"]).arg(data);
         command.arg("--ready-file").arg(&ready).stdin(Stdio::null()).stdout(Stdio::null());
         let mut server = Self { address: ([127, 0, 0, 1], 0).into(), child: command.spawn()?, said: None };

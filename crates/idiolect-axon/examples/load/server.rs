@@ -11,6 +11,8 @@ use idiolect_protocol::{Keypair, Limits, SystemClock, Verifier};
 use sqlx::SqlitePool;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 
+use crate::client::caller_key;
+
 #[derive(Debug)]
 struct Echo;
 
@@ -53,7 +55,9 @@ pub(crate) async fn serve() -> anyhow::Result<()> {
     let clock = Arc::new(SystemClock);
     let (nonces, persister) = NoncePersister::open(pool, &own, 1_000_000, clock.clone()).await?;
     let verifier = Verifier::new(own, Limits::default(), clock, Arc::clone(&nonces));
-    let policy = StandardPolicy::new(own, Rules { allow_any: true, ..Rules::default() }, None);
+    // Callers that the miner knows, as it knows validators.
+    let allow = (0..crate::N_KEYS).map(|nth| Ok(caller_key(nth)?.hotkey())).collect::<anyhow::Result<_>>()?;
+    let policy = StandardPolicy::new(own, Rules { allow, ..Rules::default() }, None);
     let config = AxonConfig { listen: "127.0.0.1:0".parse()?, ..AxonConfig::default() };
     let axon = Axon::bind(config, verifier, Arc::new(policy), Arc::new(Echo)).await?.signed_by(Arc::new(key));
     println!("{} {}", axon.local_addr(), std::process::id());

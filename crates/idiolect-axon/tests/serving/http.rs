@@ -239,6 +239,11 @@ async fn bodies_other_than_the_signed_one_are_refused() {
     check(b"{", 400, "JSON").await;
     check(b"", 400, "JSON").await;
     check(b"\"\xff\"", 400, "UTF-8").await;
+    // Bad UTF-8 within a message of a body that is sound otherwise, and characters that are none.
+    check(b"{\"roles\": [\"user\"], \"messages\": [\"h\xff\"]}", 400, "UTF-8").await;
+    check(b"{\"roles\": [\"user\"], \"messages\": [\"\xed\xa0\x80\"]}", 400, "UTF-8").await;
+    check(b"{\"roles\": [\"user\xc3\"], \"messages\": [\"hi\"]}", 400, "UTF-8").await;
+    check(br#"{"roles": ["user"], "messages": ["\ud800"]}"#, 400, "messages").await;
     assert!(served.echo.calls.lock().unwrap().is_empty());
 }
 
@@ -253,9 +258,46 @@ async fn unknown_roles_and_empty_prompts_are_named() {
     };
     assert_eq!(send(json!(["robot"]), &["hi"]).await.0, 400);
     assert!(send(json!(["robot"]), &["hi"]).await.1.contains("unknown role \"robot\""));
-    assert_eq!(send(json!([]), &[]).await, (400, "no message with any text".to_owned()));
+    assert_eq!(send(json!(["user"]), &[]).await, (400, "1 roles for 0 messages".to_owned()));
+    assert_eq!(send(json!([]), &["hi"]).await, (400, "0 roles for 1 messages".to_owned()));
+    assert_eq!(send(json!(["user"]), &[""]).await, (400, "no message with any text".to_owned()));
     assert_eq!(send(json!(["user"]), &["  "]).await, (400, "no message with any text".to_owned()));
     assert_eq!(send(json!(["user"]), &["a", "b"]).await, (400, "1 roles for 2 messages".to_owned()));
+}
+
+#[tokio::test]
+async fn empty_lists_ask_nothing_and_are_told_nothing() {
+    let served = Setup::default().serve().await;
+    for (name, kind) in [("Prompting", "application/json"), ("StreamPrompting", "text/event-stream")] {
+        let answer = SynapseRequest::prompt(name, &[]).send(&served).await;
+        assert_eq!((answer.status, answer.header("content-type")), (200, Some(kind)), "{name}");
+        assert_eq!(answer.header("bt_header_axon_status_message"), Some("Success"));
+        match name {
+            "Prompting" => {
+                let body = answer.json();
+                assert_eq!(
+                    (&body["completion"], &body["roles"], &body["messages"]),
+                    (&json!(""), &json!([]), &json!([]))
+                );
+            }
+            _ => assert_eq!(answer.text(), ""),
+        }
+    }
+    // The proof, policy and body hash come first as ever.
+    let denied = Keypair::from_uri("//Mallory").unwrap();
+    let body = json!({"roles": [], "messages": []});
+    let empty = body_hash(&[[String::new(); 0].as_slice()]);
+    assert_eq!(SynapseRequest::signed(&denied, "Prompting", &body, &empty).send(&served).await.status, 403);
+    assert_eq!(
+        SynapseRequest::signed(&bob(), "Prompting", &body, &body_hash(&[["x".to_owned()].as_slice()]))
+            .send(&served)
+            .await
+            .status,
+        401
+    );
+    let forged = SynapseRequest::prompt("Prompting", &[]).header("bt_header_dendrite_nonce", "1");
+    assert_eq!(forged.send(&served).await.status, 401);
+    assert!(served.echo.calls.lock().unwrap().is_empty(), "nobody was asked");
 }
 
 #[tokio::test]
@@ -285,6 +327,17 @@ async fn failures_have_their_status_and_are_never_completions() {
         }
     }
     assert_eq!(ask(&served, "Prompting", "hi").await.status, 200, "it goes on after failures");
+}
+
+/// A reference miner that was told to end with its first failure ended with its first success.
+#[tokio::test]
+async fn it_goes_on_after_a_success_and_after_a_failure() {
+    let served = Setup::default().serve().await;
+    for (prompt, status) in [("hi", 200), ("hi", 200), ("fail internal", 500), ("hi", 200), ("panic", 500), ("hi", 200)]
+    {
+        assert_eq!(ask(&served, "Prompting", prompt).await.status, status, "{prompt}");
+        assert!(served.is_running());
+    }
 }
 
 #[tokio::test]

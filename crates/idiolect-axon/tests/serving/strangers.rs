@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use idiolect_axon::policy::{Rate, Rules};
 use idiolect_protocol::body_hash::body_hash;
 use idiolect_protocol::pb::{ForwardTextPromptingRequest, ForwardTextPromptingResponse};
-use idiolect_protocol::{Keypair, epistula};
+use idiolect_protocol::{Keypair, NonceStore, epistula};
 use prost::Message as _;
 use serde_json::json;
 use tokio::task::JoinHandle;
@@ -334,4 +335,32 @@ async fn framing_that_two_readers_could_read_in_two_ways_ends_the_connection() {
         assert_eq!(answer.status, 400, "{head}");
         assert!(!String::from_utf8_lossy(&answer.body).contains("HTTP/1.1"), "{head}: two answers");
     }
+}
+
+#[tokio::test]
+async fn strangers_of_a_miner_open_to_anybody_leave_half_of_the_nonce_store_to_known_keys() {
+    let charlie = Keypair::from_uri("//Charlie").unwrap();
+    let rules = Rules { allow_any: true, allow: [charlie.hotkey()].into(), ..Rules::default() };
+    let nonces = Arc::new(NonceStore::new(40));
+    let served = Setup { policy: policy(rules), nonces: nonces.clone(), ..Setup::default() }.serve().await;
+    let body = json!({"roles": ["user"], "messages": ["hi"]});
+    let hash = body_hash(&[["hi".to_owned()].as_slice()]);
+    let ask = async |key: &Keypair| SynapseRequest::signed(key, "Prompting", &body, &hash).send(&served).await.status;
+    // Each is another key, and each request a session of its own.
+    for _ in 0..20 {
+        assert_eq!(ask(&Keypair::generate()).await, 200);
+    }
+    for _ in 0..3 {
+        assert_eq!(ask(&Keypair::generate()).await, 503, "their half is taken");
+    }
+    // A known key has its quarter all the same, and no more than that.
+    for _ in 0..10 {
+        assert_eq!(ask(&charlie).await, 200);
+    }
+    assert_eq!(ask(&charlie).await, 503);
+    // Over gRPC strangers find no room either, and what is kept stays within the bounds.
+    let metadata = grpc_metadata(&Keypair::generate(), &alice().hotkey());
+    assert_ne!(grpc(served.address, "/TextPrompting/Forward", &metadata, &forward()).await.status, 0);
+    assert_eq!(nonces.len(), 30);
+    assert_eq!(served.echo.calls.lock().unwrap().len(), 30);
 }
