@@ -6,6 +6,7 @@ mod drain;
 mod networks;
 mod provenance;
 mod real_models;
+mod reference_miners;
 mod restart;
 mod selfquery;
 mod support;

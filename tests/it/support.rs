@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use idiolect_miner::app::Miner;
@@ -143,10 +142,10 @@ pub(crate) fn signed_chat(node: &Node, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// A server that speaks enough of the OpenAI API, after a pause.
+/// A server that speaks enough of the OpenAI API, after a pause, and keeps what it was asked.
 pub(crate) struct FakeOpenAi {
     pub(crate) url: String,
-    asked: Arc<AtomicUsize>,
+    bodies: Arc<Mutex<Vec<Value>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -154,19 +153,24 @@ impl FakeOpenAi {
     pub(crate) async fn start(pause: Duration) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let url = format!("http://{}/v1", listener.local_addr().expect("an address"));
-        let asked = Arc::new(AtomicUsize::new(0));
-        let counter = Arc::clone(&asked);
+        let bodies = Arc::<Mutex<Vec<Value>>>::default();
+        let kept = Arc::clone(&bodies);
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(converse(stream, pause, Arc::clone(&counter)));
+                tokio::spawn(converse(stream, pause, Arc::clone(&kept)));
             }
         });
-        Self { url, asked, task }
+        Self { url, bodies, task }
     }
 
     /// Returns how many completions it was asked for.
     pub(crate) fn n_asked(&self) -> usize {
-        self.asked.load(Ordering::SeqCst)
+        self.bodies.lock().expect("unpoisoned").len()
+    }
+
+    /// Returns the bodies of the requests for completions.
+    pub(crate) fn bodies(&self) -> Vec<Value> {
+        self.bodies.lock().expect("unpoisoned").clone()
     }
 }
 
@@ -176,7 +180,7 @@ impl Drop for FakeOpenAi {
     }
 }
 
-async fn converse(mut stream: TcpStream, pause: Duration, asked: Arc<AtomicUsize>) -> Option<()> {
+async fn converse(mut stream: TcpStream, pause: Duration, kept: Arc<Mutex<Vec<Value>>>) -> Option<()> {
     let mut buffer = Vec::new();
     loop {
         let head_end = loop {
@@ -200,7 +204,7 @@ async fn converse(mut stream: TcpStream, pause: Duration, asked: Arc<AtomicUsize
         let (kind, answer) = if head.starts_with("get ") {
             ("application/json", json!({ "object": "list", "data": [{ "id": "fake", "object": "model" }] }).to_string())
         } else {
-            asked.fetch_add(1, Ordering::SeqCst);
+            kept.lock().expect("unpoisoned").push(body.clone());
             tokio::time::sleep(pause).await;
             completion(&body)
         };
@@ -213,7 +217,7 @@ async fn converse(mut stream: TcpStream, pause: Duration, asked: Arc<AtomicUsize
 fn completion(body: &Value) -> (&'static str, String) {
     let n = body["n"].as_u64().unwrap_or(1);
     let usage = json!({ "prompt_tokens": 9, "completion_tokens": 12 * n, "total_tokens": 9 + 12 * n });
-    let said = |i: u64| format!("Reply number {i} of the far server, which knows what it says.");
+    let said = |i: u64| format!("Reply number {i} of the far server: it knows what it says at 10:{i}0.");
     if body["stream"].as_bool() != Some(true) {
         let choices: Vec<Value> = (0..n)
             .map(|i| json!({ "index": i, "finish_reason": "stop", "message": { "role": "assistant", "content": said(i) } }))

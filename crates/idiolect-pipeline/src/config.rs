@@ -56,7 +56,8 @@ pub struct PipelineConfig {
     pub candidates: usize,
     /// Recipes that share them, at least 1; the first is the no-op.
     pub recipes: usize,
-    /// Sampling of candidates, unless the caller dictates it. Its `seed` and `logprobs` are not used.
+    /// Sampling of candidates, unless the caller dictates it. Where it has a `seed`, that is every prompt's, so that the same
+    /// prompt gets the same candidates of a backend that keeps seeds. Its `logprobs` are not used.
     pub sampling: Sampling,
     /// Most tokens that a caller may dictate.
     pub max_dictated_tokens: u32,

@@ -286,8 +286,10 @@ impl Pipeline {
             let rest = if i == 0 { n_candidates % n_recipes } else { 0 };
             let mut sampling = sampling.clone();
             recipe.apply_sampling(&mut sampling);
-            if job.dictated.is_none() && capabilities.seed {
-                sampling.seed = Some(seed.wrapping_add(i as u64 * SEEDS_APART));
+            if job.dictated.is_none() {
+                // A seed of our own is no use to a backend that does not keep it; one that was configured is for the backend to judge.
+                let first = self.config.sampling.seed.or(capabilities.seed.then_some(seed));
+                sampling.seed = first.map(|first| first.wrapping_add(i as u64 * SEEDS_APART));
             }
             sampling.logprobs = logprobs;
             let messages = recipe.apply(&job.messages);

@@ -135,6 +135,21 @@ async fn a_store_that_does_not_keep_up_delays_no_reply() {
     assert!((3..20).contains(&n_kept), "{n_kept} of 43");
 }
 
+/// A reference miner ended its loop over a line for its log.
+#[tokio::test]
+async fn a_store_that_fails_costs_no_reply() {
+    let dir = tempfile::tempdir().unwrap();
+    let broken = pool(dir.path()).await;
+    let parts = Parts { store: Some(broken.clone()), ..parts(Scripted::new(vec![says(SKY), says(OTHER)])) };
+    let pipeline = Pipeline::start(config(2), parts).await.unwrap();
+    broken.close().await;
+    for _ in 0..5 {
+        assert!(!pipeline.answer(ask()).await.unwrap().reply.completions[0].is_empty());
+    }
+    pipeline.flush().await;
+    assert!(!pipeline.answer(ask()).await.unwrap().reply.completions[0].is_empty());
+}
+
 #[tokio::test]
 async fn rewards_stand_beside_the_callers_own_reply() {
     let dir = tempfile::tempdir().unwrap();

@@ -105,6 +105,24 @@ async fn one_seed_draws_alike_and_two_do_not() {
 }
 
 #[tokio::test]
+async fn a_configured_seed_is_the_seed_of_every_prompt() {
+    for backend in [Scripted::new(vec![says(SKY)]), Scripted::new(vec![says(SKY)]).without_seeds()] {
+        let backend = Arc::new(backend);
+        let parts = Parts { library: Arc::new(Library::built_in()), ..Parts::new(backend.clone()) };
+        let mut config = PipelineConfig { recipes: 2, ..config(4) };
+        config.sampling.seed = Some(11);
+        let pipeline = Pipeline::start(config, parts).await.unwrap();
+        for _ in 0..2 {
+            pipeline.answer(ask()).await.unwrap();
+        }
+        let seeds: Vec<_> = backend.requests().iter().map(|request| request.sampling.seed.unwrap()).collect();
+        assert_eq!((seeds[0], seeds.len()), (11, 4));
+        assert_eq!(seeds[..2], seeds[2..], "the same again");
+        assert_ne!(seeds[0], seeds[1], "the recipes of one prompt draw apart");
+    }
+}
+
+#[tokio::test]
 async fn several_completions_are_the_best_different_ones() {
     let script = vec![says(SKY), says(SKY), says(OTHER), says(SKY_AGAIN)];
     let pipeline = start(4, parts(Scripted::new(script))).await;
@@ -148,6 +166,18 @@ async fn what_reference_miners_get_wrong() {
     assert!(request.sampling.max_tokens >= 200);
     assert_eq!(answer.reply.completions, ["At noon: look up. At 10:30: look east. Ratio 3:1"]);
     assert_eq!(answer.provenance.n_messages, 4);
+}
+
+/// A reference miner with a cache of prompts refused every prompt, since it took the question whether one is cached for
+/// the answer to it.
+#[tokio::test]
+async fn a_prompt_asked_again_is_answered_anew() {
+    let backend = Arc::new(Scripted::new(vec![says(SKY), says(OTHER)]));
+    let pipeline = start(1, Parts::new(backend.clone())).await;
+    for (n_asked, expected) in [(1, SKY), (2, OTHER), (3, SKY)] {
+        assert_eq!(pipeline.answer(ask()).await.unwrap().reply.completions, [expected]);
+        assert_eq!(backend.requests().len(), n_asked);
+    }
 }
 
 #[tokio::test]
