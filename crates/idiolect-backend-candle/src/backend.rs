@@ -19,6 +19,7 @@ use crate::device::{DeviceChoice, OpenDevice};
 use crate::engine::{Engine, Settings, TensorSettings, Tensors, Transformer};
 use crate::error::{LoadError, guard};
 use crate::intake::{Answer, Intake, Job, Queue};
+use crate::measure::measure;
 use crate::prompt::{Prompter, count};
 use crate::sampling::Texts;
 use crate::speed::{Meter, Speed};
@@ -41,7 +42,7 @@ const MIN_KV_TOKENS: usize = 16;
 /// says does not depend on the others.
 ///
 /// Deadlines: a request is given as many candidates as can be expected to end in time, going by the
-/// [speed](Self::speed) measured so far, but two at least, and memory for the tokens that there is time for rather than for
+/// [speed](Self::speed) measured so far (at first when the model was loaded), but two at least, and memory for the tokens that there is time for rather than for
 /// all that it asks for. While they grow, more is set aside where there turns out to be time for more, and the worst are given
 /// up where that lets the others end; at the deadline, all are. What is given up is part of the answer, with
 /// [`FinishReason::Deadline`].
@@ -201,7 +202,7 @@ pub(crate) struct Names {
 
 /// Makes what prepares requests and what answers them.
 pub(crate) fn assemble<E: Engine>(
-    engine: E,
+    mut engine: E,
     prompter: Prompter,
     banned: Vec<u32>,
     model: String,
@@ -216,11 +217,14 @@ pub(crate) fn assemble<E: Engine>(
         let reason = format!("max_kv_bytes is {allowed}, this model takes {least} for {tokens} tokens");
         return Err(LoadError::Config(reason));
     }
-    let (prompter, meter) = (Arc::new(prompter), Arc::new(Mutex::new(Meter::default())));
+    let portions = config.max_kv_bytes / portion.bytes.max(1);
+    let meter = Arc::new(Mutex::new(measure(&mut engine, portions, &clock)));
+    let prompter = Arc::new(prompter);
     let intake = Intake {
         prompter: Arc::clone(&prompter),
         portion,
         max_kv_bytes: config.max_kv_bytes,
+        max_batch: config.max_batch,
         vocabulary: engine.vocabulary(),
         preset: config.preset,
         texts: Texts::default(),
@@ -233,7 +237,7 @@ pub(crate) fn assemble<E: Engine>(
         name: config.name.clone(),
         model,
         banned,
-        portions: config.max_kv_bytes / portion.bytes.max(1),
+        portions,
         max_batch: config.max_batch,
         meter,
         clock,
@@ -472,7 +476,7 @@ mod tests {
     async fn the_engine_on_tensors_keeps_the_contract() {
         let backend = std::sync::Arc::new(on_tensors());
         let conformance = Conformance::new(move || std::sync::Arc::clone(&backend) as std::sync::Arc<dyn Backend>);
-        conformance.slack(Duration::from_secs(3)).run().await;
+        conformance.slack(Duration::from_secs(10)).run().await;
     }
 
     #[test]

@@ -42,8 +42,11 @@ pub struct CandleConfig {
     ///
     /// A request takes its share for each token of the prompt, and the same for each token of each candidate: 23 KB with
     /// a 135M-parameter model in half precision, 64 to 256 KB with one of 8 billion. One that might take more than this,
-    /// were all its candidates to run to their full length, or as far as its deadline lets them once speeds are known, is
+    /// were all its candidates to run to their full length, or as far as its deadline lets them at the speed measured, is
     /// refused as invalid before any of it is allocated; one that fits, but not beside those that run, waits for them.
+    ///
+    /// What is computed on the way comes on top of it. On cards, where that is largest, scores of attention are computed in
+    /// pieces, which take 256 MiB at most, or what one row of a context takes where that is more.
     pub max_kv_bytes: u64,
     /// Most of that memory that may hold what prompts began with, for later prompts that begin alike, in bytes; 0 keeps
     /// nothing. `None`, the default, takes 128 MiB, or all of that memory where it is less. It is given up whenever a request
@@ -53,8 +56,8 @@ pub struct CandleConfig {
     pub queue: usize,
     /// Candidates, of all requests together, that may grow side by side. Default 64, 1 to 65,536.
     ///
-    /// It bounds what is computed at once, not what may be asked for, which is [`max_candidates`](Self::max_candidates): a
-    /// request for more candidates than this is served too, all of them side by side, but alone.
+    /// It bounds what is computed at once, not what may be asked for, which is [`max_candidates`](Self::max_candidates): of a
+    /// request for more candidates than this so many are grown at a time, one lot after the other.
     pub max_batch: usize,
     /// Most candidates of one request; more are refused as invalid. Default 64, 1 to 65,536.
     pub max_candidates: usize,

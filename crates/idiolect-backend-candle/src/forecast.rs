@@ -5,7 +5,7 @@
 //! those few would reach. Their length is what the time that is left allows, and half as much again: memory is set aside
 //! for that, and not for all that was asked for. Where it goes faster than expected, more is set aside on the way.
 //!
-//! Without a deadline, or before any speed was measured, a request is given what it asks for.
+//! Without a deadline, or where no speed could be measured, a request is given what it asks for.
 
 use std::time::Duration;
 

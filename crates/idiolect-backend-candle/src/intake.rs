@@ -125,6 +125,8 @@ pub(crate) struct Intake {
     pub(crate) portion: Portion,
     /// Most bytes of keys and values, and of rows of logits that are kept for callers.
     pub(crate) max_kv_bytes: u64,
+    /// Candidates that may grow side by side.
+    pub(crate) max_batch: usize,
     /// Logits of a row.
     pub(crate) vocabulary: usize,
     /// The order of stages for requests without a chain of their own.
@@ -228,7 +230,7 @@ impl Intake {
     /// Refuses what would take more memory than there is, in the time that it has.
     fn check_memory(&self, prompt: usize, request: &Request, room: usize) -> Result<(), Error> {
         let left = request.deadline.map(|deadline| deadline.saturating_duration_since(self.clock.now()));
-        let wish = Wish { n: request.n, prompt, room, left };
+        let wish = Wish { n: request.n.min(self.max_batch), prompt, room, left };
         let share = {
             let meter = self.meter.lock().unwrap_or_else(PoisonError::into_inner);
             Forecast { meter: &meter, ahead: 0, others: 0, usual: None }.share(&wish)
@@ -301,6 +303,7 @@ mod tests {
             prompter: Arc::new(Prompter { tokenizer, template, context: 1 << 24 }),
             portion: Portion { tokens: 1, bytes: 1 },
             max_kv_bytes: 1 << 30,
+            max_batch: 64,
             vocabulary: 259,
             preset: Preset::LlamaCpp,
             texts: Texts::default(),

@@ -131,6 +131,7 @@ mod intake;
 mod kv_type;
 mod loader;
 mod math;
+mod measure;
 pub mod metrics;
 mod prompt;
 mod safetensors;

@@ -9,6 +9,7 @@ use crate::speed::Speed;
 const PROMPT_TOKENS: &str = "idiolect_candle_prompt_tokens_total";
 const TOKENS: &str = "idiolect_candle_tokens_total";
 const STEP_SECONDS: &str = "idiolect_candle_step_seconds";
+const DRAW_SECONDS: &str = "idiolect_candle_draw_seconds";
 const CANDIDATES: &str = "idiolect_candle_candidates";
 const WAITING: &str = "idiolect_candle_waiting_requests";
 const RESERVED: &str = "idiolect_candle_kv_reserved_bytes";
@@ -28,6 +29,11 @@ pub fn describe() {
         STEP_SECONDS,
         Unit::Seconds,
         "Time of a step, by `backend` and `kind` (decode, prefill, mixed)"
+    );
+    describe_histogram!(
+        DRAW_SECONDS,
+        Unit::Seconds,
+        "Part of a step's time that went into drawing tokens, by `backend` and `kind` (as of the step)"
     );
     describe_gauge!(CANDIDATES, "Candidates that grow side by side, by `backend`");
     describe_gauge!(WAITING, "Requests that wait for memory or for room in the batch, by `backend`");
@@ -70,14 +76,15 @@ impl Metrics {
         counter!(TOKENS, "backend" => self.backend.clone()).increment(n as u64);
     }
 
-    /// Takes note of a step.
-    pub(crate) fn step(&self, prompt_tokens: usize, candidates: usize, took: Duration) {
+    /// Takes note of a step, and of how much of its time drawing took.
+    pub(crate) fn step(&self, prompt_tokens: usize, candidates: usize, took: Duration, drew: Duration) {
         let kind = match (prompt_tokens, candidates) {
             (0, _) => "decode",
             (_, 0) => "prefill",
             _ => "mixed",
         };
         histogram!(STEP_SECONDS, "backend" => self.backend.clone(), "kind" => kind).record(took);
+        histogram!(DRAW_SECONDS, "backend" => self.backend.clone(), "kind" => kind).record(drew);
     }
 
     /// Says what the engine is busy with.

@@ -191,6 +191,7 @@ fn turns(messages: &[Message]) -> Vec<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::Stopwatch;
 
     #[test]
     fn turns_leave_out_system_and_the_last_question() {
@@ -227,7 +228,7 @@ mod tests {
             " ".repeat((1 << 20) - 1) + "x",
         ];
         for text in texts {
-            let began = std::time::Instant::now();
+            let began = Stopwatch::start();
             let error = prompter.prompt(&[Message::user(text.as_str())], 160).unwrap_err();
             let took = began.elapsed();
             assert!(matches!(error, Error::ContextTooLong { prompt_tokens, .. } if prompt_tokens > 4096), "{error}");
@@ -244,7 +245,7 @@ mod tests {
             messages.push(Message::assistant(format!("Answer {n}.")));
         }
         messages.push(Message::user("What was that?"));
-        let began = std::time::Instant::now();
+        let began = Stopwatch::start();
         let prompt = prompter.prompt(&messages, 100).unwrap();
         assert!(began.elapsed().as_millis() < 1500, "{:?}", began.elapsed());
         assert!(prompt.tokens.len() <= 924 && prompt.tokens.len() > 924 - 140, "{}", prompt.tokens.len());

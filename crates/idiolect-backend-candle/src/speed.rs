@@ -19,7 +19,7 @@ const SIZES: usize = 10;
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Speed {
-    /// Prompt tokens a second; `None` before any were computed.
+    /// Prompt tokens a second; `None` where none could be computed.
     pub prefill_tokens_per_second: Option<f64>,
     /// Tokens a second by how many candidates grew side by side, fewest first; only what was seen.
     pub decode: Vec<DecodeSpeed>,

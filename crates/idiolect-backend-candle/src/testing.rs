@@ -4,6 +4,7 @@ pub(crate) mod family;
 pub(crate) mod script;
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -20,6 +21,29 @@ pub(crate) fn data(name: &str) -> PathBuf {
 pub(crate) fn smollm2() -> PathBuf {
     let files = idiolect_models::testing::model("smollm2-135m").expect("the default model");
     files.weights().expect("a weights file").to_owned()
+}
+
+/// Measures what this thread computes: the time that it has a core, where the system tells, whatever else the machine has
+/// to do.
+#[derive(Debug)]
+pub(crate) struct Stopwatch {
+    began: Instant,
+    nanos: Option<u64>,
+}
+
+impl Stopwatch {
+    pub(crate) fn start() -> Self {
+        Self { began: Instant::now(), nanos: Self::nanos() }
+    }
+
+    fn nanos() -> Option<u64> {
+        std::fs::read_to_string("/proc/thread-self/schedstat").ok()?.split_whitespace().next()?.parse().ok()
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        let busy = Self::nanos().zip(self.nanos).map(|(now, then)| Duration::from_nanos(now.saturating_sub(then)));
+        busy.unwrap_or_else(|| self.began.elapsed())
+    }
 }
 
 /// A GGUF file to be written.

@@ -7,7 +7,8 @@
 //!
 //! Memory is set aside before a request is let in, for what it can come to need: all that it asks for, or what it has time
 //! for until its deadline, and more on the way where it turns out to have time for more ([`crate::forecast`]). What does not
-//! fit waits in line, and what is behind it waits, too: many small requests cannot keep a large one out.
+//! fit waits in line, and what is behind it waits, too: many small requests cannot keep a large one out, and neither can one
+//! that has time for more than was expected: it is given no memory that somebody of an earlier rank waits for.
 
 mod admission;
 mod deadline;
@@ -87,9 +88,8 @@ impl<E: Engine> Desk<E> {
     /// Does the next of what there is to do.
     fn turn(&mut self) {
         self.dismiss();
-        if self.extend() {
-            self.admit();
-        }
+        let lacks = self.extend();
+        self.admit(lacks);
         let plan = self.plan();
         // When somebody leaves, what is to be done is another thing.
         if self.mind_deadlines(&plan) {

@@ -32,6 +32,20 @@ pub(crate) enum EngineError {
     /// More tokens than a sequence may have, or a token that the vocabulary does not have.
     #[error("{0}")]
     Misuse(&'static str),
+    /// One sequence cannot grow.
+    #[error("{reason}")]
+    Sequence { seq: Seq, reason: String },
+}
+
+impl EngineError {
+    /// Notes which sequence this concerns, if that is known now and was not.
+    fn of(self, seq: Option<Seq>) -> Self {
+        match (self, seq) {
+            (known @ Self::Sequence { .. }, _) => known,
+            (other, Some(seq)) => Self::Sequence { seq, reason: other.to_string() },
+            (other, None) => other,
+        }
+    }
 }
 
 /// A sequence of an engine, from [`Engine::begin`] or [`Engine::fork`] to [`Engine::release`].
@@ -97,7 +111,9 @@ pub(crate) trait Engine: std::fmt::Debug + Send + 'static {
     /// Computes tokens of several sequences, each of which is there once. All forks that one sequence has are fed or
     /// released from one call to the next.
     ///
-    /// After an error the sequences fed are good for nothing but their release.
+    /// After an error the sequences fed are good for nothing but their release. But where it is that of one sequence
+    /// ([`EngineError::Sequence`]), this holds for those of that sequence's prompt alone: nothing was computed of the others,
+    /// which may be fed the same again when these are released.
     fn forward(&mut self, feeds: &[Feed<'_>]) -> Result<(), EngineError>;
 
     /// Returns the rows of logits that the last [`forward`](Self::forward) was asked for, in the order of its feeds.

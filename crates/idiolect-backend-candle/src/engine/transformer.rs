@@ -461,7 +461,7 @@ impl Engine for Transformer {
             if feed.tokens.is_empty() || feed.tokens.iter().any(|token| *token as usize >= vocabulary) {
                 return Err(EngineError::Misuse("a token is beyond the vocabulary, or there is none"));
             }
-            self.make_room(feed.seq, feed.tokens.len())?;
+            self.make_room(feed.seq, feed.tokens.len()).map_err(|error| error.of(Some(feed.seq)))?;
         }
         if feeds.is_empty() {
             self.board.logits.clear();

@@ -43,6 +43,8 @@ const FAULTY: usize = 100;
 pub(crate) enum Fault {
     NotANumber,
     Panic,
+    /// Its sequence cannot grow.
+    Refused,
     /// A step takes 20 ms more.
     Slow,
 }
@@ -243,7 +245,7 @@ impl Scripted {
             match fault {
                 Fault::NotANumber => self.logits[begin + 3] = f32::NAN,
                 Fault::Panic => panic!("as told"),
-                Fault::Slow => {}
+                Fault::Slow | Fault::Refused => {}
             }
         }
     }
@@ -291,6 +293,14 @@ impl Engine for Scripted {
 
     fn forward(&mut self, feeds: &[Feed<'_>]) -> Result<(), EngineError> {
         self.logits.clear();
+        if let Some((Fault::Refused, after)) = self.script.fault {
+            let is_faulty = |of: &Sequence| of.prompt > FAULTY && of.tokens.saturating_sub(of.prompt) >= after;
+            if let Some(feed) =
+                feeds.iter().find(|feed| is_faulty(self.sequences[feed.seq.0 as usize].as_ref().unwrap()))
+            {
+                return Err(EngineError::Sequence { seq: feed.seq, reason: "as told".to_owned() });
+            }
+        }
         let mut step = Step { candidates: 0, prompt_tokens: 0, prompts: 0 };
         for (i, feed) in feeds.iter().enumerate() {
             assert!(feeds[..i].iter().all(|other| other.seq != feed.seq), "each sequence once");

@@ -3,7 +3,7 @@
 use idiolect_backend::{Error, Usage};
 
 use super::Desk;
-use super::run::{Failure, Growth, Judgement, Progress, Run, What};
+use super::run::{Failure, Growth, Judgement, Progress, Rank, Run, What};
 use crate::cost::{Cost, longest};
 use crate::engine::Engine;
 use crate::forecast::{Forecast, Share};
@@ -39,14 +39,18 @@ impl<E: Engine> Desk<E> {
         }
     }
 
-    /// Sets more memory aside for candidates that become longer than was expected. Returns whether all have what they need:
-    /// they come before those that are not in yet.
-    pub(super) fn extend(&mut self) -> bool {
+    /// Sets more memory aside for candidates that become longer than was expected. Returns who is the first that lacks some:
+    /// nobody behind it is let in before it has that.
+    ///
+    /// Whoever waits to be let in and comes before a candidate has the better claim on what is free.
+    pub(super) fn extend(&mut self) -> Option<Rank> {
         let now = self.worker.clock.now();
-        let mut enough = true;
-        for index in 0..self.runs.len() {
-            let others = self.n_beside(index);
-            let What::Generate(growth) = &self.runs[index].what else { continue };
+        let (mut lacks, mut index) = (None, 0);
+        while index < self.runs.len() {
+            let (others, rank) = (self.n_beside(index), self.runs[index].rank);
+            index += 1;
+            let at = index - 1;
+            let What::Generate(growth) = &self.runs[at].what else { continue };
             if growth.growing.is_empty() {
                 continue;
             }
@@ -54,37 +58,56 @@ impl<E: Engine> Desk<E> {
             let more = self.forecast(0, others, |forecast| forecast.more(drawn, length, n, &growth.wish(now)));
             let Some(more) = more else { continue };
             let (portion, prompt) = (self.worker.engine.portion(), growth.job.prompt.len());
-            let own = self.runs[index].reserved();
-            let free = self.worker.portions.saturating_sub(self.reserved()).saturating_add(own);
+            let others = self.reserved() - self.runs[at].reserved();
+            let free = self.worker.portions.saturating_sub(others).saturating_sub(self.claimed_before(rank));
             let longer = more.min(longest(portion, prompt, n, free));
-            enough &= longer >= more;
+            if longer < more {
+                lacks = lacks.or(Some(rank));
+            }
             if longer <= length {
                 continue;
             }
-            let What::Generate(growth) = &mut self.runs[index].what else { continue };
+            let What::Generate(growth) = &mut self.runs[at].what else { continue };
             let mut seqs = growth.growing.iter().map(|candidate| candidate.seq);
             if let Err(error) = seqs.try_for_each(|seq| self.worker.engine.allow(seq, longer)) {
-                self.fail(index, Failure::Error(Error::internal("the engine failed", error)));
-                // Those behind it move up, and are looked at before the next step.
-                return false;
+                self.fail(at, Failure::Error(Error::internal("the engine failed", error)));
+                // Those behind it move up.
+                index = at;
+                continue;
             }
             growth.length = longer;
             growth.cost = Cost::new(portion, prompt, longer);
         }
-        enough
+        lacks
     }
 
-    /// Lets in those that come first, as long as they fit.
-    pub(super) fn admit(&mut self) {
-        while let Some((_, first)) = self.waiting.first() {
+    /// Returns the portions that those need who wait to be let in and come before a rank.
+    fn claimed_before(&self, rank: Rank) -> u64 {
+        let before = self.waiting.iter().take_while(|(other, _)| *other < rank);
+        before
+            .map(|(_, arrival)| self.needs(arrival))
+            .fold(0, |sum, (share, cost)| sum.saturating_add(cost.of(share.n)))
+    }
+
+    /// Chooses what a request is given when it is let in, and what that takes.
+    fn needs(&self, arrival: &Arrival) -> (Share, Cost) {
+        match arrival {
+            Arrival::Generate(job) => {
+                let share = self.share(job, job.request.n);
+                (share, Cost::new(self.worker.engine.portion(), job.prompt.len(), share.length))
+            }
+            Arrival::Score(job) => (Share { n: 1, expected: 0, length: 0 }, job.cost),
+        }
+    }
+
+    /// Lets in those that come first, as long as they fit; nobody behind one who lacks memory.
+    pub(super) fn admit(&mut self, lacks: Option<Rank>) {
+        while let Some((rank, first)) = self.waiting.first() {
+            if lacks.is_some_and(|lacks| *rank > lacks) {
+                return;
+            }
             let places: usize = self.runs.iter().map(Run::n_places).sum();
-            let (share, cost) = match first {
-                Arrival::Generate(job) => {
-                    let share = self.share(job);
-                    (share, Cost::new(self.worker.engine.portion(), job.prompt.len(), share.length))
-                }
-                Arrival::Score(job) => (Share { n: 1, expected: 0, length: 0 }, job.cost),
-            };
+            let (share, cost) = self.needs(first);
             let fits = self.reserved().saturating_add(cost.of(share.n)) <= self.worker.portions
                 && places + share.n <= self.worker.max_batch;
             if !fits && !self.runs.is_empty() {
@@ -94,7 +117,7 @@ impl<E: Engine> Desk<E> {
             let what = match arrival {
                 Arrival::Generate(mut job) => {
                     job.place = None;
-                    self.metrics.cut("start", job.request.n - share.n);
+                    let later = self.later(job.request.n, share.n);
                     if job.request.deadline.is_some() {
                         self.metrics.planned(share.length);
                         let (asked_n, n, asked_length) = (job.request.n, share.n, job.room);
@@ -108,7 +131,9 @@ impl<E: Engine> Desk<E> {
                     };
                     What::Generate(Box::new(Growth {
                         job,
+                        first: 0,
                         n: share.n,
+                        later,
                         length: share.length,
                         cost,
                         prompt: Progress::Waits,
@@ -133,12 +158,21 @@ impl<E: Engine> Desk<E> {
         }
     }
 
-    /// Chooses what a request that comes next is given.
-    fn share(&self, job: &Generate) -> Share {
+    /// Chooses what a request of which `n` candidates are still to be drawn is given when it comes next.
+    pub(super) fn share(&self, job: &Generate, n: usize) -> Share {
         let ahead = self.runs.iter().map(Run::prompt_left).sum();
         let others = self.runs.iter().map(Run::n_to_grow).sum();
-        let (wish, portion) = (job.wish(job.request.n, self.worker.clock.now()), self.worker.engine.portion());
+        let (wish, portion) =
+            (job.wish(n.min(self.worker.max_batch), self.worker.clock.now()), self.worker.engine.portion());
         self.forecast(ahead, others, |forecast| forecast.share_of(&wish, portion, self.worker.portions))
+    }
+
+    /// Returns how many of `n` candidates are begun when the first `begun` have ended. There is time for no more where there
+    /// was none for as many as may grow side by side.
+    pub(super) fn later(&self, n: usize, begun: usize) -> usize {
+        let later = if begun == n.min(self.worker.max_batch) { n - begun } else { 0 };
+        self.metrics.cut("start", n - begun - later);
+        later
     }
 
     /// Counts the candidates that grow beside those of a run.

@@ -44,7 +44,12 @@ impl<E: Engine> Desk<E> {
             self.fail(index, Error::DeadlineExceeded.into());
             return;
         }
+        growth.later = 0;
         let all = growth.take_worst(0);
+        if all.is_empty() {
+            // Those that would have come next never began.
+            return self.close(index);
+        }
         self.give_up(index, all, "end");
     }
 

@@ -172,6 +172,11 @@ impl Part {
 }
 
 impl Plan {
+    /// Returns the run that a sequence of the plan is of.
+    pub(super) fn run_of(&self, runs: &[Run], seq: Seq) -> Option<usize> {
+        self.parts.iter().find(|part| part.feed(runs).is_some_and(|feed| feed.seq == seq)).map(Part::run)
+    }
+
     /// Returns the runs that have a part, in order.
     pub(super) fn runs(&self) -> Vec<usize> {
         let mut runs: Vec<usize> = self.parts.iter().map(Part::run).collect();

@@ -33,8 +33,12 @@ pub(super) enum What {
 /// A request for candidates at work.
 pub(super) struct Growth {
     pub(super) job: Generate,
-    /// Candidates that are drawn.
+    /// The first of the candidates that are drawn now.
+    pub(super) first: usize,
+    /// Candidates that are drawn now.
     pub(super) n: usize,
+    /// Candidates that are drawn when these have ended: more than may grow side by side were asked for.
+    pub(super) later: usize,
     /// Tokens of each that memory is set aside for.
     pub(super) length: usize,
     pub(super) cost: Cost,
@@ -191,7 +195,7 @@ impl Growth {
             candidate.row = row;
             candidate
         };
-        self.growing = (0..self.n).map(candidate).collect();
+        self.growing = (self.first..self.first + self.n).map(candidate).collect();
     }
 
     /// Tokens that each candidate has. They grow together.

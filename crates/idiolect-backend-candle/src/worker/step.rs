@@ -7,7 +7,7 @@ use super::plan::{Part, Plan};
 use super::run::{Failure, Growth, Judgement, Progress, What};
 use crate::assembly::Release;
 use crate::candidate::Candidate;
-use crate::engine::{Engine, Feed, Seq, Wants};
+use crate::engine::{Engine, EngineError, Feed, Seq, Wants};
 use crate::intake::{Answer, Scoring};
 use crate::prompt::count;
 use crate::sampling::DrawError;
@@ -26,27 +26,33 @@ impl<E: Engine> Desk<E> {
             engine.forward(&feeds)
         };
         if let Err(error) = outcome {
-            // It is not known whose fault it is.
+            let whose = match &error {
+                EngineError::Sequence { seq, .. } => plan.run_of(&self.runs, *seq),
+                _ => None,
+            };
             let reason = error.to_string();
-            for index in plan.runs().into_iter().rev() {
+            // Where it is not known whose fault it is, all fail; else the others take the step once more.
+            for index in whose.map_or_else(|| plan.runs(), |run| vec![run]).into_iter().rev() {
                 let error = Error::internal("the engine failed", std::io::Error::other(reason.clone()));
                 self.fail(index, error.into());
             }
             return;
         }
         self.advance(plan);
+        let computed = self.worker.clock.now();
         self.draw(plan);
-        for index in plan.runs().into_iter().rev() {
-            let outcome = self.settle(index);
-            let took = self.worker.clock.now().saturating_duration_since(began);
-            if let Some(What::Generate(growth)) = self.runs.get_mut(index).map(|run| &mut run.what) {
+        let drew = self.worker.clock.now().saturating_duration_since(computed);
+        let outcomes: Vec<_> = plan.runs().into_iter().rev().map(|index| (index, self.settle(index))).collect();
+        let took = self.worker.clock.now().saturating_duration_since(began);
+        self.with_meter(|meter| meter.note(plan.prompt_tokens, plan.candidates, took));
+        // Who hears that an answer is whole finds all of it counted.
+        self.metrics.step(plan.prompt_tokens, plan.candidates, took, drew);
+        for (index, outcome) in outcomes {
+            if let What::Generate(growth) = &mut self.runs[index].what {
                 growth.last_step = Some(took);
             }
             self.conclude(index, outcome);
         }
-        let took = self.worker.clock.now().saturating_duration_since(began);
-        self.with_meter(|meter| meter.note(plan.prompt_tokens, plan.candidates, took));
-        self.metrics.step(plan.prompt_tokens, plan.candidates, took);
         self.report();
     }
 
@@ -75,7 +81,9 @@ impl<E: Engine> Desk<E> {
                     }
                     match &mut runs[run].what {
                         What::Generate(growth) if wants == Wants::Last => {
-                            growth.usage.cached_tokens = count(cached);
+                            if growth.first == 0 {
+                                growth.usage.cached_tokens = count(cached);
+                            }
                             growth.prompt = Progress::Done;
                             growth.begin(seq, row, worker.prompter.tokenizer.has_dummy_space());
                             row += 1;
@@ -122,8 +130,8 @@ impl<E: Engine> Desk<E> {
         if growth.growing.is_empty() {
             return Ok(());
         }
-        let first = growth.job.answer.started.is_some();
-        if first && growth.job.request.deadline.is_some_and(|deadline| now >= deadline) {
+        let first = growth.drawn() == 0;
+        if growth.job.answer.started.is_some() && growth.job.request.deadline.is_some_and(|deadline| now >= deadline) {
             return Err(Error::DeadlineExceeded.into());
         }
         let mut ended = Vec::new();
@@ -212,9 +220,31 @@ impl<E: Engine> Desk<E> {
             What::Generate(growth) => matches!(growth.prompt, Progress::Done) && growth.growing.is_empty(),
             What::Score(_) => self.runs[index].prompt_left() == 0,
         };
-        if !done {
-            return;
+        if done && !self.go_on(index) {
+            self.close(index);
         }
+    }
+
+    /// Begins the next candidates of a request that wants more of them than may grow side by side. Says whether there are any.
+    fn go_on(&mut self, index: usize) -> bool {
+        let What::Generate(growth) = &self.runs[index].what else { return false };
+        let now = self.worker.clock.now();
+        if growth.later == 0 || growth.job.request.deadline.is_some_and(|deadline| now >= deadline) {
+            return false;
+        }
+        // No more than memory is set aside for.
+        let wanted = growth.later.min(growth.n);
+        let n = self.share(&growth.job, wanted).n;
+        let later = if n == wanted { growth.later - n } else { 0 };
+        self.metrics.cut("start", growth.later - n - later);
+        let What::Generate(growth) = &mut self.runs[index].what else { return false };
+        growth.first += growth.n;
+        (growth.n, growth.later, growth.prompt) = (n, later, Progress::Waits);
+        true
+    }
+
+    /// Ends a run whose answer is whole.
+    pub(super) fn close(&mut self, index: usize) {
         match self.end(index).what {
             What::Generate(growth) => {
                 let (model, backend) = (self.worker.model.clone(), self.worker.name.clone());

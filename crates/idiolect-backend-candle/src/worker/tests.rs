@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use idiolect_backend::{Completion, Error, Event, FinishReason, Message, Request, ScoreRequest};
 
 use self::stage::{Asked, Stage, request};
-use crate::testing::script::{Script, Step};
+use crate::testing::script::{Fault, Script, Step};
 
 fn lengths(answer: &Completion) -> Vec<u32> {
     answer.candidates.iter().map(|candidate| candidate.n_tokens).collect()
@@ -191,9 +191,11 @@ fn everything(stage: &Stage, n: usize, millis: u64) -> Request {
 #[test]
 fn memory_is_set_aside_for_what_there_is_time_for() {
     let mut stage = Stage::new(Script::paced(10_000, 0, 100), |config| config.max_kv_bytes = 500_000);
-    let error = stage.complete(&everything(&stage, 2, 400)).unwrap_err();
-    assert!(error.to_string().contains("500000 are allowed"), "before any speed is known: {error}");
-    stage.complete(&request("x", 2, 10)).unwrap();
+    // What it takes was measured before anybody asked.
+    let ask = everything(&stage, 2, 400);
+    let first = stage.complete(&ask).unwrap();
+    assert!(lengths(&first).iter().all(|n| *n >= 30), "{:?}", lengths(&first));
+    assert!(stage.script.now() <= ask.deadline.unwrap());
     let before = stage.n_steps();
     // Forty tokens each, half as many again and 32: two of these fit, and another.
     let asked = [0, 1].map(|_| stage.ask(&everything(&stage, 2, 400)));
@@ -258,6 +260,91 @@ fn check_waiting(ask: impl Fn(Request) -> Request) {
 #[test]
 fn who_needs_more_waits_for_others_to_leave() {
     check_waiting(|ask| ask);
+}
+
+#[cfg(feature = "constrained")]
+#[test]
+fn who_waits_in_the_middle_of_a_constraint_goes_on_with_it() {
+    let shape = idiolect_sampling::ConstraintSpec::Regex(r"([\]\^]_`?)*".to_owned());
+    check_waiting(|mut ask| {
+        ask.sampling.constraint = Some(shape.clone());
+        ask
+    });
+}
+
+#[test]
+fn memory_that_an_earlier_one_waits_for_is_not_given_to_later_ones() {
+    let mut stage = Stage::new(Script::paced(10_000, 0, 0), |config| config.max_kv_bytes = 1_000_000);
+    stage.script.step.store(1500, Ordering::Relaxed);
+    let half = stage.ask(&request("x", 2, 250));
+    stage.turn();
+    // Takes the rest, and wants what the first gives back after 375 ms, too.
+    let long = stage.ask(&everything(&stage, 2, 1800));
+    stage.turn();
+    // Needs more than is free before that.
+    let ask = stage.due(request("x", 2, 150), 1000);
+    let near = stage.ask(&ask);
+    stage.until(|_| near.is_answered());
+    assert!(stage.script.now() <= ask.deadline.unwrap());
+    let near = near.answer().unwrap();
+    assert_eq!(lengths(&near), [150; 2], "{near:?}");
+    assert!(!long.is_answered());
+    stage.run();
+    assert_eq!(lengths(&half.answer().unwrap()), [250; 2]);
+    let long = long.answer().unwrap();
+    assert!(lengths(&long).iter().all(|n| *n > 350), "it was given the rest afterwards: {:?}", lengths(&long));
+    assert_eq!(stage.script.n_sequences(), 0);
+}
+
+#[test]
+fn more_candidates_than_may_grow_side_by_side_take_turns() {
+    let all = Stage::paced(1000, 0, 100).complete(&request("x", 8, 12)).unwrap();
+    let mut stage = Stage::new(Script::paced(1000, 0, 100), |config| config.max_batch = 3);
+    let before = stage.n_steps();
+    let asked = stage.ask(&request("x", 8, 12));
+    let other = stage.ask(&request("x", 2, 3));
+    stage.run();
+    let answer = asked.answer().unwrap();
+    assert_eq!(stage.script.most_candidates(before), 3);
+    assert_eq!(answer.usage, all.usage);
+    for (candidate, whole) in answer.candidates.iter().zip(&all.candidates) {
+        assert_eq!(
+            (candidate.index, &candidate.text, candidate.finish_reason),
+            (whole.index, &whole.text, whole.finish_reason)
+        );
+    }
+    assert_eq!((answer.candidates.len(), lengths(&other.answer().unwrap())), (8, vec![3; 2]));
+    assert_eq!(stage.script.n_sequences(), 0);
+}
+
+#[test]
+fn turns_end_at_the_deadline() {
+    // A lot of three takes twenty steps of ten milliseconds.
+    for (millis, n) in [(150, 3), (300, 6), (390, 6), (450, 8), (2000, 8)] {
+        let mut stage = Stage::new(Script::paced(10_000, 0, 0), |config| config.max_batch = 3);
+        stage.complete(&request("x", 3, 4)).unwrap();
+        let ask = stage.due(request("x", 8, 20), millis);
+        let answer = stage.complete(&ask).unwrap();
+        assert!(stage.script.now() <= ask.deadline.unwrap(), "{millis} ms");
+        assert_eq!(answer.candidates.len(), n, "{millis} ms: {:?}", lengths(&answer));
+        assert_eq!(stage.script.n_sequences(), 0);
+    }
+}
+
+#[test]
+fn who_cannot_grow_ends_alone() {
+    for after in [0, 3] {
+        let mut stage = Stage::new(Script::failing(Fault::Refused, after), |_| ());
+        let sound = stage.ask(&request("x", 2, 20));
+        let refused = stage.ask(&request(&"x".repeat(100), 2, 20));
+        let last = stage.ask(&request("y", 1, 10));
+        stage.run();
+        assert_eq!(sound.answer().unwrap().candidates[1].text, "he".repeat(20));
+        assert_eq!(lengths(&last.answer().unwrap()), [10]);
+        let error = refused.answer().unwrap_err();
+        assert!(matches!(error, Error::Internal { .. }), "{error}");
+        assert_eq!(stage.script.n_sequences(), 0);
+    }
 }
 
 #[test]

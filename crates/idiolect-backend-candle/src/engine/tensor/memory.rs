@@ -43,6 +43,12 @@ impl Pair {
         Ok(Self { keys: first(&self.keys)?, values: first(&self.values)? })
     }
 
+    /// Returns a copy of what `n` continuations have for themselves.
+    pub(super) fn of(&self, first: usize, n: usize) -> Outcome<Self> {
+        let of = |tensor: &Tensor| tensor.narrow(1, first, n)?.contiguous();
+        Ok(Self { keys: of(&self.keys)?, values: of(&self.values)? })
+    }
+
     /// Returns a copy of the first `len` positions, which keeps no more memory than they take.
     pub(super) fn copied(&self, len: usize) -> Outcome<Self> {
         let first = self.first(len)?;
@@ -58,12 +64,46 @@ pub(super) struct Form {
     pub(super) head_width: usize,
     pub(super) dtype: DType,
     pub(super) device: Device,
+    #[cfg(test)]
+    pub(super) scarcity: Scarcity,
+}
+
+/// A device that has no more memory after so many tensors, as tests need it.
+#[cfg(test)]
+#[derive(Clone, Debug, Default)]
+pub(super) struct Scarcity(std::sync::Arc<std::sync::Mutex<Option<usize>>>);
+
+#[cfg(test)]
+impl Scarcity {
+    /// Lets so many more tensors be made; any number where that is `None`.
+    pub(super) fn after(&self, tensors: Option<usize>) {
+        *self.0.lock().unwrap() = tensors;
+    }
+
+    fn check(&self) -> Outcome<()> {
+        match &mut *self.0.lock().unwrap() {
+            Some(0) => Err(candle_core::Error::msg("out of memory, as told")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 impl Form {
     pub(super) fn new(params: &Params, dtype: DType, device: &Device) -> Self {
         let Params { kv_heads, head_width, .. } = *params;
-        Self { layers: params.layers.len(), kv_heads, head_width, dtype, device: device.clone() }
+        Self {
+            layers: params.layers.len(),
+            kv_heads,
+            head_width,
+            dtype,
+            device: device.clone(),
+            #[cfg(test)]
+            scarcity: Scarcity::default(),
+        }
     }
 
     /// Bytes that a token takes. One more layer than there are: while continuations are copied to where they have more room,
@@ -73,6 +113,13 @@ impl Form {
         (self.layers as u64 + 1) * layer
     }
 
+    /// Makes tensors that keys and values are to stay in.
+    pub(super) fn make(&self, pair: impl FnOnce() -> Outcome<Pair>) -> Outcome<Pair> {
+        #[cfg(test)]
+        self.scarcity.check()?;
+        pair()
+    }
+
     /// Makes room for a prompt, for all layers.
     pub(super) fn prompt(&self, tokens: usize) -> Outcome<Vec<Pair>> {
         self.pairs(&[self.kv_heads, tokens, self.head_width])
@@ -80,11 +127,11 @@ impl Form {
 
     /// Makes room for continuations, for one layer.
     pub(super) fn continuations(&self, n: usize, tokens: usize) -> Outcome<Pair> {
-        Pair::zeros(&[self.kv_heads, n, tokens, self.head_width], self.dtype, &self.device)
+        self.make(|| Pair::zeros(&[self.kv_heads, n, tokens, self.head_width], self.dtype, &self.device))
     }
 
     fn pairs(&self, shape: &[usize]) -> Outcome<Vec<Pair>> {
-        (0..self.layers).map(|_| Pair::zeros(shape, self.dtype, &self.device)).collect()
+        (0..self.layers).map(|_| self.make(|| Pair::zeros(shape, self.dtype, &self.device))).collect()
     }
 }
 
@@ -117,6 +164,11 @@ impl Memory {
     /// Says whether there is room for more tokens.
     pub(super) const fn fits(&self, tokens: usize) -> bool {
         tokens <= self.most.saturating_sub(self.taken)
+    }
+
+    #[cfg(test)]
+    pub(super) const fn taken(&self) -> usize {
+        self.taken
     }
 
     /// Notes that tokens were taken; not of segments, which note it themselves.
@@ -163,14 +215,17 @@ impl Memory {
         self.segment(id).is_ok_and(|segment| segment.holders == 1)
     }
 
-    /// Leaves only the first `tokens` of a segment.
+    /// Leaves only the first `tokens` of a segment. After an error these are there still, and the attempt may be repeated.
     pub(super) fn shrink(&mut self, id: SegmentId, tokens: usize) -> Result<(), EngineError> {
         let Some(segment) = self.segments.get_mut(id).and_then(Option::as_mut) else { return Err(GONE) };
         if tokens >= segment.capacity {
             return Ok(());
         }
         for pair in &mut segment.layers {
-            *pair = pair.copied(tokens)?;
+            // After an attempt for which there was no memory, some are shorter already.
+            if pair.len()? > tokens {
+                *pair = self.form.make(|| pair.copied(tokens))?;
+            }
         }
         self.taken = self.taken.saturating_sub(segment.capacity - tokens);
         segment.capacity = tokens;

@@ -93,6 +93,8 @@ pub(crate) struct Tensors {
     sequences: Slots<usize>,
     runs: Vec<Option<Run>>,
     logits: Vec<f32>,
+    /// Scores of attention that are computed at once.
+    most_scores: usize,
 }
 
 impl std::fmt::Debug for Tensors {
@@ -128,6 +130,7 @@ impl Tensors {
             sequences: Slots::default(),
             runs: Vec::new(),
             logits: Vec::new(),
+            most_scores: attention::SCORES,
         };
         // A device may lack a kernel for one of the file's formats, which shows only when it is used; and kernels for many
         // rows are others than those for few.

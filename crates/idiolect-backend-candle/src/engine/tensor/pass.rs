@@ -28,19 +28,24 @@ impl Tensors {
             .map(|group| {
                 let run = batch::run(runs, group.place)?;
                 let rows = if group.seqs.is_some() { 1 } else { group.n };
-                Ok((group, run, Masks::new(params, run.position(), rows, &model.device)?))
+                let masks = Masks::new(params, run.position(), rows, self.most_scores, &model.device)?;
+                Ok((group, run, masks))
             })
             .collect::<Result<_, EngineError>>()?;
         let attend = |layer: usize, heads: &Heads| {
             let is_last = layer + 1 == params.layers.len();
             let mut parts = Vec::with_capacity(groups.len());
             for (group, run, masks) in &groups {
-                let heads = heads.narrow(group.first, group.n)?;
-                let sight = run.store(memory, params, layer, &heads, masks)?;
-                let n = if is_last { group.last } else { group.n };
-                if n > 0 {
-                    parts.push(sight.attend(params, &heads.q.narrow(0, group.n - n, n)?)?);
-                }
+                let attend = || {
+                    let heads = heads.narrow(group.first, group.n)?;
+                    let sight = run.store(memory, params, layer, &heads, masks)?;
+                    let n = if is_last { group.last } else { group.n };
+                    let part = |n: usize| sight.attend(params, &heads.q.narrow(0, group.n - n, n)?);
+                    Ok((n > 0).then(|| part(n)).transpose()?)
+                };
+                // What a run stores here it stores again where the step is taken once more.
+                let outcome: Result<_, EngineError> = attend();
+                parts.extend(outcome.map_err(|error| error.of(run.any_seq()))?);
             }
             Ok(if parts.is_empty() { None } else { Some(Tensor::cat(&parts, 0)?) })
         };

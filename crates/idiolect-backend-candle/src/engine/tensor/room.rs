@@ -3,7 +3,7 @@
 use super::batch::{self, Batch};
 use super::kept::{FEWEST, common};
 use super::memory::{Memory, Path, SegmentId};
-use super::{EngineError, Tensors};
+use super::{EngineError, Seq, Tensors};
 
 /// Segments that a prompt may consist of; what would take more is copied into one.
 const MOST_SEGMENTS: usize = 3;
@@ -31,11 +31,17 @@ impl Tensors {
             return Ok(());
         }
         for run in runs.iter_mut().flatten() {
-            run.compact(memory)?;
+            // Where there is no memory to do that, nothing is given back, and that run is as it was.
+            if let Err(error) = run.compact(memory) {
+                tracing::debug!(%error, "memory could not be given back");
+            }
         }
         while !memory.fits(tokens) && kept.give_up_one(memory) {}
         if !memory.fits(tokens) {
-            memory.shrink_all(|id| runs.iter().flatten().map(|run| run.path.used(id)).max().unwrap_or(0))?;
+            let used = |id| runs.iter().flatten().map(|run| run.path.used(id)).max().unwrap_or(0);
+            if let Err(error) = memory.shrink_all(used) {
+                tracing::debug!(%error, "memory could not be given back");
+            }
         }
         if memory.fits(tokens) { Ok(()) } else { Err(EngineError::Misuse("the memory for keys and values is full")) }
     }
@@ -98,25 +104,30 @@ impl Tensors {
     pub(super) fn prepare(&mut self, batch: &Batch) -> Result<(), EngineError> {
         for group in &batch.groups {
             let Some(seqs) = &group.seqs else { continue };
-            let Self { memory, runs, .. } = self;
-            let Some(run) = &mut runs[group.place] else { continue };
-            run.keep(seqs, memory)?;
-            let growth = run.growth();
-            if growth == 0 {
-                continue;
-            }
-            self.make_room(growth)?;
-            let Self { memory, runs, kept, .. } = self;
-            let Some(run) = &mut runs[group.place] else { continue };
-            if let Err(error) = run.grow(memory) {
-                if kept.is_empty() {
-                    return Err(error);
-                }
-                while kept.give_up_one(memory) {}
-                run.grow(memory)?;
-            }
+            let outcome = self.prepare_run(group.place, seqs);
+            outcome.map_err(|error| error.of(seqs.first().copied()))?;
         }
         Ok(())
+    }
+
+    fn prepare_run(&mut self, place: usize, seqs: &[Seq]) -> Result<(), EngineError> {
+        let Self { memory, runs, .. } = self;
+        let Some(run) = &mut runs[place] else { return Ok(()) };
+        run.keep(seqs, memory)?;
+        let growth = run.growth();
+        if growth == 0 {
+            return Ok(());
+        }
+        self.make_room(growth)?;
+        let Self { memory, runs, kept, .. } = self;
+        let Some(run) = &mut runs[place] else { return Ok(()) };
+        match run.grow(memory) {
+            Err(_) if !kept.is_empty() => {
+                while kept.give_up_one(memory) {}
+                run.grow(memory)
+            }
+            outcome => outcome,
+        }
     }
 }
 

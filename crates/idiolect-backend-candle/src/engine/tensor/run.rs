@@ -12,6 +12,10 @@ use crate::engine::{EngineError, Seq};
 /// Positions that continuations get memory for at first; it doubles when they are full.
 pub(super) const FIRST_ROOM: usize = 32;
 
+fn too_many(_: std::num::TryFromIntError) -> EngineError {
+    EngineError::Misuse("there are too many sequences")
+}
+
 /// A prompt with its growing continuations.
 pub(super) struct Run {
     pub(super) prompt: Vec<u32>,
@@ -23,11 +27,19 @@ pub(super) struct Run {
     pub(super) spoiled: bool,
     /// The sequences that grow, in the order of the rows of `own`; `None` for one that has left.
     active: Vec<Option<Seq>>,
-    /// What continuations have for themselves: for each layer `[key head, continuation, position, element]`.
-    own: Vec<Pair>,
+    /// What continuations have for themselves, for each layer.
+    own: Vec<Own>,
     own_len: usize,
     own_capacity: usize,
     room: usize,
+}
+
+/// What continuations have for themselves in one layer.
+struct Own {
+    /// `[key head, continuation, position, element]`.
+    pair: Pair,
+    /// Whose these are, in order. After an attempt to give memory back for which there was none, layers may differ.
+    rows: Vec<Option<Seq>>,
 }
 
 impl Run {
@@ -92,26 +104,33 @@ impl Run {
         }
     }
 
-    /// Leaves only the given sequences, in the given order.
+    /// Returns a sequence of it, to name it by.
+    pub(super) fn any_seq(&self) -> Option<Seq> {
+        self.active.iter().flatten().next().copied()
+    }
+
+    /// Leaves only the given sequences, in the given order. After an error all that were there are there still, and the
+    /// attempt may be repeated.
     pub(super) fn keep(&mut self, seqs: &[Seq], memory: &mut Memory) -> Result<(), EngineError> {
         if seqs.iter().map(|seq| Some(*seq)).eq(self.active.iter().copied()) {
             return Ok(());
         }
-        let mut kept = Vec::with_capacity(seqs.len());
-        for seq in seqs {
-            let row = self.active.iter().position(|active| *active == Some(*seq));
-            let row = row.ok_or(EngineError::Misuse("there is no such sequence, or it missed a step"))?;
-            kept.push(u32::try_from(row).map_err(|_| EngineError::Misuse("there are too many sequences"))?);
+        let wanted: Vec<Option<Seq>> = seqs.iter().copied().map(Some).collect();
+        if wanted.iter().any(|seq| !self.active.contains(seq)) {
+            return Err(EngineError::Misuse("there is no such sequence, or it missed a step"));
+        }
+        for Own { pair, rows } in self.own.iter_mut().filter(|own| own.rows != wanted) {
+            let place = |seq: &Option<Seq>| rows.iter().position(|row| row == seq).map(u32::try_from);
+            let places: Vec<u32> = wanted.iter().filter_map(place).collect::<Result<_, _>>().map_err(too_many)?;
+            let places = Tensor::new(places, &memory.form.device)?;
+            let select = |tensor: &Tensor| tensor.index_select(&places, 1);
+            *pair = memory.form.make(|| Ok(Pair { keys: select(&pair.keys)?, values: select(&pair.values)? }))?;
+            rows.clone_from(&wanted);
         }
         if !self.own.is_empty() {
-            let kept = Tensor::new(kept, &memory.form.device)?;
-            for pair in &mut self.own {
-                let select = |tensor: &Tensor| tensor.index_select(&kept, 1);
-                *pair = Pair { keys: select(&pair.keys)?, values: select(&pair.values)? };
-            }
-            memory.give((self.active.len() - seqs.len()) * self.own_capacity);
+            memory.give((self.active.len() - wanted.len()) * self.own_capacity);
         }
-        self.active = seqs.iter().copied().map(Some).collect();
+        self.active = wanted;
         Ok(())
     }
 
@@ -141,10 +160,10 @@ impl Run {
             return Ok(());
         }
         if self.own.is_empty() {
-            let layers = (0..memory.form.layers).map(|_| memory.form.continuations(n, capacity));
-            self.own = layers.collect::<Result<_, _>>()?;
+            let own = || Ok(Own { pair: memory.form.continuations(n, capacity)?, rows: self.active.clone() });
+            self.own = (0..memory.form.layers).map(|_| own()).collect::<Result<_, EngineError>>()?;
         } else {
-            for pair in &mut self.own {
+            for Own { pair, .. } in &mut self.own {
                 // After an attempt for which there was no memory, some are larger already.
                 if pair.len()? < capacity {
                     let larger = memory.form.continuations(n, capacity)?;
@@ -182,7 +201,7 @@ impl Run {
             }
             return Ok(Sight { shared: self.path.layer(memory, layer, seen)?, own: None, masks, window });
         }
-        let own = self.own.get(layer).ok_or(EngineError::Misuse("a continuation has no memory"))?;
+        let Own { pair: own, .. } = self.own.get(layer).ok_or(EngineError::Misuse("a continuation has no memory"))?;
         own.store(self.own_len, &keys.unsqueeze(2)?, &values.unsqueeze(2)?)?;
         let shared = self.path.layer(memory, layer, self.computed)?;
         Ok(Sight { shared, own: Some(own.first(self.own_len + 1)?), masks, window })

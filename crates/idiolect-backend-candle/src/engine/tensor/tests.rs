@@ -325,3 +325,111 @@ fn conversations_that_grow_are_shared_and_stay_in_few_segments() {
         assert!(parts <= 3, "turn {turn}: {parts} segments");
     }
 }
+
+/// The rows of one session after some steps, beside those of another that takes part in the same ones.
+fn tokens(step: u32, slot: usize) -> u32 {
+    (step * 31 + 70 * u32::try_from(slot).unwrap()) % 256
+}
+
+#[test]
+fn memory_that_ends_while_rows_are_taken_out_leaves_a_run_as_it_was() {
+    let tiny = TinyGguf::model("llama");
+    let batch = |step: u32, slots: &[usize]| -> Vec<(usize, u32)> {
+        slots.iter().map(|slot| (*slot, tokens(step, *slot))).collect()
+    };
+    let undisturbed = load(&tiny).unwrap();
+    let mut expected = undisturbed.start(&prompt(), 4, 8).unwrap();
+    expected.step(&batch(0, &[0, 1, 2, 3])).unwrap();
+    expected.step(&batch(1, &[0, 2, 3])).unwrap();
+    expected.step(&batch(2, &[3, 0])).unwrap();
+    // It has two layers: the first is done, the other is not.
+    for made in [0, 1] {
+        let model = load(&tiny).unwrap();
+        let scarcity = model.with(|engine| engine.memory.form.scarcity.clone());
+        let mut session = model.start(&prompt(), 4, 8).unwrap();
+        session.step(&batch(0, &[0, 1, 2, 3])).unwrap();
+        scarcity.after(Some(made));
+        let error = session.step(&batch(1, &[0, 2, 3])).unwrap_err();
+        assert!(matches!(&error, EngineError::Sequence { reason, .. } if reason.contains("as told")), "{error}");
+        let taken = model.with(|engine| engine.memory.taken());
+        scarcity.after(None);
+        session.step(&batch(1, &[0, 2, 3])).unwrap();
+        assert!(model.with(|engine| engine.memory.taken()) < taken, "the one that left is counted no more");
+        session.step(&batch(2, &[3, 0])).unwrap();
+        check_near(session.logits(), expected.logits(), NEAR_ITSELF, "after another attempt");
+        drop(session);
+        model.with(|engine| {
+            while engine.kept.give_up_one(&mut engine.memory) {}
+            assert_eq!(engine.memory.taken(), 0);
+        });
+    }
+}
+
+#[test]
+fn memory_that_ends_for_one_run_ends_no_other() {
+    let tiny = TinyGguf::model("llama");
+    let model = load(&tiny).unwrap();
+    let mut alone = model.start(&[9, 8, 7], 2, 100).unwrap();
+    for step in 0..FIRST_ROOM as u32 + 2 {
+        alone.step(&[(0, tokens(step, 0)), (1, tokens(step, 1))]).unwrap();
+    }
+    let expected = alone.logits().to_vec();
+    drop(alone);
+    model.with(|engine| {
+        let mut begin = |prompt: &[u32]| {
+            let (seq, found) = engine.begin(prompt, 0, 100).unwrap();
+            engine.forward(&[Feed { seq, tokens: &prompt[found..], wants: Wants::Last }]).unwrap();
+            seq
+        };
+        let (first, other) = (begin(&[9, 8, 7]), begin(&[1, 2]));
+        let second = engine.fork(first).unwrap();
+        let feed = |seq, token: &'static u32| Feed { seq, tokens: std::slice::from_ref(token), wants: Wants::Last };
+        let all: Vec<u32> = (0..100).flat_map(|step| [tokens(step, 0), tokens(step, 1)]).collect();
+        let all: &'static [u32] = all.leak();
+        let at = |step: usize| [feed(first, &all[2 * step]), feed(second, &all[2 * step + 1])];
+        // The other is one step ahead, and its memory is full before that of the first two.
+        engine.forward(&[feed(other, &5)]).unwrap();
+        for step in 0..FIRST_ROOM - 1 {
+            let [a, b] = at(step);
+            engine.forward(&[feed(other, &5), a, b]).unwrap();
+        }
+        let scarcity = engine.memory.form.scarcity.clone();
+        let [a, b] = at(FIRST_ROOM - 1);
+        for made in [0, 1] {
+            scarcity.after(Some(made));
+            let error = engine.forward(&[a, feed(other, &5), b]).unwrap_err();
+            assert!(matches!(&error, EngineError::Sequence { seq, .. } if *seq == other), "{error}");
+        }
+        engine.release(other);
+        engine.forward(&[a, b]).unwrap();
+        scarcity.after(None);
+        for step in FIRST_ROOM..FIRST_ROOM + 2 {
+            engine.forward(&at(step)).unwrap();
+        }
+        check_near(engine.logits(), &expected, NEAR_ITSELF, "the others");
+        [first, second].into_iter().for_each(|seq| engine.release(seq));
+        while engine.kept.give_up_one(&mut engine.memory) {}
+        assert_eq!(engine.memory.taken(), 0);
+    });
+}
+
+#[test]
+fn attention_in_pieces_is_attention_at_a_stretch() {
+    let folders = FAMILIES.map(|name| (name, Family::new(name).folder(DType::F32)));
+    for (name, folder) in folders {
+        let whole = family(folder.path(), None, DType::F32);
+        let expected = whole.rows(&prompt(), 30).unwrap();
+        let mut grown = whole.start(&prompt(), 3, 4).unwrap();
+        grown.step(&[(0, 1), (1, 2), (2, 3)]).unwrap();
+        // One row at a time, and a few: masks are too large to be kept, and continuations do not fit together.
+        for most in [1, 600] {
+            let model = family(folder.path(), None, DType::F32);
+            model.with(|engine| engine.most_scores = most);
+            let rows = model.rows(&prompt(), 30).unwrap();
+            check_near(&rows.concat(), &expected.concat(), NEAR_ITSELF, name);
+            let mut session = model.start(&prompt(), 3, 4).unwrap();
+            session.step(&[(0, 1), (1, 2), (2, 3)]).unwrap();
+            check_near(session.logits(), grown.logits(), NEAR_ITSELF, name);
+        }
+    }
+}
