@@ -60,12 +60,18 @@
 //! signed 64-bit numbers. OpenAI takes four stop texts: the others, and stop texts that a server runs over, are seen to
 //! here. Where a server ignores or refuses `n`, candidates are asked for one by one ([`Candidates`]). Tokens of the
 //! prompt are 0 where the server did not count them.
+//!
+//! # Features
+//! - `fuzzing`, off: shows the decoders to the fuzz targets in `fuzz/`.
 
 mod backend;
 mod chain;
 mod config;
 mod embedder;
 mod fault;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod health;
 mod lane;
 mod sse;
