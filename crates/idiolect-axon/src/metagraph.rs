@@ -646,4 +646,23 @@ mod tests {
         neuron.axon = Some(AxonInfo { ip: "192.0.2.7".parse().unwrap(), port: 0, protocol: 4, version: 1 });
         assert!(!neuron.is_serving());
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_damaged_snapshot_is_refused_or_read_for_what_it_says(
+            flips in proptest::collection::vec((0_usize..4000, 0_u8..128), 0..6),
+            cut in 0_usize..8000,
+        ) {
+            let mut text = serde_json::to_string(&snapshot()).unwrap().into_bytes();
+            for (at, byte) in flips {
+                let at = at % text.len();
+                text[at] = byte;
+            }
+            text.truncate(cut);
+            if let Ok(read) = Metagraph::from_json(std::str::from_utf8(&text).unwrap()) {
+                let again = serde_json::to_string(&read).unwrap();
+                proptest::prop_assert_eq!(Metagraph::from_json(&again).unwrap(), read);
+            }
+        }
+    }
 }

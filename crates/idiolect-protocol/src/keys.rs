@@ -374,30 +374,26 @@ fn scale_compact(len: usize) -> Vec<u8> {
 /// Checks whether `signature` is `key`'s over `message`.
 pub(crate) fn verify(scheme: Scheme, key: &Hotkey, message: &[u8], signature: &[u8; 64]) -> Option<Proof> {
     match scheme {
-        Scheme::Sr25519 => sr25519::verify(&key.0, message, signature).map(Proof::Sr25519),
+        Scheme::Sr25519 => sr25519::verify(&key.0, message, signature).map(|proof| Proof(Some(proof))),
         Scheme::Ed25519 => {
             let public = ed25519_dalek::VerifyingKey::from_bytes(&key.0).ok()?;
             // The strict form refuses keys of small order, for which anybody can sign.
             let verified = public.verify_strict(message, &ed25519_dalek::Signature::from_bytes(signature));
-            verified.ok().map(|()| Proof::Ed25519)
+            verified.ok().map(|()| Proof(None))
         }
     }
 }
 
-/// A right signature.
+/// A right signature; holds what is counted, which is of sr25519 only.
 #[derive(Debug)]
-pub(crate) enum Proof {
-    Sr25519(sr25519::Proof),
-    Ed25519,
-}
+pub(crate) struct Proof(Option<sr25519::Proof>);
 
 impl Proof {
     /// Counts it for its key, so that keys that prove themselves often are checked faster. To be called when all else
     /// about the request is in order, too.
     pub(crate) fn count(self) {
-        match self {
-            Self::Sr25519(proof) => proof.count(),
-            Self::Ed25519 => {}
+        if let Some(proof) = self.0 {
+            proof.count();
         }
     }
 }

@@ -286,7 +286,7 @@ async fn empty_lists_ask_nothing_and_are_told_nothing() {
     // The proof, policy and body hash come first as ever.
     let denied = Keypair::from_uri("//Mallory").unwrap();
     let body = json!({"roles": [], "messages": []});
-    let empty = body_hash(&[[String::new(); 0].as_slice()]);
+    let empty = body_hash(&[Vec::<String>::new().as_slice()]);
     assert_eq!(SynapseRequest::signed(&denied, "Prompting", &body, &empty).send(&served).await.status, 403);
     assert_eq!(
         SynapseRequest::signed(&bob(), "Prompting", &body, &body_hash(&[["x".to_owned()].as_slice()]))

@@ -1,10 +1,13 @@
 //! Peers that are too big, too slow, too many.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use idiolect_axon::policy::{Rate, Rules};
 use idiolect_axon::{AxonConfig, AxonError};
+use idiolect_protocol::NonceStore;
+use idiolect_protocol::grpc::sign;
 use idiolect_protocol::pb::{ForwardTextPromptingRequest, ForwardTextPromptingResponse, ReturnCode};
 use prost::Message as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -326,4 +329,22 @@ async fn idle_connections_make_room_for_new_ones() {
     }
     let _ = tokio::time::timeout(Duration::from_secs(5), http2).await.unwrap();
     assert_eq!(tokio::time::timeout(Duration::from_secs(20), busy).await.unwrap().unwrap().status, 0);
+}
+
+#[tokio::test]
+async fn what_is_kept_of_a_session_does_not_grow_with_its_requests() {
+    let nonces = Arc::new(NonceStore::new(100_000));
+    let served = Setup { nonces: nonces.clone(), ..Setup::default() }.serve().await;
+    let session = "62b764fc-e650-11f1-a3fe-02fc00000001";
+    for nonce in 1..=300 {
+        let metadata = sign(&bob(), &alice().hotkey(), nonce, session);
+        assert_eq!(
+            grpc(served.address, "/TextPrompting/Forward", &metadata, &forward("hi")).await.status,
+            0,
+            "{nonce}"
+        );
+        assert_eq!(nonces.len(), usize::try_from(nonce.min(256)).unwrap());
+    }
+    let forgotten = sign(&bob(), &alice().hotkey(), 1, session);
+    assert_eq!(grpc(served.address, "/TextPrompting/Forward", &forgotten, &forward("hi")).await.status, 16);
 }
