@@ -4,6 +4,8 @@ mod backends;
 mod bad_input;
 mod drain;
 mod networks;
+#[cfg(target_os = "linux")]
+mod postgres;
 mod provenance;
 mod real_models;
 mod reference_miners;

@@ -1,1 +1,4 @@
-//! Whole-system scenarios
+//! Whole-system scenarios, and the servers that they need
+
+#[cfg(target_os = "linux")]
+pub mod postgres;

@@ -5,15 +5,26 @@ use std::fmt::Debug;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use crate::store::StoreError;
+use crate::vectors::{IsOver, NO_LIMIT, OutOfTime, Vectors};
 use async_trait::async_trait;
 use idiolect_backend::Embedding;
-use sqlx::{QueryBuilder, Sqlite, SqlitePool};
+use serde::{Deserialize, Serialize};
 
-use crate::store::{StoreError, migrate};
-use crate::vectors::{IsOver, NO_LIMIT, OutOfTime, Vectors};
+pub use jsonl::{JsonlError, export_jsonl, import_jsonl};
+#[cfg(feature = "postgres")]
+pub use postgres::PostgresHistory;
+pub use sqlite::SqliteHistory;
+
+mod jsonl;
+#[cfg(feature = "postgres")]
+mod postgres;
+mod queries;
+mod sqlite;
 
 /// A reply that was sent.
-#[derive(Clone, PartialEq)]
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct StoredReply {
     /// The reply's id, the one of its provenance.
     pub reply_id: String,
@@ -99,19 +110,38 @@ pub struct Newer {
     pub place: i64,
 }
 
+/// A stretch of a store, read from its beginning.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Page {
+    /// The replies, oldest first, with their texts.
+    pub replies: Vec<StoredReply>,
+    /// The place of the last row that was read; the next page comes after it. `None` when there was nothing more.
+    pub place: Option<i64>,
+}
+
 /// Where sent replies are kept. Several processes may share one store.
 ///
 /// # Contract
 /// A reply that [`append`](Self::append) returned for survives the death of the process. `since` returns replies of the
-/// named encoder only: embeddings of different encoders are never compared.
+/// named encoder only: embeddings of different encoders are never compared. Places grow in the order in which replies can be
+/// seen: what is appended after a look at the store has a greater place than all that was seen.
 #[async_trait]
 pub trait HistoryStore: Debug + Send + Sync + 'static {
     /// Keeps replies, all or none of them. A reply whose id, part and encoder are already there is replaced.
     async fn append(&self, replies: &[StoredReply]) -> Result<(), StoreError>;
 
+    /// As [`append`](Self::append), if nothing came in, or went, since the store's last place was `place`; says whether it was so.
+    ///
+    /// Miners that share a store thus never send replies too near to each other's: look at what is [`since`](Self::since),
+    /// choose a reply, claim it, and if another one was faster look again.
+    async fn append_at(&self, place: i64, replies: &[StoredReply]) -> Result<bool, StoreError>;
+
     /// Returns the last `n` replies of an encoder that came in after `place`, oldest first, without their texts. Damaged
     /// rows are left out. Place 0 is before every reply.
     async fn since(&self, encoder: &str, place: i64, n: usize) -> Result<Newer, StoreError>;
+
+    /// Returns the first rows after `place`, at most `n`, of all encoders. Damaged ones are left out.
+    async fn page(&self, place: i64, n: usize) -> Result<Page, StoreError>;
 
     /// Returns how many replies are kept, of all encoders.
     async fn count(&self) -> Result<u64, StoreError>;
@@ -121,156 +151,6 @@ pub trait HistoryStore: Debug + Send + Sync + 'static {
 
     /// Erases what is older, or more, than allowed and returns how many.
     async fn prune(&self, retention: &Retention, now_ms: i64) -> Result<u64, StoreError>;
-}
-
-/// Replies in the tables `replies` of an SQLite file.
-#[derive(Clone, Debug)]
-pub struct SqliteHistory {
-    pool: SqlitePool,
-}
-
-const MIGRATIONS: &[&[&str]] = &[&[
-    "CREATE TABLE replies (
-        seq INTEGER PRIMARY KEY,
-        reply_id TEXT NOT NULL,
-        part INTEGER NOT NULL,
-        caller TEXT NOT NULL,
-        prompt_hash TEXT NOT NULL,
-        encoder TEXT NOT NULL,
-        dimensions INTEGER NOT NULL,
-        embedding BLOB NOT NULL,
-        text TEXT,
-        time_ms INTEGER NOT NULL,
-        UNIQUE (reply_id, part, encoder)
-    ) STRICT",
-    "CREATE INDEX replies_by_encoder ON replies (encoder, seq)",
-    "CREATE INDEX replies_by_caller ON replies (caller)",
-    "CREATE INDEX replies_by_time ON replies (time_ms)",
-]];
-
-impl SqliteHistory {
-    /// Makes the tables when they are not there.
-    ///
-    /// # Errors
-    /// What the store says.
-    pub async fn open(pool: SqlitePool) -> Result<Self, StoreError> {
-        migrate(&pool, "replies", MIGRATIONS).await?;
-        Ok(Self { pool })
-    }
-
-    async fn delete(&self, what: &Erase) -> Result<u64, StoreError> {
-        let mut query = QueryBuilder::<Sqlite>::new("DELETE FROM replies WHERE ");
-        match what {
-            Erase::Before(before) => query.push("time_ms < ").push_bind(before),
-            Erase::Caller(hotkey) => query.push("caller = ").push_bind(hotkey),
-            Erase::Id(id) => query.push("reply_id = ").push_bind(id),
-            Erase::All => query.push("1 = 1"),
-        };
-        Ok(query.build().execute(&self.pool).await?.rows_affected())
-    }
-}
-
-fn to_blob(embedding: &[f32]) -> Vec<u8> {
-    embedding.iter().flat_map(|v| v.to_le_bytes()).collect()
-}
-
-fn from_blob(blob: &[u8], dimensions: i64) -> Option<Embedding> {
-    let (values, rest) = blob.as_chunks::<4>();
-    let whole = rest.is_empty() && i64::try_from(values.len()).is_ok_and(|n| n == dimensions);
-    let embedding: Embedding = values.iter().map(|&b| f32::from_le_bytes(b)).collect();
-    (whole && embedding.iter().all(|v| v.is_finite())).then_some(embedding)
-}
-
-type Row = (String, u32, String, String, i64, Vec<u8>, i64);
-
-#[async_trait]
-impl HistoryStore for SqliteHistory {
-    async fn append(&self, replies: &[StoredReply]) -> Result<(), StoreError> {
-        let mut transaction = self.pool.begin_with("BEGIN IMMEDIATE").await?;
-        for reply in replies {
-            sqlx::query(
-                "INSERT OR REPLACE INTO replies
-                 (reply_id, part, caller, prompt_hash, encoder, dimensions, embedding, text, time_ms)
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            )
-            .bind(&reply.reply_id)
-            .bind(reply.part)
-            .bind(&reply.caller)
-            .bind(&reply.prompt_hash)
-            .bind(&reply.encoder)
-            .bind(i64::try_from(reply.embedding.len()).unwrap_or(i64::MAX))
-            .bind(to_blob(&reply.embedding))
-            .bind(&reply.text)
-            .bind(reply.time_ms)
-            .execute(&mut *transaction)
-            .await?;
-        }
-        transaction.commit().await?;
-        Ok(())
-    }
-
-    async fn since(&self, encoder: &str, place: i64, n: usize) -> Result<Newer, StoreError> {
-        // One snapshot: a reply that comes in between the two statements must not be passed over.
-        let mut transaction = self.pool.begin().await?;
-        let (last,): (i64,) =
-            sqlx::query_as("SELECT coalesce(max(seq), 0) FROM replies").fetch_one(&mut *transaction).await?;
-        if last <= place {
-            return Ok(Newer { replies: Vec::new(), place: last });
-        }
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT reply_id, part, caller, prompt_hash, dimensions, embedding, time_ms
-             FROM replies WHERE encoder = ? AND seq > ? ORDER BY seq DESC LIMIT ?",
-        )
-        .bind(encoder)
-        .bind(place)
-        .bind(i64::try_from(n).unwrap_or(i64::MAX))
-        .fetch_all(&mut *transaction)
-        .await?;
-        drop(transaction);
-        let n_rows = rows.len();
-        let replies: Vec<StoredReply> = rows
-            .into_iter()
-            .rev()
-            .filter_map(|(reply_id, part, caller, prompt_hash, dimensions, embedding, time_ms)| {
-                let embedding = from_blob(&embedding, dimensions)?;
-                let encoder = encoder.to_owned();
-                Some(StoredReply { reply_id, part, caller, prompt_hash, encoder, embedding, text: None, time_ms })
-            })
-            .collect();
-        if replies.len() < n_rows {
-            tracing::warn!(n_damaged = n_rows - replies.len(), "left out damaged embeddings");
-        }
-        Ok(Newer { replies, place: last })
-    }
-
-    async fn count(&self) -> Result<u64, StoreError> {
-        let (n,): (i64,) = sqlx::query_as("SELECT count(*) FROM replies").fetch_one(&self.pool).await?;
-        Ok(u64::try_from(n).unwrap_or(0))
-    }
-
-    async fn erase(&self, what: &Erase) -> Result<u64, StoreError> {
-        let n = self.delete(what).await?;
-        // The log ahead of the file still holds the erased pages until it is written back.
-        sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&self.pool).await?;
-        Ok(n)
-    }
-
-    async fn prune(&self, retention: &Retention, now_ms: i64) -> Result<u64, StoreError> {
-        let mut erased = match retention.oldest_ms(now_ms) {
-            Some(oldest) => self.delete(&Erase::Before(oldest)).await?,
-            None => 0,
-        };
-        if let Some(max) = retention.max_replies {
-            erased += sqlx::query(
-                "DELETE FROM replies WHERE seq <= (SELECT seq FROM replies ORDER BY seq DESC LIMIT 1 OFFSET ?)",
-            )
-            .bind(i64::try_from(max).unwrap_or(i64::MAX))
-            .execute(&self.pool)
-            .await?
-            .rows_affected();
-        }
-        Ok(erased)
-    }
 }
 
 /// A reply of ours that is near.
@@ -514,6 +394,8 @@ impl ReplyHistory {
 
 #[cfg(test)]
 mod tests {
+    use sqlx::SqlitePool;
+
     use super::*;
     use crate::store;
 
@@ -606,19 +488,10 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn old_and_surplus_replies_go() {
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn sqlite_keeps_the_contract() {
         let (_dir, _pool, sqlite) = sqlite().await;
-        let replies: Vec<StoredReply> =
-            (0..10).map(|i| reply(&i.to_string(), "a", &[1.0, i as f32], i * 1000)).collect();
-        sqlite.append(&replies).await.unwrap();
-        let aged = Retention { max_age: Some(Duration::from_secs(5)), max_replies: None };
-        assert_eq!(sqlite.prune(&aged, 10_000).await.unwrap(), 5);
-        let counted = Retention { max_age: None, max_replies: Some(2) };
-        assert_eq!(sqlite.prune(&counted, 10_000).await.unwrap(), 3);
-        assert_eq!(ids(&sqlite.since("test", 0, 9).await.unwrap().replies), ["8", "9"]);
-        assert_eq!(sqlite.prune(&Retention::default(), 10_000).await.unwrap(), 0);
-        assert_eq!(sqlite.count().await.unwrap(), 2);
+        crate::testkit::conformance(sqlite).await;
     }
 
     #[tokio::test]

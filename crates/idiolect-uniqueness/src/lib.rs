@@ -42,10 +42,17 @@ pub mod population;
 pub mod quality;
 pub mod selector;
 pub mod store;
+#[cfg(any(test, feature = "test-utils"))]
+pub mod testkit;
 pub mod vectors;
 
 pub use gate::{GateHistory, GateMode, GateProfile, Sigmoid};
-pub use history::{Erase, HistoryStore, Newer, ReplyHistory, Retention, SqliteHistory, StoredReply};
+#[cfg(feature = "postgres")]
+pub use history::PostgresHistory;
+pub use history::{
+    Erase, HistoryStore, JsonlError, Newer, Page, ReplyHistory, Retention, SqliteHistory, StoredReply, export_jsonl,
+    import_jsonl,
+};
 pub use population::{EncoderMismatch, Panel, Population};
 pub use selector::{Candidate, CandidateScore, Neighbour, Reason, Selection, Selector, SelectorConfig};
 pub use store::StoreError;

@@ -35,6 +35,9 @@ pub enum StoreError {
     /// The database may not be written.
     #[error("the store cannot be written")]
     ReadOnly(#[source] sqlx::Error),
+    /// No database answers at the given place, or it does not let us in.
+    #[error("cannot reach the database; check its URL, and that it runs and lets this user in")]
+    Unreachable(#[source] sqlx::Error),
     /// Another process holds the database for longer than we wait.
     #[error("the store is locked by another process")]
     Busy(#[source] sqlx::Error),
