@@ -75,6 +75,7 @@ fn rows_and_limits_are_told_as_json() {
         for key in ["prefill_tok_s", "decode_tok_s", "best_of_n_tok_s"] {
             assert!(row[key].as_f64().is_some_and(|rate| rate > 0.0), "{key} in {row}");
         }
+        assert!(row["sampling_share"].as_f64().is_some_and(|share| share > 0.0 && share < 0.9), "{row}");
         if cfg!(target_os = "linux") {
             assert!(row["peak_rss_mb"].as_f64().is_some_and(|mb| mb > 50.0), "{row}");
         }

@@ -194,7 +194,7 @@ pub static BACKEND_KEYS: &[Key<BackendConfig>] = &[
         .expect("at least 1MiB", |c| c.max_kv_bytes.is_none_or(|bytes| bytes >= Bytes(1 << 20))),
     key!(BackendConfig: max_kept_bytes, "candle: most of that memory that may keep what prompts began with, for later prompts that begin alike; 0 keeps nothing. 128 MiB, or `max_kv_bytes` if that is less, where none is given.").unit("bytes")
         .allows("at most max_kv_bytes"),
-    key!(BackendConfig: max_batch, "candle: candidates, of all requests together, that may grow side by side. It bounds what is computed at once, not what is drawn: a prompt whose share of `candidates.count` is more than this has all of them drawn side by side, but beside nothing else. 64 where none is given, as many as a prompt may have.").unit("candidates")
+    key!(BackendConfig: max_batch, "candle: candidates, of all requests together, that may grow side by side. It bounds what is computed at once, not what is drawn: a prompt whose share of `candidates.count` is more than this has them drawn in turns, so many at a time. 64 where none is given, as many as a prompt may have.").unit("candidates")
         .allows("1 to 65536"),
     key!(BackendConfig: queue, "candle: requests that may wait for their turn in the engine, beyond those that run; more are refused as overloaded. `max_concurrent` bounds both together. 16 where none is given.").unit("requests")
         .allows("1 to 65536"),

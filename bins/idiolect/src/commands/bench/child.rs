@@ -20,6 +20,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::Settings;
+use super::engine::Steps;
 use super::measure::{Run, Work, measure, words_for};
 use super::memory::peak_rss_mb;
 use crate::output;
@@ -51,6 +52,7 @@ pub(super) async fn be(settings: &Settings, n: usize, n_words: Option<usize>) ->
 }
 
 async fn serve(settings: &Settings, n: usize, n_words: Option<usize>) -> anyhow::Result<()> {
+    let steps = Steps::listen()?;
     let began = Instant::now();
     let backend = load(settings).await?;
     let load_s = began.elapsed().as_secs_f64();
@@ -65,7 +67,7 @@ async fn serve(settings: &Settings, n: usize, n_words: Option<usize>) -> anyhow:
     for line in std::io::stdin().lines() {
         let line = line?;
         let run = line.trim().parse().with_context(|| format!("{line:?} is no number of a run"))?;
-        output::say(json!(measure(backend, run, work).await?))?;
+        output::say(json!(measure(backend, Some(&steps), run, work).await?))?;
     }
     Ok(output::say(json!(Peak { peak_rss_mb: peak_rss_mb(None) }))?)
 }

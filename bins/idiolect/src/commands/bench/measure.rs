@@ -7,6 +7,8 @@ use futures_util::StreamExt as _;
 use idiolect_backend::{Backend, Event, FinishReason, Message, Request, Sampling};
 use serde::{Deserialize, Serialize};
 
+use super::engine::{Decoding, Steps};
+
 /// Common words, each a token of its own in nearly every vocabulary.
 const WORDS: [&str; 24] = [
     "the", "river", "runs", "down", "to", "the", "sea", "and", "the", "people", "of", "the", "town", "go", "out", "in",
@@ -36,18 +38,33 @@ pub(crate) struct Run {
     pub(crate) first_s: f64,
     /// Seconds until the end.
     pub(crate) total_s: f64,
+    /// What the engine says of its steps after the first token; `None` where it is not ours.
+    pub(crate) decoding: Option<Decoding>,
 }
 
 impl Run {
-    /// Tokens of the prompt a second, up to the first text.
+    /// Seconds until the first token, and after it. The first text may come later than the first token, since a token may be
+    /// part of a character only; so what the engine itself says comes first.
+    fn seconds(&self) -> (f64, f64) {
+        let after = self.decoding.map_or(self.total_s - self.first_s, |decoding| decoding.steps_s);
+        (self.total_s - after, after)
+    }
+
+    /// Tokens of the prompt a second, up to the first token.
     pub(crate) fn prefill_tok_s(&self) -> f64 {
-        rate(f64::from(self.prompt_tokens), self.first_s)
+        rate(f64::from(self.prompt_tokens), self.seconds().0)
+    }
+
+    /// Which part of the time of steps that grow candidates it takes to draw their tokens.
+    pub(crate) fn sampling_share(&self) -> Option<f64> {
+        let Decoding { steps_s, draws_s } = self.decoding.filter(|decoding| decoding.steps_s > 0.0)?;
+        Some(draws_s / steps_s)
     }
 
     /// Tokens a second, of all candidates together, after the first one of each, which the prompt's own pass gives.
     pub(crate) fn decode_tok_s(&self, n: usize) -> f64 {
         let n = f64::from(u32::try_from(n).unwrap_or(u32::MAX));
-        rate((f64::from(self.completion_tokens) - n).max(0.0), self.total_s - self.first_s)
+        rate((f64::from(self.completion_tokens) - n).max(0.0), self.seconds().1)
     }
 
     /// Tokens a second, the prompt's time included.
@@ -92,8 +109,9 @@ fn request(run: u32, work: Work) -> Request {
     Request { n: work.n, sampling, ..Request::new(vec![Message::user(prompt(run, work.n_words))]) }
 }
 
-/// Does the work once.
-pub(crate) async fn measure(backend: &dyn Backend, run: u32, work: Work) -> anyhow::Result<Run> {
+/// Does the work once, on an engine of ours where its steps are given.
+pub(crate) async fn measure(backend: &dyn Backend, steps: Option<&Steps>, run: u32, work: Work) -> anyhow::Result<Run> {
+    let before = steps.map(Steps::so_far);
     let began = Instant::now();
     let mut stream = backend.stream(request(run, work)).await?;
     let mut first: Option<Duration> = None;
@@ -115,6 +133,7 @@ pub(crate) async fn measure(backend: &dyn Backend, run: u32, work: Work) -> anyh
                     completion_tokens: n_generated,
                     first_s: first.unwrap_or(total).as_secs_f64(),
                     total_s: total.as_secs_f64(),
+                    decoding: steps.zip(before).map(|(steps, before)| steps.so_far().since(before)),
                 });
             }
         }
@@ -128,7 +147,7 @@ pub(crate) async fn words_for(backend: &dyn Backend, wanted: usize) -> anyhow::R
     let mut best: Option<(usize, usize)> = None;
     for run in (0..TRIES).map(|i| u32::try_from(900_000 + i).unwrap_or(0)) {
         let work = Work { n_words, new_tokens: 1, n: 1 };
-        let counted = measure(backend, run, work).await.context("the length of the prompt cannot be measured")?;
+        let counted = measure(backend, None, run, work).await.context("the length of the prompt cannot be measured")?;
         let n_tokens = usize::try_from(counted.prompt_tokens)?;
         if n_tokens == 0 {
             bail!("the backend does not count the prompt's tokens");
@@ -164,9 +183,14 @@ mod tests {
 
     #[test]
     fn rates() {
-        let run = Run { prompt_tokens: 100, completion_tokens: 80, first_s: 0.5, total_s: 2.5 };
+        let run = Run { prompt_tokens: 100, completion_tokens: 80, first_s: 0.5, total_s: 2.5, decoding: None };
         assert_eq!((run.prefill_tok_s(), run.decode_tok_s(8), run.best_of_n_tok_s()), (200.0, 36.0, 32.0));
-        let nothing = Run { prompt_tokens: 0, completion_tokens: 0, first_s: 0.0, total_s: 0.0 };
+        assert_eq!(run.sampling_share(), None);
+        // The first text came late, since the first tokens were part of one character.
+        let late = Run { first_s: 2.4, decoding: Some(Decoding { steps_s: 2.0, draws_s: 0.1 }), ..run };
+        assert_eq!((late.prefill_tok_s(), late.decode_tok_s(8), late.best_of_n_tok_s()), (200.0, 36.0, 32.0));
+        assert_eq!(late.sampling_share(), Some(0.05));
+        let nothing = Run { prompt_tokens: 0, completion_tokens: 0, first_s: 0.0, total_s: 0.0, decoding: None };
         assert_eq!((nothing.prefill_tok_s(), nothing.decode_tok_s(8), nothing.best_of_n_tok_s()), (0.0, 0.0, 0.0));
     }
 
@@ -182,7 +206,7 @@ mod tests {
         let echo = Echo::with_config(EchoConfig::default());
         for wanted in [16, 64, 500] {
             let n_words = words_for(&echo, wanted).await.expect("measured");
-            let run = measure(&echo, 7, Work { n_words, new_tokens: 8, n: 3 }).await.expect("measured");
+            let run = measure(&echo, None, 7, Work { n_words, new_tokens: 8, n: 3 }).await.expect("measured");
             assert_eq!((run.prompt_tokens as usize, run.completion_tokens), (wanted, 24));
             assert!(run.first_s <= run.total_s);
         }

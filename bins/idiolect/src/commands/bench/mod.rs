@@ -2,6 +2,7 @@
 
 mod child;
 mod demand;
+mod engine;
 mod machine;
 mod measure;
 mod memory;
@@ -36,8 +37,9 @@ pub(crate) fn command() -> Command {
             "Each n is measured in a process of its own, so its peak memory is that of loading the model and of this work. \
              Figures are medians of --repeat runs after one that is not counted; every run has a prompt of its own, and \
              nothing of earlier prompts is kept.\n\
-             prefill: tokens of the prompt a second, up to the first text. decode: tokens a second after that, of all \
-             candidates together. best of n: n times new tokens by the whole time.\n\
+             prefill: tokens of the prompt a second, up to the first token (of other servers, up to the first text). decode: \
+             tokens a second after that, of all candidates together. best of n: n times new tokens by the whole time. \
+             sampling: the part of decoding that goes into drawing tokens from their probabilities.\n\
              Example, beside a server of llama.cpp: idiolect bench -n 8 --new-tokens 32 --against http://127.0.0.1:8080/v1",
         )
         .arg(
@@ -232,6 +234,9 @@ struct Row {
     prefill_tok_s: f64,
     decode_tok_s: f64,
     best_of_n_tok_s: f64,
+    /// Which part of decoding goes into drawing tokens; `None` of other servers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sampling_share: Option<f64>,
     peak_rss_mb: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     share_of_limit: Option<Shares>,
@@ -240,6 +245,7 @@ struct Row {
 impl Row {
     fn new(n: usize, runs: &[Run], peak_rss_mb: Option<f64>) -> Self {
         let of = |figure: &dyn Fn(&Run) -> f64| tenth(median(runs.iter().map(figure).collect()));
+        let shares: Vec<f64> = runs.iter().filter_map(Run::sampling_share).collect();
         Self {
             n,
             prompt_tokens: runs.last().map_or(0, |run| run.prompt_tokens),
@@ -247,6 +253,7 @@ impl Row {
             prefill_tok_s: of(&Run::prefill_tok_s),
             decode_tok_s: of(&|run| run.decode_tok_s(n)),
             best_of_n_tok_s: of(&Run::best_of_n_tok_s),
+            sampling_share: (!shares.is_empty()).then(|| (median(shares) * 1e4).round() / 1e4),
             peak_rss_mb,
             share_of_limit: None,
         }
@@ -320,7 +327,7 @@ impl Peer {
     }
 
     async fn run(&self, run: u32, work: Work) -> anyhow::Result<Run> {
-        measure(&self.backend, run, work).await.with_context(|| format!("{} did not do its work", self.url))
+        measure(&self.backend, None, run, work).await.with_context(|| format!("{} did not do its work", self.url))
     }
 }
 
@@ -460,7 +467,7 @@ impl Bench {
             "work     a prompt of {read} tokens ({prompt_tokens} asked for), {new_tokens} new ones each; {}\n",
             if self.repeat == 1 { "one run".to_owned() } else { format!("medians of {} runs", self.repeat) }
         ))?;
-        let head = ["n", "prefill tok/s", "decode tok/s", "best of n tok/s", "peak MB"];
+        let head = ["n", "prefill tok/s", "decode tok/s", "best of n tok/s", "sampling", "peak MB"];
         let rows: Vec<Vec<String>> = self.rows.iter().map(cells).collect();
         output::columns(&head, &rows)?;
         self.print_early_ends(&self.rows)?;
@@ -489,6 +496,7 @@ fn cells(row: &Row) -> Vec<String> {
         figure(row.prefill_tok_s, shares.map(|s| s.prefill)),
         figure(row.decode_tok_s, shares.map(|s| s.decode)),
         figure(row.best_of_n_tok_s, shares.map(|s| s.best_of_n)),
+        row.sampling_share.map_or_else(|| "unknown".to_owned(), |share| format!("{:.1} %", share * 100.0)),
         row.peak_rss_mb.map_or_else(|| "unknown".to_owned(), |mb| format!("{mb:.0}")),
     ]
 }
