@@ -190,9 +190,17 @@ class Http:
         expect(int(reply.dendrite.status_code), 404)
         return reply.dendrite.status_message
 
-    async def empty_messages(self):
+    async def empty_lists(self):
+        # As a reference axon: who asks nothing is answered, with nothing.
         reply = await self.call(self.sdk.Prompting(roles=[], messages=[]))
-        expect(int(reply.dendrite.status_code), 400)
+        expect(int(reply.dendrite.status_code), 200)
+        expect(reply.completion, "", "completion")
+        return reply.dendrite.status_message
+
+    async def empty_messages(self):
+        for roles, messages in ((["user"], [""]), (["user"], ["  "]), (["user"], [])):
+            reply = await self.call(self.sdk.Prompting(roles=roles, messages=messages))
+            expect(int(reply.dendrite.status_code), 400)
         return reply.dendrite.status_message
 
     async def unknown_role(self):
@@ -352,7 +360,8 @@ def run(table, sdk, open_miner, strict_miner):
     table.run("http: stranger's stream is refused", strict.blacklisted_stream)
     table.run("http: addressed to another key", http.wrong_target)
     table.run("http: unknown synapse", http.unknown_synapse)
-    table.run("http: no messages", http.empty_messages)
+    table.run("http: empty lists", http.empty_lists)
+    table.run("http: no text", http.empty_messages)
     table.run("http: unknown role", http.unknown_role)
     table.run("http: 15 MB prompt", http.too_large)
     table.run("http: client that gives up", http.impatient)
