@@ -75,8 +75,9 @@ fn compare(what: &str, got: &[f64], exact: &[f64]) {
     assert!((ours / theirs - 1.0).abs() < PERPLEXITY, "{what}: perplexity {ours} against {theirs}");
 }
 
-/// Checks that the kernels are as near to exact products as candle's own products of the same weights are.
-fn check_against_candle(what: &str, path: &Path, passages: &[String]) {
+/// Checks that the kernels are as near to exact products as candle's own products of the same weights are. Returns how many
+/// tokens were compared.
+fn check_against_candle(what: &str, path: &Path, passages: &[String]) -> usize {
     let exact = score(&on_tensors(path, Some(Format::F32)), passages);
     assert!(exact.len() > 300, "{} tokens", exact.len());
     let ours = score(&on_kernels(path), passages);
@@ -91,6 +92,7 @@ fn check_against_candle(what: &str, path: &Path, passages: &[String]) {
     assert!(ours <= candle, "{what}: the kernels are {ours} from exact products, candle {candle}");
     // Both err, each in its own way: no farther from each other than both are from what is exact.
     assert!(between <= ours + candle, "{what}: the kernels and candle are {between} apart");
+    exact.len()
 }
 
 /// Says whether tests may take minutes.
@@ -142,10 +144,9 @@ fn encoded(path: &Path, format: GgmlDType) -> tempfile::NamedTempFile {
 #[test]
 fn two_thousand_tokens_are_as_exact_as_on_candles_own_products() {
     if thorough("SmolLM2 in Q4_0 with candle's own products") {
-        let (file, passages) = (encoded(&testing::smollm2(), GgmlDType::Q4_0), passages(6));
-        let n_tokens = score(&on_kernels(file.path()), &passages).len();
+        let file = encoded(&testing::smollm2(), GgmlDType::Q4_0);
+        let n_tokens = check_against_candle("SmolLM2 in Q4_0", file.path(), &passages(6));
         assert!(n_tokens > 2000, "{n_tokens} tokens");
-        check_against_candle("SmolLM2 in Q4_0", file.path(), &passages);
     }
 }
 
@@ -155,20 +156,21 @@ fn best(row: &[f32]) -> (u32, impl Fn(u32) -> f32) {
     (u32::try_from(best).unwrap(), move |other: u32| row[best] - row[other as usize])
 }
 
-/// Greedy continuations, beside those of candle's own implementation: where they part, either finds both tokens about as
-/// likely.
+/// Greedy continuations, each token beside that which candle's own implementation would go on with after the same text: where
+/// these differ, either finds both about as likely.
 #[test]
 fn greedy_texts_part_from_candles_at_near_ties_only() {
-    const TOKENS: usize = 40;
+    const TOKENS: usize = 48;
     if !thorough("SmolLM2 on candle's own implementation") {
         return;
     }
-    let path = testing::smollm2();
-    let open = || Weights::open(&path, 4096, None).unwrap();
+    let encoded = encoded(&testing::smollm2(), GgmlDType::Q4_0);
+    let open = || Weights::open(encoded.path(), 4096, None).unwrap();
     let tokenizer = Tokenizer::of(&open()).unwrap();
     let kernels = Model::new(Transformer::load(&mut open(), &Settings::for_tests()).unwrap());
     let prompts = [
         "The lighthouse keeper climbed the stairs every evening because",
+        "Once upon a time there was a fox who",
         "Water boils at a lower temperature on a mountain, since",
         "The three most important inventions of the nineteenth century were",
         "def fibonacci(n):",
@@ -187,7 +189,7 @@ fn greedy_texts_part_from_candles_at_near_ties_only() {
                 session.step(&[(0, text[text.len() - 1])]).unwrap();
             }
         }
-        let file = std::fs::File::open(&path).unwrap();
+        let file = std::fs::File::open(encoded.path()).unwrap();
         let theirs = reference_of("llama", file, &prompt, &text[..TOKENS - 1]);
         for (i, (ours, theirs)) in rows.iter().zip(&theirs).enumerate() {
             let normal = |row: &[f32]| {
@@ -198,17 +200,19 @@ fn greedy_texts_part_from_candles_at_near_ties_only() {
             let ((our_best, ahead_of), (their_best, theirs_ahead_of)) = (best(&ours), best(&theirs));
             if our_best != their_best {
                 parted.push((i, ahead_of(their_best), theirs_ahead_of(our_best)));
-                break;
+                continue;
             }
-            farthest = farthest.max((ours[our_best as usize] - theirs[our_best as usize]).abs());
+            let mut order: Vec<usize> = (0..ours.len()).collect();
+            order.select_nth_unstable_by(2, |a, b| ours[*b].total_cmp(&ours[*a]));
+            farthest = order[..2].iter().fold(farthest, |most, i| most.max((ours[*i] - theirs[*i]).abs()));
             n_same += 1;
         }
     }
     println!(
-        "greedy: {n_same} tokens alike, log-probabilities of the best up to {farthest:.3} apart; parted: {parted:?}"
+        "greedy: {n_same} tokens alike, log-probabilities of the two best up to {farthest:.3} apart; parted: {parted:?}"
     );
-    assert!(n_same >= prompts.len() * TOKENS / 4, "{n_same} tokens alike");
-    assert!(farthest < 0.5, "log-probabilities of tokens that are best for both are {farthest} apart");
+    assert!(n_same >= prompts.len() * TOKENS * 3 / 4, "{n_same} tokens alike");
+    assert!(farthest < 1.0, "log-probabilities of the two best tokens are {farthest} apart");
     // Where rounding moves either of two tokens by no more than elsewhere, they change places only if they are that near.
     for (i, ours, theirs) in parted {
         let gap = ours.max(theirs);
