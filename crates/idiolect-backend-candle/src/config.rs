@@ -46,7 +46,8 @@ pub struct CandleConfig {
     /// refused as invalid before any of it is allocated; one that fits, but not beside those that run, waits for them.
     ///
     /// What is computed on the way comes on top of it. On cards, where that is largest, scores of attention are computed in
-    /// pieces, which take 256 MiB at most, or what one row of a context takes where that is more.
+    /// pieces, which take 384 MiB at most (256 MiB in 32 bits, and copies in the type of keys and values), or what one row of a
+    /// context takes where that is more.
     pub max_kv_bytes: u64,
     /// Most of that memory that may hold what prompts began with, for later prompts that begin alike, in bytes; 0 keeps
     /// nothing. `None`, the default, takes 128 MiB, or all of that memory where it is less. It is given up whenever a request
