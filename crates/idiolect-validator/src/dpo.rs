@@ -1,0 +1,111 @@
+//! The `dpo` reward: a reply's mean log-probability under a base model, with repetition taken off
+//! (`reward/dpo.py` of both versions). Equal to the recording `dpo.json`.
+
+use std::collections::HashMap;
+
+/// What fails gets: about the log-probability of a token drawn blindly.
+pub const LOWEST: f32 = -11.0;
+
+/// How repetition changes the logits, before the softmax.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Repetition {
+    /// As they are.
+    Ignored,
+    /// Version 1.2: logits of tokens already in the reply are divided (if negative: multiplied) by this factor, once for
+    /// each time. The first two tokens are exempt, and the newest token never counts.
+    Scaled {
+        /// The factor; validators use 1.2.
+        factor: f64,
+    },
+    /// Version 2.1: tokens that would repeat an n-gram after the reply's last n - 1 tokens get the mean of all logits less
+    /// some standard deviations, at every position.
+    NoRepeatNgram {
+        /// The n-gram's length; validators use 5.
+        n: usize,
+        /// How many standard deviations; validators use 10.
+        deviations: f64,
+    },
+}
+
+/// Says whether a reply is so short that it gets [`LOWEST`] unseen: blank, or of 5 characters or fewer.
+#[must_use]
+pub fn too_short(reply: &str) -> bool {
+    reply.trim().is_empty() || reply.chars().count() <= 5
+}
+
+/// Returns a reply's reward: the mean log-probability of its tokens, each drawn from its row of logits.
+///
+/// `prompt_rows` are the rows before those, from which the prompt's tokens but the first were drawn. They count in the
+/// mean and deviation of [`Repetition::NoRepeatNgram`] only, and may be left out where a backend has none: the floor then
+/// comes from the reply's rows alone. [`LOWEST`] where there are no tokens, rows do not fit them, or the result is not
+/// finite.
+#[must_use]
+pub fn reward(tokens: &[u32], rows: &[Vec<f32>], prompt_rows: &[Vec<f32>], repetition: Repetition) -> f32 {
+    if tokens.is_empty() || rows.len() != tokens.len() {
+        return LOWEST;
+    }
+    let ban = match repetition {
+        Repetition::NoRepeatNgram { n, deviations } => {
+            let banned = banned(tokens, n);
+            if banned.is_empty() { None } else { Some((banned, floor(prompt_rows.iter().chain(rows), deviations))) }
+        }
+        Repetition::Ignored | Repetition::Scaled { .. } => None,
+    };
+    let mut seen: HashMap<u32, i32> = HashMap::new();
+    let mut sum = 0.0;
+    for (j, (row, &token)) in rows.iter().zip(tokens).enumerate() {
+        if token as usize >= row.len() {
+            return LOWEST;
+        }
+        let mut logits: Vec<f64> = row.iter().map(|&logit| f64::from(logit)).collect();
+        if let Repetition::Scaled { factor } = repetition
+            && j >= 2
+        {
+            *seen.entry(tokens[j - 2]).or_default() += 1;
+            scale(&mut logits, &seen, factor);
+        }
+        if let Some((banned, floor)) = &ban {
+            for &token in banned {
+                if let Some(logit) = logits.get_mut(token as usize) {
+                    *logit = *floor;
+                }
+            }
+        }
+        sum += logits[token as usize] - log_sum_exp(&logits);
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "a mean of log-probabilities")]
+    let mean = (sum / tokens.len() as f64) as f32;
+    if mean.is_finite() { mean } else { LOWEST }
+}
+
+fn scale(logits: &mut [f64], seen: &HashMap<u32, i32>, factor: f64) {
+    for (&token, &count) in seen {
+        if let Some(logit) = logits.get_mut(token as usize) {
+            let power = factor.powi(count);
+            *logit = if *logit < 0.0 { *logit * power } else { *logit / power };
+        }
+    }
+}
+
+/// Returns the tokens that followed an earlier copy of the last n - 1 tokens.
+fn banned(tokens: &[u32], n: usize) -> Vec<u32> {
+    if n == 0 || tokens.len() + 1 < n {
+        return Vec::new();
+    }
+    let last = &tokens[tokens.len() + 1 - n..];
+    tokens.windows(n).filter(|ngram| &ngram[..n - 1] == last).map(|ngram| ngram[n - 1]).collect()
+}
+
+/// The mean of all logits less some (unbiased) standard deviations.
+fn floor<'a>(rows: impl Iterator<Item = &'a Vec<f32>> + Clone, deviations: f64) -> f64 {
+    let all = rows.flatten().map(|&logit| f64::from(logit));
+    let (count, sum) = all.clone().fold((0.0, 0.0), |(count, sum), logit| (count + 1.0, sum + logit));
+    let mean = sum / count;
+    let squares: f64 = all.map(|logit| (logit - mean).powi(2)).sum();
+    mean - deviations * (squares / (count - 1.0)).sqrt()
+}
+
+fn log_sum_exp(logits: &[f64]) -> f64 {
+    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    max + logits.iter().map(|l| (l - max).exp()).sum::<f64>().ln()
+}

@@ -1,0 +1,185 @@
+use std::collections::HashMap;
+
+use serde::Deserialize;
+
+use super::{WordPiece, partial_ratio};
+
+/// The figures of the n-gram blacklist.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NgramRules {
+    /// Tokens and words of the shortest phrase.
+    pub n_min: usize,
+    /// Tokens of the longest phrase.
+    pub n_max: usize,
+    /// How many tokens of a completion count.
+    pub token_limit: usize,
+    /// Significance grows by this factor with each word after the first.
+    pub word_factor: f64,
+    /// Significance of a one-word phrase that is in every completion.
+    pub frequency_multiplier: f64,
+    /// Phrases of more significance are forbidden.
+    pub boundary: f64,
+    /// How alike, 0 to 100, a part of a reply must be to a forbidden phrase: more than this.
+    pub partial_ratio_boundary: u32,
+    /// Phrases in fewer completions than this share have no significance.
+    pub support: f64,
+    /// Counts are pruned, and significance is computed again, every 1 / `error` completions.
+    pub error: f64,
+    /// Beyond this number of completions all counts are halved.
+    pub half_life: u64,
+    /// Beyond this number of counts they are pruned at once.
+    pub memory_limit: usize,
+}
+
+impl NgramRules {
+    fn window(&self) -> u64 {
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be at least 1")]
+        let window = (1.0 / self.error).ceil().clamp(1.0, 1e12) as u64;
+        window
+    }
+}
+
+/// A phrase that a reply was refused for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Match {
+    /// The phrase.
+    pub phrase: String,
+    /// Its significance.
+    pub significance: f64,
+}
+
+/// The counter of stock phrases of opentensor/text-prompting 2.1 (`prompting/validators/reward/blacklist.py`): lossy
+/// counting (Manku and Motwani 2002) of token n-grams in everything that miners say. There is no recording; it follows
+/// the formula.
+#[derive(Debug)]
+pub struct NgramBlacklist {
+    rules: NgramRules,
+    tokenizer: WordPiece,
+    /// How often each n-gram was seen, and how often it may have been before.
+    counts: HashMap<Vec<u32>, (u64, u64)>,
+    n_completions: u64,
+    window_index: u64,
+    significance: Vec<Match>,
+    updated_at: u64,
+}
+
+impl NgramBlacklist {
+    /// Makes a counter that has seen nothing.
+    #[must_use]
+    pub fn new(rules: NgramRules, tokenizer: WordPiece) -> Self {
+        Self {
+            rules,
+            tokenizer,
+            counts: HashMap::new(),
+            n_completions: 0,
+            window_index: 1,
+            significance: Vec::new(),
+            updated_at: 0,
+        }
+    }
+
+    /// Counts the completions of a step; validators do so before they score them.
+    pub fn add<'a>(&mut self, completions: impl IntoIterator<Item = &'a str>) {
+        for completion in completions {
+            let ngrams = self.ngrams(completion);
+            if !ngrams.is_empty() {
+                self.count(ngrams);
+            }
+        }
+    }
+
+    fn ngrams(&self, text: &str) -> Vec<Vec<u32>> {
+        let kept = |c: &char| c.is_alphanumeric() || c.is_whitespace() || matches!(c, '_' | '(' | ')' | '|');
+        let text: String = text.to_lowercase().chars().filter(kept).collect();
+        let mut tokens = self.tokenizer.encode(&text);
+        tokens.truncate(self.rules.token_limit);
+        (self.rules.n_min..=self.rules.n_max)
+            .filter(|&n| n > 0)
+            .flat_map(|n| tokens.windows(n).map(<[u32]>::to_vec))
+            .collect()
+    }
+
+    fn count(&mut self, ngrams: Vec<Vec<u32>>) {
+        for ngram in ngrams {
+            self.counts.entry(ngram).or_insert((0, self.window_index.saturating_sub(1))).0 += 1;
+        }
+        self.n_completions += 1;
+        let window = self.rules.window();
+        if self.n_completions.is_multiple_of(window) {
+            self.window_index = self.n_completions.div_ceil(window);
+            self.prune();
+        }
+        if self.counts.len() > self.rules.memory_limit {
+            self.window_index += 1;
+            self.prune();
+        }
+        if self.n_completions > self.rules.half_life {
+            self.halve();
+        }
+    }
+
+    fn prune(&mut self) {
+        let least = self.window_index;
+        self.counts.retain(|_, &mut (count, before)| count + before > least);
+    }
+
+    fn halve(&mut self) {
+        self.n_completions = self.n_completions.div_ceil(2);
+        self.window_index = self.n_completions.div_ceil(self.rules.window());
+        for (count, before) in self.counts.values_mut() {
+            (*count, *before) = (count.div_ceil(2), before.div_ceil(2));
+        }
+        self.updated_at = 0;
+    }
+
+    /// Forgets everything.
+    pub fn reset(&mut self) {
+        self.counts.clear();
+        (self.n_completions, self.window_index, self.updated_at) = (0, 1, 0);
+        self.significance.clear();
+    }
+
+    /// Computes the phrases' significance, most significant first, now rather than when a window is full.
+    pub fn update(&mut self) -> &[Match] {
+        #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+        let float = |n: u64| n as f64;
+        let total = float(self.n_completions);
+        let least = (self.rules.support * total).max(float(self.window_index + 1));
+        let mut phrases = Vec::new();
+        for (ngram, &(count, before)) in &self.counts {
+            let seen = float(count + before);
+            if seen <= least {
+                continue;
+            }
+            let phrase = self.tokenizer.decode(ngram);
+            let n_words = phrase.split_whitespace().count();
+            if n_words >= self.rules.n_min && n_words > 0 {
+                let power = i32::try_from(n_words - 1).unwrap_or(i32::MAX);
+                let significance = self.rules.word_factor.powi(power) * seen / total * self.rules.frequency_multiplier;
+                phrases.push(Match { phrase, significance });
+            }
+        }
+        phrases.sort_by(|a, b| b.significance.total_cmp(&a.significance).then_with(|| a.phrase.cmp(&b.phrase)));
+        self.significance = phrases;
+        self.updated_at = self.n_completions;
+        &self.significance
+    }
+
+    /// Returns the phrase that a reply is refused for, the most significant first.
+    pub fn find(&mut self, reply: &str) -> Option<Match> {
+        if self.n_completions.saturating_sub(self.updated_at) > self.rules.window() {
+            self.update();
+        }
+        let reply = reply.to_lowercase();
+        let forbidden = self.significance.iter().take_while(|m| m.significance > self.rules.boundary);
+        let bound = self.rules.partial_ratio_boundary;
+        forbidden.into_iter().find(|m| partial_ratio(&m.phrase, &reply) > bound).cloned()
+    }
+
+    /// Returns 0 for a reply that the prompt contains or that has a stock phrase in it, 1 for any other. An empty reply is
+    /// contained in every prompt.
+    pub fn mask(&mut self, prompt: &str, reply: &str) -> f32 {
+        if prompt.contains(reply) || self.find(reply).is_some() { 0.0 } else { 1.0 }
+    }
+}

@@ -1,0 +1,120 @@
+use proptest::prelude::*;
+
+use super::text_prompting::cut_followup;
+use super::*;
+
+/// Texts with the templates' own words in them.
+fn text() -> impl Strategy<Value = String> {
+    let piece = prop_oneof![
+        "[ -~\\n]{0,20}",
+        "\\PC{0,12}",
+        Just("'''".to_owned()),
+        Just("\n\nThe following criteria must be respected:\n- ".to_owned()),
+        Just("Question:".to_owned()),
+        Just("### SUMMARY CONTEXT:\n".to_owned()),
+    ];
+    proptest::collection::vec(piece, 0..5).prop_map(|pieces| pieces.concat())
+}
+
+fn word() -> impl Strategy<Value = String> {
+    "[a-zA-Z?!']{1,8}"
+}
+
+fn criterion() -> impl Strategy<Value = Criterion> {
+    let unit = prop_oneof![Just(Unit::Characters), Just(Unit::Words), Just(Unit::Sentences), Just(Unit::Paragraphs)];
+    let place = prop_oneof![Just(ContentMatch::StartsWith), Just(ContentMatch::EndsWith), Just(ContentMatch::Includes)];
+    prop_oneof![
+        (any::<u32>(), unit).prop_map(|(target, unit)| Criterion::Length { target, unit }),
+        Just(Criterion::Bullets),
+        Just(Criterion::Numbers),
+        Just(Criterion::NoLists),
+        Just(Criterion::EndsWithQuestionMark),
+        Just(Criterion::NoQuestionMarks),
+        (place, any::<bool>(), proptest::collection::vec(word(), 1..4))
+            .prop_map(|(place, negated, words)| Criterion::Words { place, negated, words }),
+        "[ -~]{0,30}[a-z]".prop_map(Criterion::Other),
+    ]
+}
+
+fn prompt() -> impl Strategy<Value = Prompt> {
+    let kind = prop_oneof![Just(TaskKind::Augment), Just(TaskKind::Followup), Just(TaskKind::Answer)];
+    prop_oneof![
+        (text(), any::<u32>()).prop_map(|(text, sentences)| openvalidators::Task::Augment { text, sentences }),
+        (text(), any::<bool>()).prop_map(|(context, first)| openvalidators::Task::Followup { context, first }),
+        (text(), text()).prop_map(|(context, question)| {
+            let question = question.replace("Question:", "");
+            openvalidators::Task::Answer { context, question }
+        }),
+    ]
+    .prop_map(Prompt::OpenValidators)
+    .boxed()
+    .prop_union(
+        (kind, text(), proptest::collection::vec(criterion(), 0..4))
+            .prop_map(|(kind, base_text, criteria)| {
+                Prompt::TextPrompting(text_prompting::Task { kind, base_text, criteria })
+            })
+            .boxed(),
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_is_composed_is_read_back(prompt in prompt()) {
+        let text = match &prompt {
+            Prompt::OpenValidators(task) => task.compose(),
+            Prompt::TextPrompting(task) => task.compose(),
+            Prompt::Unknown => unreachable!("never drawn"),
+        };
+        prop_assert_eq!(Prompt::parse(&text), prompt);
+    }
+
+    #[test]
+    fn any_text_can_be_read(text in "\\PC{0,80}") {
+        prop_assert_eq!(Prompt::parse(&text), Prompt::Unknown);
+    }
+}
+
+#[test]
+fn near_misses_are_unknown() {
+    for prompt in [
+        "",
+        "Summarize the preceding context in 5 sentences.",
+        "A\n\nSummarize the preceding context in five sentences. Do not try to create questions or answers for your summarization.\n\n",
+        "A\n\nSummarize the preceding context in 05 sentences. Do not try to create questions or answers for your summarization.\n\n",
+        "Your task is to summarize the text delimited with triple backticks:\n'''A'''\n\nBe brief.\n",
+    ] {
+        assert_eq!(Prompt::parse(prompt), Prompt::Unknown, "{prompt}");
+    }
+}
+
+#[test]
+fn steps_have_kinds() {
+    assert_eq!(TaskKind::of_step("augment"), Some(TaskKind::Augment));
+    assert_eq!(TaskKind::of_step("followup2"), Some(TaskKind::Followup));
+    assert_eq!(TaskKind::of_step("answer0"), Some(TaskKind::Answer));
+    assert_eq!(TaskKind::of_step("augmented"), None);
+    assert_eq!(TaskKind::of_step("answers"), None);
+}
+
+#[test]
+fn followups_are_cut_to_one_question() {
+    assert_eq!(cut_followup("Well. Let me see. What is it? And why?"), " What is it?");
+    assert_eq!(cut_followup("One. Two."), " Two?");
+    assert_eq!(cut_followup(""), "");
+    assert_eq!(cut_followup("..."), "...");
+    assert_eq!(cut_followup(&"w ".repeat(60)).split(' ').count(), 40);
+}
+
+#[test]
+fn words_in_their_places() {
+    let starts = Criterion::parse("Your response should starts with one of the following words: who, what, is.");
+    assert_eq!(starts.breach("  What is it?"), 0.0);
+    assert_eq!(starts.breach("IS, or isn't it?"), 0.0);
+    assert_eq!(starts.breach("Isn't it?"), 1.0);
+    assert_eq!(starts.breach("Whatever?"), 1.0);
+    assert_eq!(Criterion::EndsWithQuestionMark.breach("Why?  "), 0.0);
+    assert_eq!(Criterion::NoQuestionMarks.breach("Why? So."), 1.0);
+    assert_eq!(Criterion::Other("Be kind.".to_owned()).breach("No."), 0.0);
+}
