@@ -3,12 +3,17 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use idiolect_backend::Echo;
+use idiolect_backend::Embedder;
 use idiolect_backend_candle::SentenceEncoder;
+use idiolect_models::{NoProgress, Resolver, ResolverConfig};
 use idiolect_validator::dpo::{self, LOWEST, Repetition};
-use idiolect_validator::mask::{Blacklist, NgramBlacklist, Relevance, WordPiece, task_validator};
+use idiolect_validator::mask::{
+    Blacklist, NgramBlacklist, NsfwClassifier, Relevance, WordList, WordPiece, nsfw_mask, task_validator,
+};
 use idiolect_validator::penalty::{applied, content_match, keyword_match};
-use idiolect_validator::task::{Criterion, TaskKind, Unit};
-use idiolect_validator::{Column, MovingAverage, Normaliser, Profile, Stack};
+use idiolect_validator::task::{Criterion, Prompt, TaskKind, Unit};
+use idiolect_validator::{Column, DpoModel, MovingAverage, Normaliser, Profile, RewardModel, Stack};
 use serde_json::Value;
 
 fn recorded(name: &str) -> Value {
@@ -199,6 +204,31 @@ async fn relevance() {
     assert_eq!(relevance.scores("x", &[]).await.unwrap(), []);
 }
 
+/// Needs all-mpnet-base-v2, 438 MB; `IDIOLECT_E2E=1` fetches it.
+#[tokio::test]
+#[expect(clippy::print_stdout, reason = "says why it skips")]
+async fn relevance_mpnet() {
+    let mut config = ResolverConfig::from_env();
+    config.offline = std::env::var_os("IDIOLECT_E2E").is_none_or(|value| value != "1");
+    let resolver = Resolver::new(config).unwrap();
+    let files = match resolver.resolve(&"mpnet".parse().unwrap(), &NoProgress).await {
+        Ok(files) => files,
+        Err(error) => {
+            println!("skipped: mpnet is not on this machine ({error}); IDIOLECT_E2E=1 fetches it");
+            return;
+        }
+    };
+    let mpnet = Arc::new(SentenceEncoder::load(&files.dir).expect("it loads"));
+    let (bert, windows) = minilm();
+    let v = recorded("relevance_mpnet");
+    let bounds = Profile::text_prompting_2_1().relevance;
+    assert_eq!(v["bound"].as_f64(), Some(0.3));
+    let relevance = Relevance { bert, windows, mpnet, bounds };
+    let scores = relevance.scores(v["prompt"].as_str().unwrap(), &strings(&v["completions"])).await.unwrap();
+    let ours: Vec<f64> = scores.iter().map(|s| f64::from(s.mpnet)).collect();
+    near("mpnet part", &ours, &floats(&v["mpnet_part"]));
+}
+
 #[test]
 fn diversity_maps() {
     let v = recorded("diversity_maps");
@@ -256,4 +286,102 @@ fn bad_input_has_defined_results() {
     assert!(Criterion::Length { target: 0, unit: Unit::Words }.breach(&long) == 1.0);
     assert_eq!(content_match(&long), 0.0);
     assert_eq!(keyword_match(TaskKind::Augment, &long), 0.0);
+}
+
+#[test]
+fn partial_ratios_are_those_of_difflib() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/partial_ratio.json");
+    let pairs: Vec<(String, String, u32)> = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+    for (a, b, expected) in pairs {
+        assert_eq!(idiolect_validator::mask::partial_ratio(&a, &b), expected, "{a:?}, {b:?}");
+    }
+}
+
+#[test]
+fn published_prompts_are_read() {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/openvalidators");
+    for name in ["history_v1.2.0", "history_text_prompting_2.1"] {
+        let lines = std::fs::read_to_string(format!("{dir}/{name}.jsonl")).unwrap();
+        let mut n_read = 0;
+        for line in lines.lines() {
+            let step: Value = serde_json::from_str(line).unwrap();
+            let (Some(prompt), Some(name)) = (step["prompt"].as_str(), step["name"].as_str()) else { continue };
+            let parsed = Prompt::parse(prompt);
+            assert_eq!(parsed.kind(), TaskKind::of_step(name), "{prompt}");
+            if let Prompt::TextPrompting(task) = parsed {
+                assert!(!task.criteria.is_empty() && task.criteria.iter().all(|c| !matches!(c, Criterion::Other(_))));
+            }
+            n_read += 1;
+        }
+        assert!(n_read > 0, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn odd_embeddings_mask_the_reply() {
+    let v = [vec![1.0, 0.0], vec![1.0, 0.0], vec![0.0, 0.0], vec![f32::NAN, 0.0]];
+    let (_, windows) = minilm();
+    let encoder = Arc::new(Fixed(v.to_vec()));
+    let bounds = Profile::text_prompting_2_1().relevance;
+    let relevance = Relevance { bert: encoder.clone(), windows, mpnet: encoder, bounds };
+    let replies = ["same", "nothing", "nonsense"].map(str::to_owned);
+    let masks: Vec<f32> = relevance.scores("prompt", &replies).await.unwrap().iter().map(|s| s.mask).collect();
+    assert_eq!(masks, [1.0, 0.0, 0.0]);
+}
+
+/// An encoder with one answer.
+#[derive(Debug)]
+struct Fixed(Vec<Vec<f32>>);
+
+#[async_trait::async_trait]
+impl Embedder for Fixed {
+    fn name(&self) -> &str {
+        "fixed"
+    }
+
+    fn dimensions(&self) -> usize {
+        2
+    }
+
+    fn max_tokens(&self) -> usize {
+        512
+    }
+
+    async fn embed(&self, texts: &[String]) -> Result<Vec<Vec<f32>>, idiolect_backend::Error> {
+        Ok(self.0[..texts.len()].to_vec())
+    }
+}
+
+#[tokio::test]
+async fn a_backend_without_rows_is_named() {
+    let model = DpoModel::new(Arc::new(Echo::new()), Repetition::Ignored);
+    assert_eq!(model.name(), "dpo");
+    let error = model.scores("a prompt", &["a long enough reply".to_owned()]).await.unwrap_err().to_string();
+    assert!(error.ends_with("does not support scoring with rows of logits"), "{error}");
+    assert_eq!(model.scores("a prompt", &["tiny".to_owned()]).await.unwrap(), [LOWEST]);
+}
+
+#[tokio::test]
+async fn listed_words_are_masked() {
+    let words = WordList::new(["Badword"]);
+    let scores = words.scores(&["A BADWORD.".to_owned(), "badwords".to_owned(), String::new()]).await.unwrap();
+    let bound = Profile::text_prompting_2_1().nsfw_bound;
+    assert_eq!(scores.iter().map(|&s| nsfw_mask(s, bound)).collect::<Vec<_>>(), [0.0, 1.0, 1.0]);
+    assert_eq!(nsfw_mask(f32::NAN, bound), 0.0);
+}
+
+#[test]
+fn counts_fade_and_are_pruned() {
+    let mut rules = Profile::text_prompting_2_1().ngram_blacklist.unwrap();
+    (rules.error, rules.half_life) = (0.1, 15);
+    let (_, tokenizer) = minilm();
+    let mut blacklist = NgramBlacklist::new(rules, tokenizer);
+    blacklist.add(std::iter::repeat_n("one two three four five", 12));
+    let before = blacklist.update()[0].significance;
+    assert!((before - 1.25_f64.powi(4) * 100.0).abs() < 1e-9, "{before}");
+    // Four more completions are 16, halved to 8; the phrase has 6 counts of the 12.
+    blacklist.add(["six seven eight nine ten", "red green blue white black", "a b c d e f", "k l m n o p"]);
+    let after = blacklist.update()[0].clone();
+    assert_eq!(after.phrase, "one two three four five");
+    assert!((after.significance - 1.25_f64.powi(4) * 100.0 * 6.0 / 8.0).abs() < 1e-9, "{after:?}");
 }
