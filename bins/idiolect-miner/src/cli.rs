@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-use crate::config::{ConfigError, KEYS, Key, Problem, Sources, sections};
+use crate::config::{ConfigError, KEYS, Key, Origin, Problem, Sources, sections};
 
 /// What the command line asks for.
 #[derive(Clone, Debug)]
@@ -226,8 +226,19 @@ pub fn default_config_path(env: &BTreeMap<String, String>) -> Option<PathBuf> {
 }
 
 fn read(path: &Path, needed: bool) -> Result<Option<String>, ConfigError> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+    let at = |line, message| {
+        let origin = Some(Origin::File { path: path.to_path_buf(), line });
+        ConfigError { problems: vec![Problem { origin, message }] }
+    };
+    match std::fs::read(path) {
+        Ok(bytes) => match String::from_utf8(bytes) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) => {
+                let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+                let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+                Err(at(line, "this is no UTF-8 text".to_owned()))
+            }
+        },
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !needed => Ok(None),
         Err(error) => {
             let message = format!("cannot read the configuration file {}: {error}", path.display());

@@ -22,11 +22,19 @@ use crate::{ready, signals};
 pub async fn run(config: &Config, invocation: &Invocation) -> anyhow::Result<()> {
     let stop = signals::stop_requested();
     tokio::pin!(stop);
+    // In a task of its own: a disk that does not answer must not keep anybody from stopping the miner.
+    let mut starting = tokio::spawn({
+        let (config, env, ready_file) = (config.clone(), invocation.sources.env.clone(), invocation.ready_file.clone());
+        async move { start(&config, &env, ready_file.as_deref()).await }
+    });
     let started = tokio::select! {
-        started = start(config, &invocation.sources.env, invocation.ready_file.as_deref()) => started,
-        stopped = &mut stop => return Ok(stopped?),
+        started = &mut starting => started,
+        stopped = &mut stop => {
+            starting.abort();
+            return Ok(stopped?);
+        }
     };
-    let mut miner = started?;
+    let mut miner = started??;
     introduce(config, &miner)?;
     let checked = tokio::select! {
         checked = check(config, &miner) => checked,

@@ -179,6 +179,9 @@ fn a_bad_file_is_reported_whole_with_lines() {
     );
     std::fs::write(dir.path().join("miner.toml"), "[axon\n").expect("written");
     fails(&miner(dir.path()).args(["--config", "miner.toml"]).output().expect("it runs"), 64, &["miner.toml:1: "]);
+    std::fs::write(dir.path().join("miner.toml"), b"netuid = 1\n# \xff\n").expect("written");
+    let output = miner(dir.path()).args(["--config", "miner.toml"]).output().expect("it runs");
+    fails(&output, 64, &["miner.toml:2: this is no UTF-8 text"]);
     fails(&miner(dir.path()).args(["--config", "nowhere.toml"]).output().expect("it runs"), 64, &["nowhere.toml"]);
 }
 

@@ -317,6 +317,10 @@ fn hex_bytes<const N: usize>(text: &str) -> Option<[u8; N]> {
 
 fn read(path: &Path) -> Result<String, WalletError> {
     let failed = |source| WalletError::Read { path: path.into(), source };
+    // A pipe would be waited for without end.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(Problem::malformed("it is no regular file").at(path));
+    }
     let mut bytes = Vec::new();
     File::open(path).map_err(failed)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
@@ -393,6 +397,18 @@ mod tests {
         match parse_hotkey(text).unwrap_err() {
             Problem::Malformed(reason) => reason,
             other => format!("{other:?}"),
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        for path in [&pipe, dir.path()] {
+            let error = load_hotkey(path).unwrap_err().to_string();
+            assert!(error.contains("it is no regular file"), "{error}");
         }
     }
 

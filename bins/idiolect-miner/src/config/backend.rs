@@ -175,7 +175,7 @@ pub static BACKEND_KEYS: &[Key<BackendConfig>] = &[
         .expect("letters, digits, - and _", |c| {
             !c.name.is_empty() && c.name.chars().all(|ch| ch.is_ascii_alphanumeric() || matches!(ch, '-' | '_' | '.'))
         }),
-    key!(BackendConfig: model, "candle: SPEC of the model, `smollm2-135m` where none is given. openai: the server's name of it, needed."),
+    key!(BackendConfig: model, "candle: SPEC of the model, `smollm2-135m` where none is given. openai: the server's name of it, needed. echo: the name that it gives itself."),
     key!(BackendConfig: weight, "Share of the requests, relative to the other backends, where `pool.strategy` shares them out.")
         .expect("1 to 1000", |c| (1..=1000).contains(&c.weight)),
     key!(BackendConfig: max_concurrent, "Requests it is given at once; further ones go elsewhere or are refused as overloaded.").unit("requests")

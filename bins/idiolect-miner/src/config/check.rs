@@ -146,8 +146,9 @@ fn backends(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
     let mut names = BTreeSet::new();
     for (i, backend) in loaded.config.backends.iter().enumerate() {
         let origin = |key: &str| {
-            let own = loaded.origin(&format!("backends.{i}.{key}"));
-            if *own == Origin::Default { loaded.origin("backend") } else { own }
+            // What an entry does not say itself is told where it says its kind.
+            let own = [key, "kind"].map(|key| loaded.origin(&format!("backends.{i}.{key}")));
+            own.into_iter().find(|own| **own != Origin::Default).unwrap_or_else(|| loaded.origin("backend"))
         };
         if !names.insert(&backend.name) {
             problem(origin("name"), format!("two backends are named {}, give each its own name", backend.name));

@@ -1,6 +1,6 @@
 //! The layers and their merge: flag over environment over file over preset over default.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -310,8 +310,13 @@ impl<'s> Merge<'s> {
     /// Reads the file's entries and keeps those that `backend` names, in its order.
     fn backends(&mut self) {
         let mut described = Vec::new();
+        let mut broken = BTreeSet::new();
         for (line, entries) in std::mem::take(&mut self.file.backends) {
-            described.push((line, self.backend(line, &entries)));
+            match self.backend(line, &entries) {
+                (Some(kind), backend, origins) => described.push((kind, (backend, origins))),
+                // Which kind was meant is not known, so nothing else can be said of it.
+                (None, backend, _) => _ = broken.insert(backend.name),
+            }
         }
         let wanted = self.loaded.config.backend.clone();
         let mut chosen: Vec<(BackendConfig, BTreeMap<String, Origin>)> = Vec::new();
@@ -332,6 +337,7 @@ impl<'s> Merge<'s> {
                 match (found, kind) {
                     (Some((_, entry)), _) => chosen.push(entry.clone()),
                     (None, Some(kind)) => chosen.push((BackendConfig::of_kind(kind), BTreeMap::new())),
+                    (None, None) if broken.contains(name) => {}
                     (None, None) => self.problems.push(Problem {
                         origin: Some(self.loaded.origin("backend").clone()),
                         message: format!(
@@ -369,12 +375,18 @@ impl<'s> Merge<'s> {
         }
     }
 
-    fn backend(&mut self, line: usize, entries: &[file::Entry]) -> (BackendConfig, BTreeMap<String, Origin>) {
+    /// Reads an entry: its kind where that is a good one, its keys, and where they stand.
+    fn backend(
+        &mut self,
+        line: usize,
+        entries: &[file::Entry],
+    ) -> (Option<BackendKind>, BackendConfig, BTreeMap<String, Origin>) {
         let at = |path: &Path, line| Origin::File { path: path.to_path_buf(), line };
         let mut target = BackendConfig::default();
         let mut origins = BTreeMap::new();
         // The kind decides the other keys' defaults, so it is read first.
         let kind = entries.iter().find(|e| e.key == "kind");
+        let mut good = None;
         if kind.is_none() {
             let message = "backends: an entry needs its kind: candle, openai or echo".to_owned();
             self.problems.push(Problem { origin: Some(at(&self.path, line)), message });
@@ -384,6 +396,10 @@ impl<'s> Merge<'s> {
             let origin = at(&self.path, entry.line);
             match key.read(&mut target, &entry.raw) {
                 Ok(()) => {
+                    if entry.key == "kind" {
+                        target = BackendConfig::of_kind(target.kind);
+                        good = Some(target.kind);
+                    }
                     origins.insert(entry.key.clone(), origin);
                 }
                 Err(message) => {
@@ -391,11 +407,8 @@ impl<'s> Merge<'s> {
                     self.problems.push(Problem { origin: Some(origin), message });
                 }
             }
-            if entry.key == "kind" {
-                target = BackendConfig::of_kind(target.kind);
-            }
         }
-        (target, origins)
+        (good, target, origins)
     }
 }
 

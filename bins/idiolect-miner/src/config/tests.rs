@@ -75,6 +75,18 @@ fn every_bad_value_is_reported_at_once_with_its_line() {
 }
 
 #[test]
+fn an_entry_of_no_known_kind_is_taken_for_none() {
+    let file = "backend = [\"mine\", \"candle\"]\n[[backends]]\nkind = \"magic\"\nname = \"mine\"\nbase_url = \"http://a\"\n\
+                [[backends]]\nkind = \"candle\"\n";
+    assert_eq!(
+        problems(file, &[], &[]),
+        ["miner.toml:3: backends: kind is \"magic\", expected candle or openai or echo"]
+    );
+    let found = problems("[[backends]]\nkind = \"echo\"\n[[backends]]\nkind = \"echo\"\n", &[], &[]);
+    assert_eq!(found, ["miner.toml:4: two backends are named echo, give each its own name"]);
+}
+
+#[test]
 fn broken_toml_names_file_and_line() {
     let found = problems("network = \"none\"\n[axon\nport = 1\n", &[], &[]);
     assert!(found[0].starts_with("miner.toml:2: "), "{found:?}");

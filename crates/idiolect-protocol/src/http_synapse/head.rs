@@ -60,7 +60,10 @@ pub fn read_head(
     limits: &Limits,
 ) -> Result<SynapseHead, AuthError> {
     if !synapse.required_headers.iter().all(|name| headers.contains_key(name)) {
-        return Err(AuthError::Malformed { name: "bt_header_input_obj", expected: "one header a required field" });
+        return Err(AuthError::Malformed {
+            name: "bt_header_input_obj",
+            expected: "a header of this kind for each required field",
+        });
     }
     let timeout = optional(headers, "timeout")?
         .map(|text| {
