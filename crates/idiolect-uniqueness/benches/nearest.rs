@@ -1,6 +1,8 @@
-//! Exact search of a full history, beside what reading it from memory costs.
+//! Exact search of a full history for one reply and for several together, beside what reading it from memory costs.
 //!
 //!     cargo bench -p idiolect-uniqueness
+//!
+//! One thread. The reading is a sum of the same bytes, of the same number of rows; both are the quickest of twenty.
 #![allow(clippy::print_stdout, reason = "printing is what it is for")]
 
 use std::hint::black_box;
@@ -8,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use idiolect_uniqueness::vectors::Vectors;
 
-const ROWS: usize = 15_000;
+/// What the validators keep, and what of it they never compare with.
+const ROWS: usize = 15_500;
+const SKIP: usize = 500;
 
 /// Numbers that look random and are the same each time.
 fn row(i: usize, dimensions: usize) -> Vec<f32> {
@@ -28,20 +32,30 @@ fn time(mut work: impl FnMut()) -> Duration {
 }
 
 fn main() {
-    for dimensions in [384, 768] {
+    for (dimensions, skip) in [(384, SKIP), (768, SKIP), (768, 0)] {
         let mut vectors = Vectors::new(dimensions);
         for i in 0..ROWS {
             vectors.push(&row(i, dimensions));
         }
-        let query = row(ROWS, dimensions);
-        let search = time(|| drop(black_box(vectors.nearest(black_box(&query), 2, 500))));
+        let values: Vec<f32> = vectors.rows().skip(skip).flatten().copied().collect();
         let read = time(|| {
-            black_box(vectors.rows().map(|row| row.iter().fold(0, |sum, v| sum ^ v.to_bits())).fold(0, |a, b| a ^ b));
+            black_box(values.iter().fold(0, |sum: u32, v| sum.wrapping_add(v.to_bits())));
         });
-        let flops = 2.0 * (ROWS - 500) as f64 * dimensions as f64 / search.as_secs_f64() / 1e9;
-        let ratio = search.as_secs_f64() / read.as_secs_f64();
+        let bytes = size_of_val(values.as_slice()) as f64;
         println!(
-            "{ROWS} x {dimensions}: {search:.2?} a search, {flops:.1} GFLOP/s, {ratio:.2} times a read of the same bytes"
+            "{} x {dimensions}: a reading takes {read:.2?}, {:.1} GB/s",
+            ROWS - skip,
+            bytes / read.as_secs_f64() / 1e9
         );
+        for n in [1, 2, 4, 5, 8, 16, 50] {
+            let queries: Vec<Vec<f32>> = (0..n).map(|i| row(ROWS + i, dimensions)).collect();
+            let search = time(|| drop(black_box(vectors.nearest_of_each(black_box(&queries), 2, skip))));
+            let flops = 2.0 * bytes / 4.0 * n as f64 / search.as_secs_f64() / 1e9;
+            let ratio = search.as_secs_f64() / read.as_secs_f64();
+            println!(
+                "  {n:2} replies: {search:7.2?}, {:7.2?} each, {ratio:.2} times a reading, {flops:.1} GFLOP/s",
+                search / u32::try_from(n).unwrap_or(1)
+            );
+        }
     }
 }

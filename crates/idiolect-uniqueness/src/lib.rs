@@ -34,10 +34,11 @@
 //! ```
 //!
 //! Main types: [`GateProfile`], [`GateHistory`], [`ReplyHistory`], [`HistoryStore`], [`Panel`], [`Population`],
-//! [`Selector`], [`Selection`]. [`store`] opens the SQLite file that all components share.
+//! [`Selector`], [`Selection`]. [`lexical`] compares texts without an encoder. [`store`] opens the SQLite file that all components share.
 
 pub mod gate;
 pub mod history;
+pub mod lexical;
 pub mod population;
 pub mod quality;
 pub mod selector;

@@ -181,8 +181,9 @@ pub(super) unsafe fn tile<V: Lanes, const R: usize>(tile: &Tile) {
     }
 }
 
+/// Asks for the cache line at an address, which need not be one of anything.
 #[inline(always)]
-fn prefetch(at: *const f32) {
+pub(super) fn prefetch(at: *const f32) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every x86-64 has it, and it has no effect but on the caches, whatever the address.
     unsafe {
