@@ -205,8 +205,9 @@ impl GateHistory {
         if self.len() < self.skip + 2 {
             return None;
         }
-        let second = |e: &Embedding| self.vectors.nearest(e, 2, self.skip).get(1).map_or(0.0, |&(_, d)| d);
-        Some(embeddings.iter().map(|e| self.curve.at(second(e))).collect())
+        let nearest = self.vectors.nearest_of_each(embeddings, 2, self.skip);
+        let second = |found: &Vec<(usize, f32)>| found.get(1).map_or(0.0, |&(_, distance)| distance);
+        Some(nearest.iter().map(|found| self.curve.at(second(found))).collect())
     }
 
     /// Takes a batch in, less each reply that equals the one right before it in the batch, and forgets the oldest

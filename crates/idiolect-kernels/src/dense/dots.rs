@@ -2,17 +2,24 @@
 
 #![expect(unsafe_code, reason = "vectors of the processor's width are read through addresses")]
 #![expect(clippy::inline_always, reason = "what is not inlined is not compiled for the wider instructions")]
+#![expect(clippy::needless_range_loop, reason = "indices name queries and rows in several places at once")]
 
 use super::lanes::{Lanes, Width, Work, dispatch, prefetch};
 
 /// Values of rows that all queries are done with before the next rows: half of a small second-level cache.
 const BLOCK: usize = 32 * 1024;
 
+/// Values in a cache line.
+const LINE: usize = 16;
+
+/// Rows from which on queries are copied.
+const WORTH_A_COPY: usize = 64;
+
 /// Most queries that are done together.
 const QUERIES: usize = 4;
 
 /// Most rows that are done together.
-const ROWS: usize = 8;
+const ROWS: usize = 4;
 
 /// Writes the dot product of query `q` with row `r` to `out[q · rows + r]`, for as many queries and rows of `width` values
 /// as the slices hold.
@@ -47,6 +54,17 @@ pub(super) fn dot_products_with(lanes: Width, queries: &[f32], rows: &[f32], wid
     };
     let (n_queries, n_rows) = (count(queries, "queries"), count(rows, "rows"));
     assert_eq!(out.len(), n_queries * n_rows, "products of {n_queries} queries with {n_rows} rows");
+    // Queries are read again and again: a copy that begins with a cache line spares reading two lines for each vector.
+    let mut copy = Vec::new();
+    let queries = if n_rows < WORTH_A_COPY {
+        queries
+    } else {
+        copy.resize(queries.len() + LINE, 0.0);
+        let skipped = copy.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+        let copy = &mut copy[skipped..][..queries.len()];
+        copy.copy_from_slice(queries);
+        copy
+    };
     // SAFETY: the width was detected (or is lesser); sizes are as asserted.
     unsafe { dispatch(lanes, Dots { queries, rows, width, n_rows, out }) };
 }
@@ -79,9 +97,9 @@ impl Work for Dots<'_> {
                 // SAFETY: the caller's promise; the slices hold as many vectors as the part says.
                 unsafe {
                     match (together, V::LANES) {
-                        (4, 16) => part.run::<V, 4, 4>(),
+                        (4, 16) => part.run::<V, 4, 2>(),
                         (4, _) => part.run::<V, 4, 2>(),
-                        (2, _) => part.run::<V, 2, 4>(),
+                        (2, _) => part.run::<V, 2, ROWS>(),
                         _ => part.run::<V, 1, ROWS>(),
                     }
                 }
@@ -145,29 +163,47 @@ unsafe fn tile<V: Lanes, const Q: usize, const R: usize>(
     debug_assert!(queries.len() == Q * width && rows.len() == R * width, "sizes of a tile");
     let whole = width - width % V::LANES;
     let (query, row) = (queries.as_ptr(), rows.as_ptr());
-    // SAFETY: whole vectors below `whole` are inside each row and each query.
+    let mut out = [[0.0; R]; Q];
+    // Plain loops throughout: what a closure is handed to is not compiled for the wider instructions.
+    // SAFETY: whole vectors below `whole` are inside each row and each query, and so are the values from there on.
     unsafe {
         let mut sums = [[V::splat(0.0); R]; Q];
-        for i in (0..whole).step_by(V::LANES) {
-            let values: [V; R] = std::array::from_fn(|r| V::load(row.add(r * width + i)));
-            if let Some(next) = next {
-                if i % 16 == 0 {
-                    (0..R).for_each(|r| prefetch(next.wrapping_add(r * width + i)));
+        let mut i = 0;
+        while i < whole {
+            let mut values = [V::splat(0.0); R];
+            for r in 0..R {
+                values[r] = V::load(row.add(r * width + i));
+            }
+            if let Some(next) = next
+                && i % LINE == 0
+            {
+                // In the order of memory, whatever the order in which the values are used.
+                for r in 0..R {
+                    prefetch(next.wrapping_add(R * i + r * LINE));
                 }
             }
-            for (q, sums) in sums.iter_mut().enumerate() {
+            for q in 0..Q {
                 let factor = V::load(query.add(q * width + i));
-                for (sum, value) in sums.iter_mut().zip(values) {
-                    *sum = factor.mul_add(value, *sum);
+                for r in 0..R {
+                    sums[q][r] = factor.mul_add(values[r], sums[q][r]);
+                }
+            }
+            i += V::LANES;
+        }
+        for q in 0..Q {
+            for r in 0..R {
+                out[q][r] = sums[q][r].sum();
+            }
+        }
+        for i in whole..width {
+            for q in 0..Q {
+                for r in 0..R {
+                    out[q][r] += *query.add(q * width + i) * *row.add(r * width + i);
                 }
             }
         }
-        let rest = |q: usize, r: usize| -> f32 {
-            let (query, row) = (&queries[q * width + whole..][..width - whole], &rows[r * width + whole..]);
-            query.iter().zip(row).map(|(a, b)| a * b).sum()
-        };
-        std::array::from_fn(|q| std::array::from_fn(|r| sums[q][r].sum() + rest(q, r)))
     }
+    out
 }
 
 #[cfg(test)]
