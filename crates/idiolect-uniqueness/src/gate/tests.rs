@@ -137,6 +137,19 @@ fn embeddings_without_direction_fail_the_gate_and_hurt_nobody() {
 }
 
 #[test]
+fn the_history_takes_no_embedding_without_direction_and_asks_for_none() {
+    let profile = GateProfile { history_skip: 1, ..GateProfile::TEXT_PROMPTING_2_1 };
+    let mut history = GateHistory::new(&profile, 2);
+    let odd = [vec![0.0, 0.0], vec![f32::NAN, 1.0], vec![f32::INFINITY, 0.0], vec![1.0], vec![1.0, 0.0, 0.0], vec![]];
+    history.push_batch(&odd);
+    assert!(history.is_empty());
+    history.push_batch(&[vec![1.0, 0.0], vec![0.0, 1.0], vec![1.0, 1.0]]);
+    assert_eq!(history.rewards(&odd).unwrap(), [profile.historic.at(0.0); 6]);
+    assert_eq!(history.rewards(&[vec![1.0, 0.0]]).unwrap(), [profile.historic.at(1.0)]);
+    assert_eq!(history.rewards(&[]), Some(Vec::new()));
+}
+
+#[test]
 fn profiles_by_name() {
     for profile in GateProfile::built_in() {
         assert_eq!(profile.name.parse::<GateProfile>().unwrap(), profile);
