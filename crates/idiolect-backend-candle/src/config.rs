@@ -58,7 +58,7 @@ pub struct CandleConfig {
     /// Candidates, of all requests together, that may grow side by side. Default 64, 1 to 65,536.
     ///
     /// It bounds what is computed at once, not what may be asked for, which is [`max_candidates`](Self::max_candidates): of a
-    /// request for more candidates than this so many are grown at a time, one lot after the other.
+    /// request for more candidates than this so many are grown at a time, one lot after the other; nobody is let in between two lots.
     pub max_batch: usize,
     /// Most candidates of one request; more are refused as invalid. Default 64, 1 to 65,536.
     pub max_candidates: usize,

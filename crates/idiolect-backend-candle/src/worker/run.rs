@@ -110,7 +110,7 @@ impl Run {
     /// Portions of memory that are set aside for it.
     pub(super) fn reserved(&self) -> u64 {
         match &self.what {
-            What::Generate(growth) => growth.cost.of(self.n_to_grow()),
+            What::Generate(growth) => growth.cost.of(self.n_places()),
             What::Score(judgement) => judgement.job.cost.of(1),
         }
     }
@@ -130,9 +130,10 @@ impl Run {
         }
     }
 
-    /// How many places of the batch it takes.
+    /// How many places of the batch it takes. Candidates that ended keep theirs for those that come after them.
     pub(super) fn n_places(&self) -> usize {
         match &self.what {
+            What::Generate(growth) if growth.later > 0 => growth.n,
             What::Generate(_) => self.n_to_grow(),
             What::Score(_) => 1,
         }

@@ -232,7 +232,7 @@ impl<E: Engine> Desk<E> {
         if growth.later == 0 || growth.job.request.deadline.is_some_and(|deadline| now >= deadline) {
             return false;
         }
-        // No more than memory is set aside for.
+        // No more than places and memory are held for.
         let wanted = growth.later.min(growth.n);
         let n = self.share(&growth.job, wanted).n;
         let later = if n == wanted { growth.later - n } else { 0 };

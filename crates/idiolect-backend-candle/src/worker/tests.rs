@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use idiolect_backend::{Completion, Error, Event, FinishReason, Message, Request, ScoreRequest};
 
 use self::stage::{Asked, Stage, request};
-use crate::testing::script::{Fault, Script, Step};
+use crate::testing::script::{Fault, Script, Step, TOKEN_BYTES};
 
 fn lengths(answer: &Completion) -> Vec<u32> {
     answer.candidates.iter().map(|candidate| candidate.n_tokens).collect()
@@ -315,6 +315,37 @@ fn more_candidates_than_may_grow_side_by_side_take_turns() {
     }
     assert_eq!((answer.candidates.len(), lengths(&other.answer().unwrap())), (8, vec![3; 2]));
     assert_eq!(stage.script.n_sequences(), 0);
+}
+
+#[test]
+fn those_who_take_turns_keep_their_places_between_them() {
+    // Candidates end at different times, and others come meanwhile.
+    let letters = Stage::paced(1000, 0, 100).complete(&request("x", 1, 40)).unwrap().candidates[0].text.clone();
+    let rarest = letters.chars().min_by_key(|letter| letters.matches(*letter).count()).unwrap();
+    let until = |n| {
+        let mut request = request("x", n, 40);
+        (request.sampling.stop, request.sampling.seed) = (vec![rarest.to_string()], Some(5));
+        request
+    };
+    let all = Stage::paced(1000, 0, 100).complete(&until(9)).unwrap();
+    let ends = lengths(&all);
+    assert!(ends.iter().any(|length| *length != ends[0]), "{ends:?}");
+    // Memory for one lot and a little more.
+    for max_kv_bytes in [1 << 30, 140 * TOKEN_BYTES] {
+        let mut stage = Stage::new(Script::paced(1000, 0, 100), |config| {
+            (config.max_batch, config.max_kv_bytes) = (3, max_kv_bytes);
+        });
+        let before = stage.n_steps();
+        let asked = stage.ask(&until(9));
+        let others: Vec<_> = (0..6).map(|_| stage.ask(&until(1))).collect();
+        stage.run();
+        assert_eq!(lengths(&asked.answer().unwrap()), ends);
+        for other in others {
+            assert_eq!(other.answer().unwrap().candidates.len(), 1);
+        }
+        assert_eq!(stage.script.most_candidates(before), 3);
+        assert_eq!(stage.script.n_sequences(), 0);
+    }
 }
 
 #[test]
