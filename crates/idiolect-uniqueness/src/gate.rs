@@ -113,6 +113,12 @@ impl GateProfile {
         }
     }
 
+    /// Says whether the mask takes the whole reward: never under a profile without one.
+    #[must_use]
+    pub fn is_masked(&self, batch: f32, historic: Option<f32>) -> bool {
+        self.mode == GateMode::Mask && self.factor(batch, historic) == 0.0
+    }
+
     /// Returns the batch reward of each reply that came in with the others. Of a single reply it is the reward of
     /// distance 0 (text-prompting 2.1 does that; openvalidators 1.2 fails).
     #[must_use]

@@ -34,13 +34,14 @@
 //! ```
 //!
 //! Main types: [`GateProfile`], [`GateHistory`], [`ReplyHistory`], [`HistoryStore`], [`Panel`], [`Population`],
-//! [`Selector`], [`Selection`]. [`lexical`] compares texts without an encoder. [`store`] opens the SQLite file that all components share.
+//! [`Selector`], [`Selection`]. [`lexical`] compares texts without an encoder, and [`report`] puts all together for a batch. [`store`] opens the SQLite file that all components share.
 
 pub mod gate;
 pub mod history;
 pub mod lexical;
 pub mod population;
 pub mod quality;
+pub mod report;
 pub mod selector;
 pub mod store;
 #[cfg(any(test, feature = "test-utils"))]

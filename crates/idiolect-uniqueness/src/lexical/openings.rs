@@ -15,13 +15,18 @@ pub fn shared_openings<T: AsRef<str>>(texts: &[T], n: usize) -> Option<f64> {
     if texts.is_empty() {
         return None;
     }
+    Some(open_as_another(texts, n).iter().filter(|&&shares| shares).count() as f64 / texts.len() as f64)
+}
+
+/// Says of each text whether another one opens with the same `n` words. See [`shared_openings`].
+#[must_use]
+pub fn open_as_another<T: AsRef<str>>(texts: &[T], n: usize) -> Vec<bool> {
     let texts = Vocabulary::default().ids_of_all(texts);
     let mut counts: HashMap<&[u32], usize> = HashMap::new();
-    for opening in texts.iter().map(|ids| opening(ids, n)).filter(|opening| !opening.is_empty()) {
+    for opening in texts.iter().map(|ids| opening(ids, n)) {
         *counts.entry(opening).or_default() += 1;
     }
-    let shared: usize = counts.values().filter(|&&count| count > 1).sum();
-    Some(shared as f64 / texts.len() as f64)
+    texts.iter().map(|ids| !ids.is_empty() && counts[opening(ids, n)] > 1).collect()
 }
 
 /// Says whether a text opens with the same `n` words as one of the others. See [`shared_openings`].

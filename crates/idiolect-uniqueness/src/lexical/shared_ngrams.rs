@@ -14,6 +14,13 @@ pub fn share_of_texts<T: AsRef<str>>(texts: &[T], prompt: &str, n: usize) -> Opt
     if texts.is_empty() {
         return None;
     }
+    let shares = shares_against_rest(texts, prompt, n);
+    Some(shares.iter().filter(|share| share.is_some_and(|share| share > 0.0)).count() as f64 / texts.len() as f64)
+}
+
+/// Returns [`share_of_ngrams`] of each text against all the others, in time linear in their total length.
+#[must_use]
+pub fn shares_against_rest<T: AsRef<str>>(texts: &[T], prompt: &str, n: usize) -> Vec<Option<f64>> {
     let n = n.max(1);
     let mut vocabulary = Vocabulary::default();
     let prompt = vocabulary.ids(prompt);
@@ -25,8 +32,11 @@ pub fn share_of_texts<T: AsRef<str>>(texts: &[T], prompt: &str, n: usize) -> Opt
     for &gram in sets.iter().flatten() {
         *counts.entry(gram).or_default() += 1;
     }
-    let shares = |set: &HashSet<&[u32]>| set.iter().any(|gram| counts[gram] > 1);
-    Some(sets.iter().filter(|set| shares(set)).count() as f64 / sets.len() as f64)
+    let share = |own: &HashSet<&[u32]>| {
+        let shared = own.iter().filter(|gram| counts[*gram] > 1).count();
+        (!own.is_empty()).then(|| shared as f64 / own.len() as f64)
+    };
+    sets.iter().map(share).collect()
 }
 
 /// Returns the share of a text's different n-grams that occur in any of the others, in [0, 1]; n-grams of the prompt are

@@ -103,8 +103,12 @@ fn measures_of_sets_equal_the_recorded() {
         differences.near("openings", shared, &set["shared_openings"], EXACT);
         let sharing = shared_ngrams::share_of_texts(&texts, prompt, 8).unwrap();
         differences.near("texts with shared 8-grams", sharing, &set["sharing_8grams"], EXACT);
+        let (seen, opened) =
+            (shared_ngrams::shares_against_rest(&texts, prompt, 8), openings::open_as_another(&texts, 5));
         for (i, theirs) in list(set, "seen_8grams").iter().enumerate() {
             let others = [&texts[..i], &texts[i + 1..]].concat();
+            assert_eq!(seen[i], shared_ngrams::share_of_ngrams(&texts[i], &others, prompt, 8));
+            assert_eq!(opened[i], openings::opens_as_any(&texts[i], &others, 5));
             match shared_ngrams::share_of_ngrams(&texts[i], &others, prompt, 8) {
                 Some(share) => differences.near("8-grams seen", share, theirs, EXACT),
                 None => assert!(theirs.is_null(), "{:?}: {theirs}", texts[i]),
