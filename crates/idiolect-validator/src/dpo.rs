@@ -3,19 +3,33 @@
 
 use std::collections::HashMap;
 
-/// What fails gets: about the log-probability of a token drawn blindly.
-pub const LOWEST: f32 = -11.0;
+use serde::Deserialize;
+
+/// The figures of the `dpo` reward.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DpoRules {
+    /// What fails gets, and what is blank or short: about the log-probability of a token drawn blindly.
+    pub lowest: f32,
+    /// Replies of up to so many characters are short.
+    pub short_characters: usize,
+    /// What becomes of repetition.
+    pub repetition: Repetition,
+}
 
 /// How repetition changes the logits, before the softmax.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(tag = "rule", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Repetition {
     /// As they are.
     Ignored,
     /// Version 1.2: logits of tokens already in the reply are divided (if negative: multiplied) by this factor, once for
-    /// each time. The first two tokens are exempt, and the newest token never counts.
+    /// each time.
     Scaled {
         /// The factor; validators use 1.2.
         factor: f64,
+        /// From how many places on a token counts; validators use 2, so that the newest token never counts.
+        lag: usize,
     },
     /// Version 2.1: tokens that would repeat an n-gram after the reply's last n - 1 tokens get the mean of all logits less
     /// some standard deviations, at every position.
@@ -27,22 +41,28 @@ pub enum Repetition {
     },
 }
 
-/// Says whether a reply is so short that it gets [`LOWEST`] unseen: blank, or of 5 characters or fewer.
-#[must_use]
-pub fn too_short(reply: &str) -> bool {
-    reply.trim().is_empty() || reply.chars().count() <= 5
+impl DpoRules {
+    /// Says whether a reply is so short that it gets the lowest reward unseen: blank, or of few characters.
+    #[must_use]
+    pub fn too_short(&self, reply: &str) -> bool {
+        reply.trim().is_empty() || reply.chars().count() <= self.short_characters
+    }
+
+    /// Returns a reply's reward: the mean log-probability of its tokens, each drawn from its row of logits.
+    ///
+    /// `prompt_rows` are the rows before those, from which the prompt's tokens but the first were drawn. They count in the
+    /// mean and deviation of [`Repetition::NoRepeatNgram`] only, and may be left out where a backend has none: the floor
+    /// then comes from the reply's rows alone. The lowest where there are no tokens, rows do not fit them, or the result is
+    /// not finite.
+    #[must_use]
+    pub fn reward(&self, tokens: &[u32], rows: &[Vec<f32>], prompt_rows: &[Vec<f32>]) -> f32 {
+        mean(tokens, rows, prompt_rows, self.repetition).filter(|mean| mean.is_finite()).unwrap_or(self.lowest)
+    }
 }
 
-/// Returns a reply's reward: the mean log-probability of its tokens, each drawn from its row of logits.
-///
-/// `prompt_rows` are the rows before those, from which the prompt's tokens but the first were drawn. They count in the
-/// mean and deviation of [`Repetition::NoRepeatNgram`] only, and may be left out where a backend has none: the floor then
-/// comes from the reply's rows alone. [`LOWEST`] where there are no tokens, rows do not fit them, or the result is not
-/// finite.
-#[must_use]
-pub fn reward(tokens: &[u32], rows: &[Vec<f32>], prompt_rows: &[Vec<f32>], repetition: Repetition) -> f32 {
+fn mean(tokens: &[u32], rows: &[Vec<f32>], prompt_rows: &[Vec<f32>], repetition: Repetition) -> Option<f32> {
     if tokens.is_empty() || rows.len() != tokens.len() {
-        return LOWEST;
+        return None;
     }
     let ban = match repetition {
         Repetition::NoRepeatNgram { n, deviations } => {
@@ -55,13 +75,13 @@ pub fn reward(tokens: &[u32], rows: &[Vec<f32>], prompt_rows: &[Vec<f32>], repet
     let mut sum = 0.0;
     for (j, (row, &token)) in rows.iter().zip(tokens).enumerate() {
         if token as usize >= row.len() {
-            return LOWEST;
+            return None;
         }
         let mut logits: Vec<f64> = row.iter().map(|&logit| f64::from(logit)).collect();
-        if let Repetition::Scaled { factor } = repetition
-            && j >= 2
+        if let Repetition::Scaled { factor, lag } = repetition
+            && j >= lag
         {
-            *seen.entry(tokens[j - 2]).or_default() += 1;
+            *seen.entry(tokens[j - lag]).or_default() += 1;
             scale(&mut logits, &seen, factor);
         }
         if let Some((banned, floor)) = &ban {
@@ -75,7 +95,7 @@ pub fn reward(tokens: &[u32], rows: &[Vec<f32>], prompt_rows: &[Vec<f32>], repet
     }
     #[expect(clippy::cast_possible_truncation, reason = "a mean of log-probabilities")]
     let mean = (sum / tokens.len() as f64) as f32;
-    if mean.is_finite() { mean } else { LOWEST }
+    Some(mean)
 }
 
 fn scale(logits: &mut [f64], seen: &HashMap<u32, i32>, factor: f64) {

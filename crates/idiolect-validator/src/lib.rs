@@ -18,12 +18,14 @@
 //!
 //! // Five words without a list: no penalty. A list costs half.
 //! let profile = idiolect_validator::Profile::text_prompting_2_1();
-//! assert_eq!(profile.criteria.penalty(&task, "Light becomes sugar in leaves."), 0.0);
-//! assert_eq!(profile.criteria.penalty(&task, "- Light becomes sugar, leaves."), 0.5);
+//! let criteria = profile.penalties.expect("this version has penalties").criteria;
+//! assert_eq!(criteria.penalty(task.kind, &task.criteria, "Light becomes sugar in leaves."), 0.0);
+//! assert_eq!(criteria.penalty(task.kind, &task.criteria, "- Light becomes sugar, leaves."), 0.5);
 //! ```
 //!
-//! Main types: [`Prompt`](task::Prompt), [`Profile`], [`Stack`], [`Normaliser`], [`MovingAverage`]; the masks are in
-//! [`mask`], the penalties in [`penalty`]. The diversity mask is [`idiolect_uniqueness::gate`].
+//! Main types: [`Validator`] computes whole steps; [`Profile`] has its figures; [`Prompt`](task::Prompt) and [`StepTask`]
+//! read prompts. What it is made of can be used alone: [`Stack`], [`Normaliser`], [`MovingAverage`]; the masks are in
+//! [`mask`], the penalties in [`penalty`], the `dpo` reward in [`dpo`]. The diversity mask is [`idiolect_uniqueness::gate`].
 
 pub mod dpo;
 pub mod mask;
@@ -31,12 +33,20 @@ mod moving_average;
 mod normaliser;
 pub mod penalty;
 mod profile;
+mod report;
 mod reward_model;
 mod stack;
+mod state;
+mod step;
 pub mod task;
+mod validator;
 
 pub use moving_average::{MovingAverage, UnknownUid};
 pub use normaliser::Normaliser;
-pub use profile::{CriteriaPenalties, PenaltyLimits, Profile, ProfileError, RelevanceBounds};
+pub use profile::{CriteriaPenalties, Mask, Penalties, Profile, ProfileError, RelevanceBounds, RewardText};
+pub use report::{Cell, Factor, FactorKind, LogColumn, MissingFactor, StepReport};
 pub use reward_model::{DpoModel, RewardModel};
-pub use stack::{Column, Stack, StepError, StepRewards};
+pub use stack::{Column, Missing, Stack, StepError, StepRewards};
+pub use state::StateError;
+pub use step::{Reply, StepTask, TaskError};
+pub use validator::{BertPart, Models, Validator};

@@ -29,6 +29,24 @@ impl MovingAverage {
         &self.scores
     }
 
+    /// Makes room for more miners, who earned nothing yet; never fewer.
+    pub fn grow(&mut self, n_uids: usize) {
+        if n_uids > self.scores.len() {
+            self.scores.resize(n_uids, 0.0);
+        }
+    }
+
+    /// Takes the averages of an earlier run.
+    pub(crate) fn restore(&mut self, scores: Vec<f64>) -> Result<(), String> {
+        if let Some((uid, score)) = scores.iter().enumerate().find(|(_, score)| !score.is_finite()) {
+            return Err(format!("moving_average.{uid} is {score}, expected a finite number"));
+        }
+        let n_uids = self.scores.len();
+        self.scores = scores;
+        self.grow(n_uids);
+        Ok(())
+    }
+
     /// Takes in what the asked miners earned in a step; those not asked keep their average. A reward that is not finite
     /// counts as 0. Of a uid that is named twice the last reward counts.
     ///

@@ -1,3 +1,5 @@
+use serde::{Deserialize, Serialize};
+
 /// Running mean and variance of one reward model's scores, and the normal distribution function over them
 /// (`reward/reward.py` of both versions). Equal to the recording `normalise.json`.
 ///
@@ -36,6 +38,27 @@ impl Normaliser {
         self.count
     }
 
+    pub(crate) fn saved(&self) -> SavedNormaliser {
+        let variance = Some(self.variance).filter(|variance| !variance.is_nan());
+        SavedNormaliser { mean: self.mean, variance, count: self.count }
+    }
+
+    /// Takes saved statistics; the limit of the count stays its own.
+    pub(crate) fn restore(&mut self, saved: &SavedNormaliser) -> Result<(), String> {
+        if !saved.mean.is_finite() {
+            return Err(format!("mean is {}, expected a finite number", saved.mean));
+        }
+        if let Some(variance) = saved.variance
+            && !(variance.is_finite() && variance >= 0.0)
+        {
+            return Err(format!("variance is {variance}, expected a number not below 0"));
+        }
+        self.mean = saved.mean;
+        self.variance = saved.variance.unwrap_or(f64::NAN);
+        self.count = saved.count.min(self.count_limit);
+        Ok(())
+    }
+
     /// Takes a batch in and returns it normalised to [0, 1]. Scores that are not finite are no part of the statistics and
     /// become 0.
     pub fn normalise(&mut self, scores: &[f32]) -> Vec<f32> {
@@ -70,4 +93,14 @@ impl Normaliser {
         let normalised = (0.5 * (1.0 + libm::erf(scaled / std::f64::consts::SQRT_2))) as f32;
         normalised
     }
+}
+
+/// A [`Normaliser`]'s statistics on disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SavedNormaliser {
+    mean: f64,
+    /// `None`: not a number.
+    variance: Option<f64>,
+    count: usize,
 }

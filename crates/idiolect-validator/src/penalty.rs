@@ -5,7 +5,7 @@
 mod content_match;
 mod keyword_match;
 
-pub use content_match::content_match;
+pub use content_match::{OpeningRules, content_match};
 pub use keyword_match::keyword_match;
 
 /// Returns the factor that a raw penalty leaves: 1 - min(raw within 0 and 1, max). A raw penalty that is no number costs

@@ -1,43 +1,76 @@
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use idiolect_uniqueness::{GateMode, GateProfile, Sigmoid};
-use serde::Deserialize;
-use toml::Spanned;
+use idiolect_uniqueness::GateProfile;
+use serde::{Deserialize, Serialize};
 
-use crate::dpo::Repetition;
+use crate::dpo::DpoRules;
 use crate::mask::NgramRules;
-use crate::task::{Criterion, text_prompting};
+use crate::penalty::OpeningRules;
+use crate::task::{Criterion, TaskKind};
+
+mod file;
 
 const OPENVALIDATORS_1_2: &str = include_str!("profile/openvalidators-1.2.toml");
 const TEXT_PROMPTING_2_1: &str = include_str!("profile/text-prompting-2.1.toml");
 
 /// A profile that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ProfileError {
-    /// The file is not what a profile looks like.
-    #[error("invalid profile: {0}")]
-    Invalid(String),
+    /// The file is not TOML.
+    #[error("line {line}: {reason}")]
+    Syntax {
+        /// Where, from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A key that is unknown, missing or of another type.
+    #[error("{}{key}{reason}", at(*.line))]
+    Key {
+        /// Where, from 1; `None` where the file says nothing of it.
+        line: Option<usize>,
+        /// Which, as a path with dots.
+        key: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// The reward models' weights do not add up.
-    #[error("line {line}: weights of the reward models add up to {sum}, expected 1")]
+    #[error("{}rewards: the weights add up to {sum}, expected 1", at(*.line))]
     Weights {
         /// Where they begin, from 1.
-        line: usize,
+        line: Option<usize>,
         /// What they add up to.
         sum: String,
     },
     /// A figure out of its range.
-    #[error("{key} is {found}, expected {expected}")]
+    #[error("{}{key} is {found}, expected {expected}", at(*.line))]
     Range {
-        /// Which.
-        key: &'static str,
+        /// Where, from 1; `None` where the figure is the base profile's.
+        line: Option<usize>,
+        /// Which, as a path with dots.
+        key: String,
         /// What it is.
         found: String,
         /// What it may be.
         expected: &'static str,
     },
     /// No built-in profile has this name.
-    #[error("unknown profile {0:?}, expected openvalidators-1.2 or text-prompting-2.1")]
+    #[error("unknown profile {0:?}, expected openvalidators-1.2, text-prompting-2.1 or a file")]
     Unknown(String),
+    /// A file that cannot be read.
+    #[error("profile {}: {reason}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+fn at(line: Option<usize>) -> String {
+    line.map_or_else(String::new, |line| format!("line {line}: "))
 }
 
 /// What the breach of a criterion costs at most.
@@ -50,37 +83,44 @@ pub struct CriteriaPenalties {
     pub layout_in_answer: f64,
     /// Of the length.
     pub length: f64,
+    /// How quickly the cost of a wrong length grows; see [`Criterion::breach`].
+    pub length_steepness: f64,
     /// Of words and question marks.
     pub content: f64,
 }
 
 impl CriteriaPenalties {
-    fn most(&self, task: &text_prompting::Task, criterion: &Criterion) -> f64 {
+    fn most(&self, kind: TaskKind, criterion: &Criterion) -> f64 {
         match criterion {
             Criterion::Length { .. } => self.length,
-            layout if layout.is_layout() && task.kind == crate::task::TaskKind::Answer => self.layout_in_answer,
+            layout if layout.is_layout() && kind == TaskKind::Answer => self.layout_in_answer,
             layout if layout.is_layout() => self.layout,
             _ => self.content,
         }
     }
 
-    /// Returns what a reply loses by all the task's criteria together, before the limit.
+    /// Returns what a reply loses by all of a task's criteria together, before the limit.
     #[must_use]
-    pub fn penalty(&self, task: &text_prompting::Task, reply: &str) -> f64 {
-        task.criteria.iter().map(|criterion| self.most(task, criterion) * criterion.breach(reply)).sum()
+    pub fn penalty(&self, kind: TaskKind, criteria: &[Criterion], reply: &str) -> f64 {
+        let cost = |criterion: &Criterion| self.most(kind, criterion) * criterion.breach(reply, self.length_steepness);
+        criteria.iter().map(cost).sum()
     }
 }
 
-/// What each penalty takes off at most; a version without penalties has 0 everywhere.
+/// What penalties take off: each at most so much of the reward.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct PenaltyLimits {
+pub struct Penalties {
     /// The criteria.
     pub task_validation: f64,
     /// Stock openings.
     pub content_match: f64,
     /// Labels of other tasks.
     pub keyword_match: f64,
+    /// What each criterion costs.
+    pub criteria: CriteriaPenalties,
+    /// What stock openings cost.
+    pub openings: OpeningRules,
 }
 
 /// The bounds of the relevance mask.
@@ -93,7 +133,59 @@ pub struct RelevanceBounds {
     pub mpnet: f32,
 }
 
-/// One validator version's arithmetic as data.
+/// What reward models see of a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RewardText {
+    /// All of it.
+    Prompt,
+    /// The text that it is about ([`StepTask::base_text`](crate::StepTask::base_text)).
+    BaseText,
+}
+
+/// One of the masks, in the order that a [`Profile`] gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mask {
+    /// Whole replies (version 1.2), or stock phrases where the profile has [`NgramRules`].
+    Blacklist,
+    /// Labels of other tasks.
+    TaskValidator,
+    /// How near the reply is to the prompt.
+    Relevance,
+    /// How far it is from other replies; a product in version 1.2.
+    Diversity,
+    /// Hateful or indecent text.
+    Nsfw,
+}
+
+impl Mask {
+    /// Returns its name in profiles.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Blacklist => "blacklist",
+            Self::TaskValidator => "task_validator",
+            Self::Relevance => "relevance",
+            Self::Diversity => "diversity",
+            Self::Nsfw => "nsfw",
+        }
+    }
+}
+
+/// One validator version's arithmetic as data: every threshold, half-life and constant.
+///
+/// ```
+/// use idiolect_validator::Profile;
+///
+/// let changed = Profile::from_toml("extends = \"text-prompting-2.1\"\n[gate]\npass_above = 0.5\n")?;
+/// assert_eq!(changed.gate.pass_above, 0.5);
+/// assert_eq!(changed.rewards, Profile::text_prompting_2_1().rewards);
+///
+/// let error = Profile::from_toml("extends = \"text-prompting-2.1\"\n[gate]\npass_over = 0.5\n").unwrap_err();
+/// assert!(error.to_string().starts_with("line 3: gate.pass_over: unknown field `pass_over`"), "{error}");
+/// # Ok::<(), idiolect_validator::ProfileError>(())
+/// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Profile {
     /// Its name.
@@ -102,77 +194,26 @@ pub struct Profile {
     pub alpha: f64,
     /// Where the normaliser's count stops.
     pub normaliser_count_limit: usize,
+    /// What reward models see.
+    pub reward_text: RewardText,
+    /// To how many words questions are cut before anything is computed of them; `None`: not at all.
+    pub followup_words: Option<usize>,
     /// The reward models' weights; they add up to 1.
     pub rewards: BTreeMap<String, f64>,
-    /// Names of the masks, in their order.
-    pub masks: Vec<String>,
-    /// What penalties take off at most.
-    pub penalties: PenaltyLimits,
-    /// What criteria cost at most.
-    pub criteria: CriteriaPenalties,
+    /// The masks, in their order.
+    pub masks: Vec<Mask>,
+    /// The penalties; `None` in a version that has none.
+    pub penalties: Option<Penalties>,
     /// The relevance mask.
     pub relevance: RelevanceBounds,
     /// Scores of the nsfw classifier above this are masked.
     pub nsfw_bound: f32,
-    /// Repetition in the `dpo` reward.
-    pub repetition: Repetition,
+    /// The `dpo` reward.
+    pub dpo: DpoRules,
     /// The counter of stock phrases; `None` in a version that compares whole replies.
     pub ngram_blacklist: Option<NgramRules>,
     /// The diversity mask.
     pub gate: GateProfile,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    name: String,
-    alpha: f64,
-    normaliser_count_limit: usize,
-    masks: Vec<Mask>,
-    nsfw_bound: f32,
-    rewards: Spanned<BTreeMap<String, f64>>,
-    penalties: PenaltyLimits,
-    criteria: CriteriaPenalties,
-    relevance: RelevanceBounds,
-    repetition: RepetitionSection,
-    ngram_blacklist: Option<NgramRules>,
-    gate: GateSection,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Mask {
-    Blacklist,
-    TaskValidator,
-    Relevance,
-    Diversity,
-    Nsfw,
-}
-
-#[derive(Deserialize)]
-#[serde(tag = "rule", rename_all = "kebab-case", deny_unknown_fields)]
-enum RepetitionSection {
-    Ignored,
-    Scaled { factor: f64 },
-    NoRepeatNgram { n: usize, deviations: f64 },
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Curve {
-    slope: f64,
-    offset: f64,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct GateSection {
-    batch: Curve,
-    historic: Curve,
-    history_skip: usize,
-    history_keep: usize,
-    mode: GateMode,
-    pass_above: f32,
 }
 
 impl Profile {
@@ -194,7 +235,7 @@ impl Profile {
         Self::from_toml(TEXT_PROMPTING_2_1).expect("the built-in file is valid")
     }
 
-    /// Returns a built-in profile's file, to be changed and read by [`from_toml`](Self::from_toml).
+    /// Returns a built-in profile's file, which also documents the keys.
     ///
     /// # Errors
     /// [`ProfileError::Unknown`].
@@ -206,128 +247,45 @@ impl Profile {
         }
     }
 
-    /// Reads a profile's file. It must hold every key, and no other.
+    /// Reads a profile's file. It must hold every key and no other, or say which built-in profile it `extends` and hold
+    /// what is different.
     ///
     /// # Errors
-    /// [`ProfileError`] with the line, or with the key and the figure.
+    /// [`ProfileError`] with the key, what was expected of it and, where the file has it, its line.
     pub fn from_toml(text: &str) -> Result<Self, ProfileError> {
-        let file: File = toml::from_str(text).map_err(|error| ProfileError::Invalid(error.to_string()))?;
-        check_weights(text, &file.rewards)?;
-        file.check()?;
-        Ok(file.into_profile())
-    }
-}
-
-fn check_weights(text: &str, rewards: &Spanned<BTreeMap<String, f64>>) -> Result<(), ProfileError> {
-    let sum: f64 = rewards.get_ref().values().sum();
-    let negative = rewards.get_ref().values().any(|weight| *weight < 0.0);
-    if (sum - 1.0).abs() <= 1e-6 && !negative {
-        return Ok(());
-    }
-    let before = text.get(..rewards.span().start).unwrap_or_default();
-    let line = before.matches('\n').count() + 1;
-    let sum = if negative { format!("{sum} with a negative one among them") } else { sum.to_string() };
-    Err(ProfileError::Weights { line, sum })
-}
-
-fn check(key: &'static str, value: f64, fits: bool, expected: &'static str) -> Result<(), ProfileError> {
-    if fits { Ok(()) } else { Err(ProfileError::Range { key, found: value.to_string(), expected }) }
-}
-
-impl File {
-    fn check(&self) -> Result<(), ProfileError> {
-        let unit = [
-            ("alpha", self.alpha),
-            ("penalties.task_validation", self.penalties.task_validation),
-            ("penalties.content_match", self.penalties.content_match),
-            ("penalties.keyword_match", self.penalties.keyword_match),
-            ("criteria.layout", self.criteria.layout),
-            ("criteria.layout_in_answer", self.criteria.layout_in_answer),
-            ("criteria.length", self.criteria.length),
-            ("criteria.content", self.criteria.content),
-        ];
-        for (key, value) in unit {
-            check(key, value, (0.0..=1.0).contains(&value), "a number from 0 to 1")?;
-        }
-        if let RepetitionSection::Scaled { factor } = self.repetition {
-            check("repetition.factor", factor, factor > 0.0 && factor.is_finite(), "a number above 0")?;
-        }
-        if let Some(rules) = &self.ngram_blacklist {
-            let error = rules.error;
-            check("ngram_blacklist.error", error, error > 0.0 && error <= 1.0, "a number above 0, at most 1")?;
-            check("ngram_blacklist.n_min", rules.n_min as f64, rules.n_min > 0, "at least 1")?;
-            check("ngram_blacklist.half_life", rules.half_life as f64, rules.half_life > 0, "at least 1")?;
-            let n_max = rules.n_max;
-            check("ngram_blacklist.n_max", n_max as f64, n_max >= rules.n_min && n_max <= 64, "n_min to 64")?;
-        }
-        Ok(())
+        file::read(text)
     }
 
-    fn into_profile(self) -> Profile {
-        let curve = |c: Curve| Sigmoid { slope: c.slope, offset: c.offset };
-        let mask = |mask: &Mask| match mask {
-            Mask::Blacklist => "blacklist",
-            Mask::TaskValidator => "task_validator",
-            Mask::Relevance => "relevance",
-            Mask::Diversity => "diversity",
-            Mask::Nsfw => "nsfw",
+    /// Returns the built-in profile of a name, or reads the file there.
+    ///
+    /// # Errors
+    /// As [`from_toml`](Self::from_toml), with the file's name; [`ProfileError::Unknown`] where there is neither.
+    pub fn find(name_or_path: &str) -> Result<Self, ProfileError> {
+        if let Ok(text) = Self::built_in_toml(name_or_path) {
+            return Self::from_toml(text);
+        }
+        let path = Path::new(name_or_path);
+        let failed = |reason: String| ProfileError::File { path: path.to_owned(), reason };
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && path.extension().is_none() => {
+                return Err(ProfileError::Unknown(name_or_path.to_owned()));
+            }
+            Err(error) => return Err(failed(error.to_string())),
         };
-        Profile {
-            gate: GateProfile {
-                name: self.name.clone().into(),
-                batch: curve(self.gate.batch),
-                historic: curve(self.gate.historic),
-                history_skip: self.gate.history_skip,
-                history_keep: self.gate.history_keep,
-                mode: self.gate.mode,
-                pass_above: self.gate.pass_above,
-            },
-            name: self.name,
-            alpha: self.alpha,
-            normaliser_count_limit: self.normaliser_count_limit,
-            rewards: self.rewards.into_inner(),
-            masks: self.masks.iter().map(|m| mask(m).to_owned()).collect(),
-            penalties: self.penalties,
-            criteria: self.criteria,
-            relevance: self.relevance,
-            nsfw_bound: self.nsfw_bound,
-            repetition: match self.repetition {
-                RepetitionSection::Ignored => Repetition::Ignored,
-                RepetitionSection::Scaled { factor } => Repetition::Scaled { factor },
-                RepetitionSection::NoRepeatNgram { n, deviations } => Repetition::NoRepeatNgram { n, deviations },
-            },
-            ngram_blacklist: self.ngram_blacklist,
-        }
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let valid = error.utf8_error().valid_up_to();
+            let line = error.as_bytes()[..valid].iter().filter(|byte| **byte == b'\n').count() + 1;
+            failed(format!("line {line}: no UTF-8"))
+        })?;
+        Self::from_toml(&text).map_err(|error| failed(error.to_string()))
+    }
+
+    /// Returns the reward models that count, with their weights.
+    pub(crate) fn weighed(&self) -> impl Iterator<Item = (&String, f64)> {
+        self.rewards.iter().map(|(name, weight)| (name, *weight)).filter(|(_, weight)| *weight != 0.0)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn gates_are_those_of_the_uniqueness_crate() {
-        assert_eq!(Profile::openvalidators_1_2().gate, GateProfile::OPENVALIDATORS_1_2);
-        assert_eq!(Profile::text_prompting_2_1().gate, GateProfile::TEXT_PROMPTING_2_1);
-    }
-
-    #[track_caller]
-    fn check_error(from: &str, to: &str, expected: &str) {
-        let text = Profile::built_in_toml("text-prompting-2.1").unwrap();
-        assert!(text.contains(from), "{from}");
-        let error = Profile::from_toml(&text.replacen(from, to, 1)).unwrap_err().to_string();
-        assert!(error.contains(expected), "{error}");
-    }
-
-    #[test]
-    fn errors_name_line_and_figure() {
-        check_error("dpo = 0.6", "dpo = 0.7", "add up to 1.1, expected 1");
-        check_error("dpo = 0.6", "dpo = 0.7", "line ");
-        check_error("alpha = 0.05", "alpha = 0.05\nbeta = 1", "beta");
-        check_error("alpha = 0.05", "alpha = 0.05\nbeta = 1", "line 5");
-        check_error("alpha = 0.05\n", "", "alpha");
-        check_error("alpha = 0.05", "alpha = 5.0", "alpha is 5, expected a number from 0 to 1");
-        check_error("n_max = 10", "n_max = 4", "ngram_blacklist.n_max is 4");
-        assert!(Profile::built_in_toml("x").is_err());
-    }
-}
+mod tests;

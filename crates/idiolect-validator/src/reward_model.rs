@@ -4,7 +4,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use idiolect_backend::{Backend, Error, Message, ScoreRequest};
 
-use crate::dpo::{self, LOWEST, Repetition};
+use crate::dpo::DpoRules;
 
 /// A model that says how good replies to a prompt are.
 ///
@@ -23,31 +23,31 @@ pub trait RewardModel: Debug + Send + Sync + 'static {
 ///
 /// Validators use cerebras/btlm-3b-8k-base, with prompt and reply as one plain text; a backend that puts messages into a
 /// chat template, or another model, gives other figures of the same kind. Backends return no rows of the prompt, so the
-/// floor of [`Repetition::NoRepeatNgram`] comes from the reply's rows alone.
+/// floor of [`Repetition::NoRepeatNgram`](crate::dpo::Repetition::NoRepeatNgram) comes from the reply's rows alone.
 #[derive(Clone, Debug)]
 pub struct DpoModel {
     backend: Arc<dyn Backend>,
-    repetition: Repetition,
+    rules: DpoRules,
 }
 
 impl DpoModel {
-    /// Makes the reward of a backend and a rule for repetition.
+    /// Makes the reward of a backend and a profile's rules.
     #[must_use]
-    pub fn new(backend: Arc<dyn Backend>, repetition: Repetition) -> Self {
-        Self { backend, repetition }
+    pub fn new(backend: Arc<dyn Backend>, rules: DpoRules) -> Self {
+        Self { backend, rules }
     }
 
     async fn score(&self, prompt: &str, reply: &str) -> Result<f32, Error> {
-        if dpo::too_short(reply) {
-            return Ok(LOWEST);
+        if self.rules.too_short(reply) {
+            return Ok(self.rules.lowest);
         }
         let request = ScoreRequest::new([Message::user(prompt)], reply).with_rows();
         match self.backend.score(request).await {
             Ok(score) => {
                 let rows = score.rows.unwrap_or_default();
-                Ok(dpo::reward(&score.token_ids, &rows, &[], self.repetition))
+                Ok(self.rules.reward(&score.token_ids, &rows, &[]))
             }
-            Err(Error::ContextTooLong { .. }) => Ok(LOWEST),
+            Err(Error::ContextTooLong { .. }) => Ok(self.rules.lowest),
             Err(error) => Err(error),
         }
     }

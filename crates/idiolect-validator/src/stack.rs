@@ -1,11 +1,14 @@
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
+use crate::normaliser::SavedNormaliser;
 use crate::{Normaliser, Profile};
 
 /// One named factor or score for each reply of a step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Column {
-    /// Its name, as in the validators' logs.
+    /// Its name, as in profiles.
     pub name: String,
     /// One value for each reply, in order.
     pub values: Vec<f32>,
@@ -18,8 +21,24 @@ impl Column {
     }
 }
 
+/// What becomes of a factor that the profile has and nobody can compute: its model is not there.
+///
+/// Whatever it is, nothing is put in its place, and a [`StepReport`](crate::StepReport) names what is missing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Missing {
+    /// The step is refused.
+    #[default]
+    Refuse,
+    /// It is left out; a reward model's weight is lost, so that rewards are at most what the others weigh.
+    LeaveOut,
+    /// It is left out, and the other reward models' weights are scaled up to add up to 1.
+    Renormalise,
+}
+
 /// A step that cannot be computed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum StepError {
     /// A column of another length than the list of replies.
     #[error("column {name} has {found} values, expected one for each of {expected} replies")]
@@ -37,6 +56,20 @@ pub enum StepError {
         /// The model's name.
         name: String,
     },
+    /// The profile has factors that nobody can compute, and that may not be left out.
+    #[error("nothing to compute {} with", names.join(", "))]
+    Missing {
+        /// Which.
+        names: Vec<String>,
+    },
+    /// A model or encoder failed.
+    #[error("{factor} cannot be computed")]
+    Model {
+        /// Which factor it is for.
+        factor: String,
+        /// Why.
+        source: idiolect_backend::Error,
+    },
 }
 
 /// The rewards of a step and what they were made of.
@@ -44,6 +77,8 @@ pub enum StepError {
 pub struct StepRewards {
     /// Normalised scores of each reward model that the profile weighs.
     pub normalised: Vec<Column>,
+    /// What each of these weighed.
+    pub weights: Vec<f64>,
     /// Each reply's reward; never anything but a finite number.
     pub rewards: Vec<f32>,
 }
@@ -59,9 +94,15 @@ impl Stack {
     /// Makes a stack that has seen nothing.
     #[must_use]
     pub fn new(profile: &Profile) -> Self {
-        let weighed = profile.rewards.iter().filter(|(_, weight)| **weight != 0.0);
         let normaliser = Normaliser::new(profile.normaliser_count_limit);
-        Self { models: weighed.map(|(name, &weight)| (name.clone(), (weight, normaliser.clone()))).collect() }
+        let weighed = profile.weighed().map(|(name, weight)| (name.clone(), (weight, normaliser.clone())));
+        Self { models: weighed.collect() }
+    }
+
+    /// Returns the statistics of a reward model; `None` where the profile does not weigh it.
+    #[must_use]
+    pub fn normaliser(&self, name: &str) -> Option<&Normaliser> {
+        self.models.get(name).map(|(_, normaliser)| normaliser)
     }
 
     /// Computes a step. `succeeded` says which calls returned a reply: the others are 0 throughout and no part of the
@@ -76,24 +117,45 @@ impl Stack {
         scores: &[Column],
         factors: &[Column],
     ) -> Result<StepRewards, StepError> {
+        self.step_with(Missing::Refuse, succeeded, scores, factors)
+    }
+
+    /// As [`step`](Self::step), with a choice of what becomes of reward models that there are no scores of.
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub fn step_with(
+        &mut self,
+        missing: Missing,
+        succeeded: &[bool],
+        scores: &[Column],
+        factors: &[Column],
+    ) -> Result<StepRewards, StepError> {
         let expected = succeeded.len();
         if let Some(odd) = scores.iter().chain(factors).find(|column| column.values.len() != expected) {
             return Err(StepError::Length { name: odd.name.clone(), found: odd.values.len(), expected });
         }
-        if let Some(name) = self.models.keys().find(|name| !scores.iter().any(|column| &column.name == *name)) {
+        let is_there = |name: &String| scores.iter().any(|column| &column.name == name);
+        if missing == Missing::Refuse
+            && let Some(name) = self.models.keys().find(|name| !is_there(name))
+        {
             return Err(StepError::MissingScores { name: name.clone() });
         }
+        let there: f64 = self.models.iter().filter(|(name, _)| is_there(name)).map(|(_, (weight, _))| weight).sum();
+        let scale = if missing == Missing::Renormalise && there > 0.0 { 1.0 / there } else { 1.0 };
         let mut sums = vec![0.0_f64; expected];
-        let mut normalised = Vec::new();
+        let (mut normalised, mut weights) = (Vec::new(), Vec::new());
         for column in scores {
             let Some((weight, normaliser)) = self.models.get_mut(&column.name) else { continue };
+            let weight = *weight * scale;
             let values = column.values.iter().zip(succeeded);
             let counted: Vec<f32> = values.filter(|(_, ok)| **ok).map(|(&value, _)| value).collect();
             let mut counted = normaliser.normalise(&counted).into_iter();
             let mut next = |ok: &bool| if *ok { counted.next().unwrap_or(0.0) } else { 0.0 };
             let values: Vec<f32> = succeeded.iter().map(&mut next).collect();
-            sums.iter_mut().zip(&values).for_each(|(sum, &value)| *sum += *weight * f64::from(value));
+            sums.iter_mut().zip(&values).for_each(|(sum, &value)| *sum += weight * f64::from(value));
             normalised.push(Column::new(column.name.clone(), values));
+            weights.push(weight);
         }
         for factor in factors {
             for (sum, &value) in sums.iter_mut().zip(&factor.values) {
@@ -102,6 +164,21 @@ impl Stack {
         }
         #[expect(clippy::cast_possible_truncation, reason = "a sum of weights")]
         let finite = |(&sum, &ok): (&f64, &bool)| if ok && sum.is_finite() { sum as f32 } else { 0.0 };
-        Ok(StepRewards { normalised, rewards: sums.iter().zip(succeeded).map(finite).collect() })
+        let rewards = sums.iter().zip(succeeded).map(finite).collect();
+        Ok(StepRewards { normalised, weights, rewards })
+    }
+
+    pub(crate) fn saved(&self) -> BTreeMap<String, SavedNormaliser> {
+        self.models.iter().map(|(name, (_, normaliser))| (name.clone(), normaliser.saved())).collect()
+    }
+
+    /// Takes saved statistics of the models that it weighs; of the others there are none yet.
+    pub(crate) fn restore(&mut self, saved: &BTreeMap<String, SavedNormaliser>) -> Result<(), String> {
+        for (name, (_, normaliser)) in &mut self.models {
+            if let Some(saved) = saved.get(name) {
+                normaliser.restore(saved).map_err(|reason| format!("normalisers.{name}.{reason}"))?;
+            }
+        }
+        Ok(())
     }
 }

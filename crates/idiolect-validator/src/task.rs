@@ -21,7 +21,26 @@ pub enum TaskKind {
     Answer,
 }
 
+impl std::fmt::Display for TaskKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 impl TaskKind {
+    /// All there are.
+    pub const ALL: [Self; 3] = [Self::Augment, Self::Followup, Self::Answer];
+
+    /// Returns its name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Augment => "augment",
+            Self::Followup => "followup",
+            Self::Answer => "answer",
+        }
+    }
+
     /// Reads the name of a step: `augment`, `followup0`, `answer3` and so on.
     #[must_use]
     pub fn of_step(name: &str) -> Option<Self> {

@@ -7,7 +7,7 @@ use idiolect_backend::Echo;
 use idiolect_backend::Embedder;
 use idiolect_backend_candle::SentenceEncoder;
 use idiolect_models::{NoProgress, Resolver, ResolverConfig};
-use idiolect_validator::dpo::{self, LOWEST, Repetition};
+use idiolect_validator::dpo::{DpoRules, Repetition};
 use idiolect_validator::mask::{
     Blacklist, NgramBlacklist, NsfwClassifier, Relevance, WordList, WordPiece, nsfw_mask, task_validator,
 };
@@ -81,24 +81,26 @@ fn penalties_v2() {
         let target = u32::try_from(case["target"].as_u64().unwrap()).unwrap();
         let most = case["penalty"].as_f64().unwrap();
         let criterion = Criterion::Length { target, unit };
-        let ours: Vec<f64> = texts.iter().map(|t| most * criterion.breach(t)).collect();
+        let ours: Vec<f64> = texts.iter().map(|t| most * criterion.breach(t, 10.0)).collect();
         near("length", &ours, &floats(&case["out"]));
     }
     let texts = strings(&v["layout"]["texts"]);
     let layouts =
         [("simple_layout", Criterion::NoLists), ("unordered", Criterion::Bullets), ("numbered", Criterion::Numbers)];
     for (name, criterion) in layouts {
-        let ours: Vec<f64> = texts.iter().map(|t| 0.5 * criterion.breach(t)).collect();
+        let ours: Vec<f64> = texts.iter().map(|t| 0.5 * criterion.breach(t, 10.0)).collect();
         near(name, &ours, &floats(&v["layout"][name]));
     }
-    let ours: Vec<f64> = strings(&v["content_match"]["texts"]).iter().map(|t| content_match(t)).collect();
+    let penalties = Profile::text_prompting_2_1().penalties.unwrap();
+    assert_eq!(penalties.criteria.length_steepness, 10.0);
+    let texts = strings(&v["content_match"]["texts"]);
+    let ours: Vec<f64> = texts.iter().map(|t| content_match(t, penalties.openings)).collect();
     near("content_match", &ours, &floats(&v["content_match"]["raw"]));
-    let profile = Profile::text_prompting_2_1();
-    let ours: Vec<f64> = ours.iter().map(|&raw| applied(raw, profile.penalties.content_match)).collect();
+    let ours: Vec<f64> = ours.iter().map(|&raw| applied(raw, penalties.content_match)).collect();
     near("applied", &ours, &floats(&v["content_match"]["applied"]));
-    assert_eq!(v["max_penalty"]["task_validation"].as_f64(), Some(profile.penalties.task_validation));
-    assert_eq!(v["max_penalty"]["content_match"].as_f64(), Some(profile.penalties.content_match));
-    assert_eq!(v["max_penalty"]["keyword_match"].as_f64(), Some(profile.penalties.keyword_match));
+    assert_eq!(v["max_penalty"]["task_validation"].as_f64(), Some(penalties.task_validation));
+    assert_eq!(v["max_penalty"]["content_match"].as_f64(), Some(penalties.content_match));
+    assert_eq!(v["max_penalty"]["keyword_match"].as_f64(), Some(penalties.keyword_match));
     assert!((applied(0.3, 0.2) - 0.8).abs() < 1e-12);
     assert_eq!(applied(f64::NAN, 1.0), 0.0);
 }
@@ -165,17 +167,18 @@ fn dpo_rewards() {
         let n_prompt = prompt.chars().count();
         let all: Vec<u32> = prompt.chars().chain(reply.chars()).map(|c| (c as u32 * 7) % 24).take(limit).collect();
         let rows: Vec<Vec<f32>> = (0..all.len() - 1).map(row).collect();
-        let score = |repetition| {
-            if dpo::too_short(reply) || n_prompt >= limit {
-                return LOWEST;
+        let score = |rules: DpoRules| {
+            if rules.too_short(reply) || n_prompt >= limit {
+                return rules.lowest;
             }
             let (before, of_reply) = rows.split_at(n_prompt - 1);
-            dpo::reward(&all[n_prompt..], of_reply, before, repetition)
+            rules.reward(&all[n_prompt..], of_reply, before)
         };
+        let v1 = Profile::openvalidators_1_2().dpo;
         let ours = [
-            score(Repetition::Scaled { factor: 1.2 }),
-            score(Repetition::Ignored),
-            score(Repetition::NoRepeatNgram { n: 5, deviations: 10.0 }),
+            score(v1),
+            score(DpoRules { repetition: Repetition::Ignored, ..v1 }),
+            score(Profile::text_prompting_2_1().dpo),
         ];
         let theirs = ["v1", "v1_no_penalty", "v2"].map(|key| case[key].as_f64().unwrap());
         near(reply, &ours.map(f64::from), &theirs);
@@ -280,11 +283,11 @@ fn bad_input_has_defined_results() {
     assert_eq!(average.update(&[(2, 1.0)]).unwrap_err().to_string(), "uid 2 is not below the number of miners, 2");
     average.update(&[(0, f32::NAN)]).unwrap();
     assert_eq!(average.scores(), [0.0, 0.0]);
-    assert_eq!(dpo::reward(&[9], &[vec![0.0; 3]], &[], Repetition::Ignored), LOWEST);
-    assert_eq!(dpo::reward(&[], &[], &[], Repetition::Ignored), LOWEST);
+    assert_eq!(profile.dpo.reward(&[9], &[vec![0.0; 3]], &[]), -11.0);
+    assert_eq!(profile.dpo.reward(&[], &[], &[]), -11.0);
     let long = "word ".repeat(20_000);
-    assert!(Criterion::Length { target: 0, unit: Unit::Words }.breach(&long) == 1.0);
-    assert_eq!(content_match(&long), 0.0);
+    assert!(Criterion::Length { target: 0, unit: Unit::Words }.breach(&long, 10.0) == 1.0);
+    assert_eq!(content_match(&long, Profile::text_prompting_2_1().penalties.unwrap().openings), 0.0);
     assert_eq!(keyword_match(TaskKind::Augment, &long), 0.0);
 }
 
@@ -354,11 +357,11 @@ impl Embedder for Fixed {
 
 #[tokio::test]
 async fn a_backend_without_rows_is_named() {
-    let model = DpoModel::new(Arc::new(Echo::new()), Repetition::Ignored);
+    let model = DpoModel::new(Arc::new(Echo::new()), Profile::openvalidators_1_2().dpo);
     assert_eq!(model.name(), "dpo");
     let error = model.scores("a prompt", &["a long enough reply".to_owned()]).await.unwrap_err().to_string();
     assert!(error.ends_with("does not support scoring with rows of logits"), "{error}");
-    assert_eq!(model.scores("a prompt", &["tiny".to_owned()]).await.unwrap(), [LOWEST]);
+    assert_eq!(model.scores("a prompt", &["tiny".to_owned()]).await.unwrap(), [-11.0]);
 }
 
 #[tokio::test]

@@ -22,6 +22,11 @@ impl Blacklist {
         self.best.insert(text.into());
     }
 
+    /// Returns what the round added.
+    pub(crate) fn best(&self) -> impl Iterator<Item = &String> {
+        self.best.iter()
+    }
+
     /// Forgets what a round added.
     pub fn reset(&mut self) {
         self.best.clear();

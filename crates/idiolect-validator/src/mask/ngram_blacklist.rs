@@ -1,8 +1,9 @@
 use std::collections::HashMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-use super::{WordPiece, partial_ratio};
+use super::WordPiece;
+use super::partial_ratio::Searched;
 
 /// The figures of the n-gram blacklist.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -82,27 +83,28 @@ impl NgramBlacklist {
     /// Counts the completions of a step; validators do so before they score them.
     pub fn add<'a>(&mut self, completions: impl IntoIterator<Item = &'a str>) {
         for completion in completions {
-            let ngrams = self.ngrams(completion);
-            if !ngrams.is_empty() {
-                self.count(ngrams);
+            let tokens = self.tokens(completion);
+            if tokens.len() >= self.rules.n_min.max(1) {
+                self.count(&tokens);
             }
         }
     }
 
-    fn ngrams(&self, text: &str) -> Vec<Vec<u32>> {
+    fn tokens(&self, text: &str) -> Vec<u32> {
         let kept = |c: &char| c.is_alphanumeric() || c.is_whitespace() || matches!(c, '_' | '(' | ')' | '|');
         let text: String = text.to_lowercase().chars().filter(kept).collect();
         let mut tokens = self.tokenizer.encode(&text);
         tokens.truncate(self.rules.token_limit);
-        (self.rules.n_min..=self.rules.n_max)
-            .filter(|&n| n > 0)
-            .flat_map(|n| tokens.windows(n).map(<[u32]>::to_vec))
-            .collect()
+        tokens
     }
 
-    fn count(&mut self, ngrams: Vec<Vec<u32>>) {
-        for ngram in ngrams {
-            self.counts.entry(ngram).or_insert((0, self.window_index.saturating_sub(1))).0 += 1;
+    fn count(&mut self, tokens: &[u32]) {
+        let before = self.window_index.saturating_sub(1);
+        for ngram in (self.rules.n_min.max(1)..=self.rules.n_max).flat_map(|n| tokens.windows(n)) {
+            match self.counts.get_mut(ngram) {
+                Some((count, _)) => *count += 1,
+                None => drop(self.counts.insert(ngram.to_vec(), (1, before))),
+            }
         }
         self.n_completions += 1;
         let window = self.rules.window();
@@ -171,10 +173,45 @@ impl NgramBlacklist {
         if self.n_completions.saturating_sub(self.updated_at) > self.rules.window() {
             self.update();
         }
-        let reply = reply.to_lowercase();
-        let forbidden = self.significance.iter().take_while(|m| m.significance > self.rules.boundary);
-        let bound = self.rules.partial_ratio_boundary;
-        forbidden.into_iter().find(|m| partial_ratio(&m.phrase, &reply) > bound).cloned()
+        let mut forbidden = self.significance.iter().take_while(|m| m.significance > self.rules.boundary).peekable();
+        forbidden.peek()?;
+        let mut searched = Searched::new(&reply.to_lowercase());
+        forbidden.find(|m| searched.has(&m.phrase, self.rules.partial_ratio_boundary)).cloned()
+    }
+
+    pub(crate) fn saved(&self) -> SavedNgrams {
+        let counts = self.counts.iter().map(|(ngram, &(count, before))| (ngram.clone(), count, before));
+        let significance = self.significance.iter().map(|m| (m.phrase.clone(), m.significance));
+        SavedNgrams {
+            vocabulary: self.tokenizer.fingerprint(),
+            n_completions: self.n_completions,
+            window_index: self.window_index,
+            updated_at: self.updated_at,
+            counts: counts.collect(),
+            significance: significance.collect(),
+        }
+    }
+
+    /// Takes the counts of an earlier run, which were made with the same vocabulary.
+    pub(crate) fn restore(&mut self, saved: SavedNgrams) -> Result<(), String> {
+        let vocabulary = self.tokenizer.fingerprint();
+        if saved.vocabulary != vocabulary {
+            let found = saved.vocabulary;
+            return Err(format!("ngrams.vocabulary is {found}, expected {vocabulary}, that of the tokenizer in use"));
+        }
+        if let Some((phrase, significance)) = saved.significance.iter().find(|(_, s)| !s.is_finite()) {
+            let n = phrase.chars().count();
+            return Err(format!(
+                "ngrams.significance of a phrase of {n} characters is {significance}, expected a finite number"
+            ));
+        }
+        self.n_completions = saved.n_completions;
+        self.window_index = saved.window_index;
+        self.updated_at = saved.updated_at;
+        self.counts = saved.counts.into_iter().map(|(ngram, count, before)| (ngram, (count, before))).collect();
+        let phrase = |(phrase, significance)| Match { phrase, significance };
+        self.significance = saved.significance.into_iter().map(phrase).collect();
+        Ok(())
     }
 
     /// Returns 0 for a reply that the prompt contains or that has a stock phrase in it, 1 for any other. An empty reply is
@@ -182,4 +219,16 @@ impl NgramBlacklist {
     pub fn mask(&mut self, prompt: &str, reply: &str) -> f32 {
         if prompt.contains(reply) || self.find(reply).is_some() { 0.0 } else { 1.0 }
     }
+}
+
+/// A counter's contents on disk.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SavedNgrams {
+    vocabulary: u64,
+    n_completions: u64,
+    window_index: u64,
+    updated_at: u64,
+    counts: Vec<(Vec<u32>, u64, u64)>,
+    significance: Vec<(String, f64)>,
 }

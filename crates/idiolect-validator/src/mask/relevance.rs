@@ -44,7 +44,7 @@ impl Relevance {
         let mut texts = vec![prompt.to_owned()];
         texts.extend_from_slice(replies);
         let short = self.mpnet.embed(&texts).await?;
-        let long = self.windowed(&texts).await?;
+        let long = windowed(&*self.bert, &self.windows, &texts).await?;
         if short.len() != texts.len() {
             return Err(odd(self.mpnet.name(), "not one embedding for each text"));
         }
@@ -57,23 +57,26 @@ impl Relevance {
         }
         Ok(scores)
     }
+}
 
-    /// Embeds texts window by window; the mean of the windows is not normalised again.
-    async fn windowed(&self, texts: &[String]) -> Result<Vec<Embedding>, Error> {
-        let max_tokens = self.bert.max_tokens();
-        let windows: Vec<Vec<String>> = texts.iter().map(|text| self.windows.windows(text, max_tokens)).collect();
-        let flat: Vec<String> = windows.iter().flatten().cloned().collect();
-        let mut embeddings = self.bert.embed(&flat).await?.into_iter();
-        let mut means = Vec::with_capacity(texts.len());
-        for of_text in &windows {
-            let parts: Vec<Embedding> = embeddings.by_ref().take(of_text.len()).collect();
-            if parts.len() != of_text.len() {
-                return Err(odd(self.bert.name(), "not one embedding for each text"));
-            }
-            means.push(mean(&parts).ok_or_else(|| odd(self.bert.name(), "lengths differ"))?);
+/// Embeds texts window by window; the mean of the windows is not normalised again.
+pub(crate) async fn windowed(
+    bert: &dyn Embedder,
+    tokenizer: &WordPiece,
+    texts: &[String],
+) -> Result<Vec<Embedding>, Error> {
+    let windows: Vec<Vec<String>> = texts.iter().map(|text| tokenizer.windows(text, bert.max_tokens())).collect();
+    let flat: Vec<String> = windows.iter().flatten().cloned().collect();
+    let mut embeddings = bert.embed(&flat).await?.into_iter();
+    let mut means = Vec::with_capacity(texts.len());
+    for of_text in &windows {
+        let parts: Vec<Embedding> = embeddings.by_ref().take(of_text.len()).collect();
+        if parts.len() != of_text.len() {
+            return Err(odd(bert.name(), "not one embedding for each text"));
         }
-        Ok(means)
+        means.push(mean(&parts).ok_or_else(|| odd(bert.name(), "lengths differ"))?);
     }
+    Ok(means)
 }
 
 fn odd(encoder: &str, reason: &str) -> Error {
@@ -93,7 +96,7 @@ fn mean(parts: &[Embedding]) -> Option<Embedding> {
     Some(sum)
 }
 
-fn negative_rmse(a: &[f32], b: &[f32]) -> Option<f32> {
+pub(crate) fn negative_rmse(a: &[f32], b: &[f32]) -> Option<f32> {
     if a.len() != b.len() || a.is_empty() {
         return None;
     }
@@ -101,7 +104,7 @@ fn negative_rmse(a: &[f32], b: &[f32]) -> Option<f32> {
     Some(-(squares / a.len() as f32).sqrt())
 }
 
-fn cosine(a: &[f32], b: &[f32]) -> Option<f32> {
+pub(crate) fn cosine(a: &[f32], b: &[f32]) -> Option<f32> {
     if a.len() != b.len() {
         return None;
     }

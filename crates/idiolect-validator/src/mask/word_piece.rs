@@ -42,6 +42,18 @@ impl WordPiece {
         self.tokenizer.encode_fast(text, false).map(|e| e.get_ids().to_vec()).unwrap_or_default()
     }
 
+    /// Returns a number that two tokenizers share only if they have the same vocabulary.
+    pub(crate) fn fingerprint(&self) -> u64 {
+        let of_entry = |(token, id): (&String, &u32)| {
+            // FNV-1a; the sum does not depend on the order.
+            let bytes = token.bytes().chain(id.to_le_bytes());
+            bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+            })
+        };
+        self.tokenizer.get_vocab(true).iter().map(of_entry).fold(0, u64::wrapping_add)
+    }
+
     /// Returns the text of tokens: pieces joined to words, words divided by spaces.
     #[must_use]
     pub fn decode(&self, tokens: &[u32]) -> String {

@@ -1,6 +1,17 @@
 use std::sync::LazyLock;
 
 use regex::RegexSet;
+use serde::Deserialize;
+
+/// What stock openings cost.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpeningRules {
+    /// Each; validators take 0.1.
+    pub cost: f64,
+    /// Within how many characters they count; validators look at 200.
+    pub characters: usize,
+}
 
 /// Openings of models that talk about their task. In the original a missing comma joins the 13th and the 14th to one,
 /// which next to nothing matches, so that a bare `task:` is free.
@@ -27,9 +38,9 @@ static OPENINGS: LazyLock<RegexSet> = LazyLock::new(|| {
     RegexSet::new(patterns.map(|pattern| format!("(?i){pattern}"))).expect("fixed patterns compile")
 });
 
-/// Returns 0.1 for each stock opening within the first 200 characters of a reply.
+/// Returns what the stock openings at the beginning of a reply cost together.
 #[must_use]
-pub fn content_match(reply: &str) -> f64 {
-    let opening: String = reply.trim().chars().take(200).flat_map(char::to_lowercase).collect();
-    (0..OPENINGS.matches(&opening).iter().count()).fold(0.0, |sum, _| sum + 0.1)
+pub fn content_match(reply: &str, rules: OpeningRules) -> f64 {
+    let opening: String = reply.trim().chars().take(rules.characters).flat_map(char::to_lowercase).collect();
+    (0..OPENINGS.matches(&opening).iter().count()).fold(0.0, |sum, _| sum + rules.cost)
 }

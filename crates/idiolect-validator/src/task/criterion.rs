@@ -179,11 +179,12 @@ impl Criterion {
 
     /// Returns how badly a reply breaks the criterion, from 0 to 1: to be multiplied by what it costs at most.
     ///
-    /// Lengths: 1 - exp(-10 r²) with r the relative error; a target of 0 is broken by any length but 0. All else: 0 or 1.
+    /// Lengths: 1 - exp(-steepness r²) with r the relative error (validators' steepness is 10); a target of 0 is broken by
+    /// any length but 0. All else: 0 or 1.
     #[must_use]
-    pub fn breach(&self, reply: &str) -> f64 {
+    pub fn breach(&self, reply: &str, steepness: f64) -> f64 {
         let broken = match self {
-            Self::Length { target, unit } => return length_breach(unit.count(reply), *target),
+            Self::Length { target, unit } => return length_breach(unit.count(reply), *target, steepness),
             Self::Bullets => !has_bullets(reply),
             Self::Numbers => !has_numbers(reply),
             Self::NoLists => has_bullets(reply) || has_numbers(reply),
@@ -202,7 +203,7 @@ impl Criterion {
     }
 }
 
-fn length_breach(length: usize, target: u32) -> f64 {
+fn length_breach(length: usize, target: u32, steepness: f64) -> f64 {
     if length == target as usize {
         return 0.0;
     }
@@ -210,7 +211,7 @@ fn length_breach(length: usize, target: u32) -> f64 {
         return 1.0;
     }
     let relative = (f64::from(target) - length as f64) / f64::from(target);
-    1.0 - (-10.0 * relative * relative).exp()
+    1.0 - (-steepness * relative * relative).exp()
 }
 
 /// A bullet character before white space, anywhere: a dash between words counts.

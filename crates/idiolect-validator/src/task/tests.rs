@@ -100,21 +100,21 @@ fn steps_have_kinds() {
 
 #[test]
 fn followups_are_cut_to_one_question() {
-    assert_eq!(cut_followup("Well. Let me see. What is it? And why?"), " What is it?");
-    assert_eq!(cut_followup("One. Two."), " Two?");
-    assert_eq!(cut_followup(""), "");
-    assert_eq!(cut_followup("..."), "...");
-    assert_eq!(cut_followup(&"w ".repeat(60)).split(' ').count(), 40);
+    assert_eq!(cut_followup("Well. Let me see. What is it? And why?", 40), " What is it?");
+    assert_eq!(cut_followup("One. Two.", 40), " Two?");
+    assert_eq!(cut_followup("", 40), "");
+    assert_eq!(cut_followup("...", 40), "...");
+    assert_eq!(cut_followup(&"w ".repeat(60), 40).split(' ').count(), 40);
 }
 
 #[test]
 fn words_in_their_places() {
     let starts = Criterion::parse("Your response should starts with one of the following words: who, what, is.");
-    assert_eq!(starts.breach("  What is it?"), 0.0);
-    assert_eq!(starts.breach("IS, or isn't it?"), 0.0);
-    assert_eq!(starts.breach("Isn't it?"), 1.0);
-    assert_eq!(starts.breach("Whatever?"), 1.0);
-    assert_eq!(Criterion::EndsWithQuestionMark.breach("Why?  "), 0.0);
-    assert_eq!(Criterion::NoQuestionMarks.breach("Why? So."), 1.0);
-    assert_eq!(Criterion::Other("Be kind.".to_owned()).breach("No."), 0.0);
+    assert_eq!(starts.breach("  What is it?", 10.0), 0.0);
+    assert_eq!(starts.breach("IS, or isn't it?", 10.0), 0.0);
+    assert_eq!(starts.breach("Isn't it?", 10.0), 1.0);
+    assert_eq!(starts.breach("Whatever?", 10.0), 1.0);
+    assert_eq!(Criterion::EndsWithQuestionMark.breach("Why?  ", 10.0), 0.0);
+    assert_eq!(Criterion::NoQuestionMarks.breach("Why? So.", 10.0), 1.0);
+    assert_eq!(Criterion::Other("Be kind.".to_owned()).breach("No.", 10.0), 0.0);
 }

@@ -83,9 +83,10 @@ impl Task {
 }
 
 /// Cuts a follow-up question as the validator does before it scores it (`forward.py`): the sentence up to the first
-/// question mark, or the last sentence, of these the last 40 words, and a question mark. An empty reply stays empty.
+/// question mark, or the last sentence, of these the last `n_words` words (validators: 40), and a question mark. An empty
+/// reply stays empty.
 #[must_use]
-pub fn cut_followup(completion: &str) -> String {
+pub fn cut_followup(completion: &str, n_words: usize) -> String {
     let trimmed = completion.trim_matches('.');
     if trimmed.is_empty() {
         return completion.to_owned();
@@ -93,5 +94,5 @@ pub fn cut_followup(completion: &str) -> String {
     let sentence = trimmed.split('?').next().unwrap_or(trimmed);
     let sentence = sentence.rsplit('.').next().unwrap_or(sentence);
     let words: Vec<&str> = sentence.split(' ').collect();
-    format!("{}?", words[words.len().saturating_sub(40)..].join(" "))
+    format!("{}?", words[words.len().saturating_sub(n_words)..].join(" "))
 }
