@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use idiolect_backend::testkit::{Conformance, conformance, embedder_conformance};
 use idiolect_backend::{
-    Backend, Echo, EchoConfig, HashEmbedder, Limit, LimitConfig, Member, MemoryLedger, Pool, PoolConfig, Prices,
-    SpendingCap, SpendingConfig, Strategy, Timeout, TimeoutConfig,
+    Backend, Capabilities, Completion, CompletionStream, Echo, EchoConfig, Error, HashEmbedder, Health, Limit,
+    LimitConfig, Member, MemoryLedger, Pool, PoolConfig, Prices, Request, Score, ScoreRequest, SpendingCap,
+    SpendingConfig, Strategy, Timeout, TimeoutConfig,
 };
 
 fn slow() -> Arc<Echo> {
@@ -74,6 +76,53 @@ async fn everything_stacked() {
         Arc::new(Limit::new(pool, LimitConfig::default()))
     })
     .await;
+}
+
+/// Answers a little after the deadline.
+#[derive(Debug)]
+struct Late(Arc<Echo>);
+
+#[async_trait]
+impl Backend for Late {
+    fn capabilities(&self) -> &Capabilities {
+        self.0.capabilities()
+    }
+
+    async fn health(&self) -> Health {
+        self.0.health().await
+    }
+
+    async fn complete(&self, request: Request) -> Result<Completion, Error> {
+        let deadline = request.deadline;
+        let completion = self.0.complete(request).await?;
+        match deadline.map(tokio::time::Instant::from_std).filter(|deadline| *deadline > tokio::time::Instant::now()) {
+            None => Ok(completion),
+            Some(deadline) => {
+                tokio::time::sleep_until(deadline + Duration::from_secs(1)).await;
+                Ok(completion)
+            }
+        }
+    }
+
+    async fn stream(&self, request: Request) -> Result<CompletionStream, Error> {
+        self.0.stream(request).await
+    }
+
+    async fn score(&self, request: ScoreRequest) -> Result<Score, Error> {
+        self.0.score(request).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+#[should_panic(expected = "came 1s after it")]
+async fn late_answers_are_found_out() {
+    conformance(|| Arc::new(Late(Arc::new(Echo::new())))).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_passes_after_a_deadline_is_measured_by_the_clock_that_is_given() {
+    let make = || Arc::new(Late(Arc::new(Echo::new()))) as _;
+    Conformance::new(make).clock(|| Duration::ZERO).slack(Duration::ZERO).run().await;
 }
 
 #[tokio::test]
