@@ -149,7 +149,11 @@ impl Loader<'_> {
         anyhow::bail!("this build has no openai, which backend {} needs; build with --features openai", backend.name)
     }
 
-    async fn encoder(&self, config: &Config) -> anyhow::Result<Option<Arc<dyn Embedder>>> {
+    /// Loads the encoder alone; `None` where the configuration has it off.
+    ///
+    /// # Errors
+    /// When it cannot be found, fetched or loaded.
+    pub async fn encoder(&self, config: &Config) -> anyhow::Result<Option<Arc<dyn Embedder>>> {
         let alias = match config.uniqueness.encoder {
             EncoderKind::Off => return Ok(None),
             kind => kind.as_str(),

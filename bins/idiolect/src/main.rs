@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 mod commands;
+mod heat_map;
 mod output;
+mod replies;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

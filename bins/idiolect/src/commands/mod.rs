@@ -9,6 +9,7 @@ mod explain;
 mod man;
 mod models;
 mod probe;
+mod unique;
 mod wallet;
 
 use std::fmt;
@@ -38,6 +39,7 @@ pub(crate) fn command() -> Command {
             probe::command(),
             explain::command(),
             bench::command(),
+            unique::command(),
             erase::command(),
             models::command(),
             config::command(),
@@ -57,6 +59,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some(("probe", matches)) => probe::run(matches).await,
         Some(("bench", matches)) => bench::run(matches).await,
         Some(("explain", matches)) => explain::run(matches).await,
+        Some(("unique", matches)) => unique::run(matches).await,
         Some(("erase", matches)) => erase::run(matches).await,
         Some(("models", matches)) => models::run(matches).await,
         Some(("config", matches)) => config::run(matches),
