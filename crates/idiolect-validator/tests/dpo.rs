@@ -1,0 +1,105 @@
+//! The `dpo` reward over a real model, against values computed here from the model's rows.
+
+use std::sync::Arc;
+
+use idiolect_backend::{Backend, Message, Score, ScoreRequest};
+use idiolect_backend_candle::{CandleBackend, CandleConfig};
+use idiolect_validator::dpo::{DpoRules, Repetition};
+use idiolect_validator::{DpoModel, Profile, RewardModel};
+
+const PROMPT: &str = "Why is the sky blue?";
+const REPLIES: [&str; 4] = [
+    "The sky is blue because air scatters blue light more than red light.",
+    "blue sky, blue sky, blue sky, blue sky, blue sky, blue sky,",
+    "Colourless green ideas sleep furiously; the xylophone disagrees.",
+    "tiny",
+];
+
+fn load() -> Arc<CandleBackend> {
+    let files = idiolect_models::testing::model(idiolect_models::DEFAULT_MODEL).expect("the default model");
+    let weights = files.weights().expect("it has weights").to_path_buf();
+    let mut config = CandleConfig::default();
+    config.context_tokens = 512;
+    Arc::new(CandleBackend::load(&weights, config).expect("it loads"))
+}
+
+async fn rows(backend: &CandleBackend, reply: &str) -> (Score, Vec<Vec<f64>>) {
+    let request = ScoreRequest::new([Message::user(PROMPT)], reply).with_rows();
+    let score = backend.score(request).await.unwrap();
+    let rows = score.rows.as_ref().expect("rows were asked for");
+    let doubles = rows.iter().map(|row| row.iter().map(|&logit| f64::from(logit)).collect()).collect();
+    (score, doubles)
+}
+
+/// The log-probability of a token, in the order of the definition: no shift by the largest logit.
+fn log_probability(row: &[f64], token: u32) -> f64 {
+    let total: f64 = row.iter().map(|logit| logit.exp()).sum();
+    (row[token as usize].exp() / total).ln()
+}
+
+fn mean(tokens: &[u32], rows: &[Vec<f64>]) -> f64 {
+    let sum: f64 = tokens.iter().zip(rows).map(|(&token, row)| log_probability(row, token)).sum();
+    sum / tokens.len() as f64
+}
+
+/// Version 1.2: for each token once for each time, one after the other.
+fn scaled(tokens: &[u32], rows: &[Vec<f64>]) -> f64 {
+    let mut rows = rows.to_vec();
+    for (j, row) in rows.iter_mut().enumerate() {
+        for &token in &tokens[..j.saturating_sub(1)] {
+            let logit = &mut row[token as usize];
+            *logit = if *logit < 0.0 { *logit * 1.2 } else { *logit / 1.2 };
+        }
+    }
+    mean(tokens, &rows)
+}
+
+/// Version 2.1: whatever followed the last four tokens before.
+fn without_repeats(tokens: &[u32], rows: &[Vec<f64>]) -> f64 {
+    let n: f64 = rows.iter().map(|row| row.len() as f64).sum();
+    let average = rows.iter().flatten().sum::<f64>() / n;
+    let variance = rows.iter().flatten().map(|logit| (logit - average) * (logit - average)).sum::<f64>() / (n - 1.0);
+    let mut changed = rows.to_vec();
+    for at in 4..tokens.len() {
+        if tokens[at - 4..at] == tokens[tokens.len() - 4..] {
+            changed.iter_mut().for_each(|row| row[tokens[at] as usize] = average - 10.0 * variance.sqrt());
+        }
+    }
+    mean(tokens, &changed)
+}
+
+#[tokio::test]
+async fn rewards_are_those_of_the_rows() {
+    let backend = load();
+    let replies: Vec<String> = REPLIES.map(str::to_owned).to_vec();
+    let rewards = async |rules: DpoRules| {
+        let model = DpoModel::new(Arc::<CandleBackend>::clone(&backend), rules);
+        model.scores(PROMPT, &replies).await.unwrap()
+    };
+    let (v1, v2) = (Profile::openvalidators_1_2().dpo, Profile::text_prompting_2_1().dpo);
+    let plain = rewards(DpoRules { repetition: Repetition::Ignored, ..v1 }).await;
+    let (first, second) = (rewards(v1).await, rewards(v2).await);
+    for (i, reply) in REPLIES.iter().enumerate().take(3) {
+        let (score, rows) = rows(&backend, reply).await;
+        let tokens = &score.token_ids;
+        let expected = [mean(tokens, &rows), scaled(tokens, &rows), without_repeats(tokens, &rows)];
+        for (ours, expected) in [plain[i], first[i], second[i]].into_iter().zip(expected) {
+            assert!((f64::from(ours) - expected).abs() < 1e-4, "{reply}: {ours}, expected {expected}");
+        }
+        // The backend's own log-probabilities are those without a rule.
+        assert!((plain[i] - score.mean_logprob().unwrap()).abs() < 1e-3, "{reply}");
+    }
+    // Repetition costs under either rule, and only under a rule; nonsense is unlikely under any.
+    assert!(first[1] < plain[1] && second[1] < plain[1], "{first:?} {second:?} {plain:?}");
+    assert_eq!(second[0], plain[0]);
+    assert!(plain[2] < plain[0] && first[2] < first[0], "{plain:?} {first:?}");
+    assert_eq!([plain[3], first[3], second[3]], [-11.0; 3]);
+}
+
+#[tokio::test]
+async fn a_prompt_beyond_the_context_gets_the_lowest() {
+    let backend = load();
+    let model = DpoModel::new(backend, Profile::text_prompting_2_1().dpo);
+    let rewards = model.scores(&"word ".repeat(2_000), &["a reply of some length".to_owned()]).await.unwrap();
+    assert_eq!(rewards, [-11.0]);
+}
