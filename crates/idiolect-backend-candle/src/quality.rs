@@ -24,8 +24,21 @@ use crate::{CandleBackend, CandleConfig, KvType};
 /// How far log-probabilities may be from those of exact products, in the mean: what rounding activations to eight bits
 /// does to a small model.
 const NEAR: f64 = 0.05;
+/// How far ours may be from those of candle's own products of the same weights, in the mean: as both err, each in its own way,
+/// that is more than either errs. Measured were 0.065 to 0.076 (SmolLM2 and Gemma 3, 400 to 2,200 tokens).
+const BETWEEN: f64 = 0.085;
 /// How far perplexity may be off, as a part of it.
 const PERPLEXITY: f64 = 0.01;
+/// How far logits of a real model may be from candle's own where both compute with exact products: the same sums in another
+/// order. The most that was seen is 5e-5, of logits of up to 23.
+const EXACT: f32 = 2e-4;
+/// Of greedy texts, how many tokens must be candle's first choice, too, in percent: 231 of 240 were.
+const ALIKE: usize = 95;
+/// How far the log-probability of either of the two best tokens may be from candle's at most where they are: 0.64 was seen.
+const FARTHEST: f32 = 0.75;
+/// By how much the other of two tokens may be the likelier one at most where they are not, in nats, by either engine's own
+/// account: 0.31 was seen.
+const NEAR_TIE: f32 = 0.35;
 
 /// Runs a model on candle's tensors: with candle's own products of quantised weights, or of exact ones.
 fn on_tensors(path: &Path, quantize: Option<Format>) -> CandleBackend {
@@ -90,8 +103,7 @@ fn check_against_candle(what: &str, path: &Path, passages: &[String]) -> usize {
     let (ours, candle) = (apart(&ours, &exact), apart(&candle, &exact));
     println!("{what}: the kernels are {ours:.4} from exact products, candle {candle:.4}");
     assert!(ours <= candle, "{what}: the kernels are {ours} from exact products, candle {candle}");
-    // Both err, each in its own way: no farther from each other than both are from what is exact.
-    assert!(between <= ours + candle, "{what}: the kernels and candle are {between} apart");
+    assert!(between <= BETWEEN, "{what}: the kernels and candle are {between} apart");
     exact.len()
 }
 
@@ -211,12 +223,10 @@ fn greedy_texts_part_from_candles_at_near_ties_only() {
     println!(
         "greedy: {n_same} tokens alike, log-probabilities of the two best up to {farthest:.3} apart; parted: {parted:?}"
     );
-    assert!(n_same >= prompts.len() * TOKENS * 3 / 4, "{n_same} tokens alike");
-    assert!(farthest < 1.0, "log-probabilities of the two best tokens are {farthest} apart");
-    // Where rounding moves either of two tokens by no more than elsewhere, they change places only if they are that near.
+    assert!(n_same * 100 >= prompts.len() * TOKENS * ALIKE, "{n_same} tokens alike");
+    assert!(farthest <= FARTHEST, "log-probabilities of the two best tokens are {farthest} apart");
     for (i, ours, theirs) in parted {
-        let gap = ours.max(theirs);
-        assert!(gap <= 2.0 * farthest, "parted after {i} tokens, {gap} nats apart; elsewhere rounding does {farthest}");
+        assert!(ours.max(theirs) <= NEAR_TIE, "parted after {i} tokens, {ours} nats apart by ours, {theirs} by theirs");
     }
 }
 
@@ -264,7 +274,7 @@ fn gemma_computes_what_candles_own_model_computes() {
         for (what, rows) in [("tensors", &on_tensors), ("kernels", &on_kernels)] {
             let off = expected.iter().zip(&rows[len - 1]).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
             println!("Gemma 3 on {what}, exact products, {len} tokens: off by {off} of {largest}");
-            assert!(off < 0.001 * largest, "{what}, {len} tokens: off by {off} of {largest}");
+            assert!(off <= EXACT, "{what}, {len} tokens: off by {off} of {largest}");
         }
     }
 }
