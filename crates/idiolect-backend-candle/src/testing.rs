@@ -1,6 +1,8 @@
 //! What the unit tests share: the real model, and tiny ones with random weights.
 
 pub(crate) mod family;
+#[path = "../tests/kept/mod.rs"]
+pub(crate) mod kept;
 pub(crate) mod script;
 
 use std::path::{Path, PathBuf};

@@ -1,54 +1,20 @@
 //! The default model behind the contract of a backend.
 
+mod default_model;
+
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, future};
-use idiolect_backend::testkit::Conformance;
 use idiolect_backend::{Backend, Error, ErrorKind, Event, FinishReason, Health, Message, Request, ScoreRequest, Usage};
-use idiolect_backend_candle::{CandleBackend, CandleConfig};
+use idiolect_backend_candle::CandleBackend;
 
-/// Loads the default model. The settings are small enough that the tests see every limit.
-fn load(change: impl FnOnce(&mut CandleConfig)) -> Arc<CandleBackend> {
-    let files = idiolect_models::testing::model("smollm2-135m").expect("the default model");
-    let mut config = CandleConfig::default();
-    config.context_tokens = 512;
-    if let Ok(device) = std::env::var("IDIOLECT_TEST_DEVICE") {
-        config.device = device.parse().expect("IDIOLECT_TEST_DEVICE names a device");
-    }
-    change(&mut config);
-    Arc::new(CandleBackend::load(files.weights().expect("a weights file"), config).expect("it loads"))
-}
-
-/// Returns how long all threads of this process together had to wait for a core so far, where the system tells. Limits of
-/// time are longer by that: what they are about is how much is computed, and not what else the machine has to do.
-fn waited() -> Duration {
-    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    let nanos = threads.filter_map(|thread| {
-        let times = std::fs::read_to_string(thread.path().join("schedstat")).ok()?;
-        times.split_whitespace().nth(1)?.parse::<u64>().ok()
-    });
-    Duration::from_nanos(nanos.sum())
-}
+use self::default_model::{load, request};
 
 /// One model for all tests that don't need their own.
 fn shared() -> Arc<CandleBackend> {
     static BACKEND: OnceLock<Arc<CandleBackend>> = OnceLock::new();
     Arc::clone(BACKEND.get_or_init(|| load(|config| config.queue = 64)))
-}
-
-fn request(prompt: &str) -> Request {
-    let mut request = Request::new(vec![Message::user(prompt)]);
-    request.sampling.max_tokens = 16;
-    request.sampling.seed = Some(11);
-    request
-}
-
-#[tokio::test]
-async fn it_keeps_the_contract() {
-    let backend = load(|config| config.queue = 64);
-    let conformance = Conformance::new(move || Arc::clone(&backend) as Arc<dyn Backend>);
-    conformance.slack(Duration::from_secs(10)).run().await;
 }
 
 #[tokio::test]
@@ -219,11 +185,9 @@ async fn a_long_history_is_trimmed_from_its_middle() {
 async fn what_cannot_be_trimmed_is_refused() {
     let backend = shared();
     for size in [1 << 12, 1 << 20] {
-        let began = Instant::now();
         let error = backend.complete(request(&"word ".repeat(size / 5))).await.unwrap_err();
         let Error::ContextTooLong { prompt_tokens, context_tokens: 512 } = error else { panic!("{error}") };
         assert!(prompt_tokens as usize >= size / 5, "{prompt_tokens}");
-        assert!(began.elapsed() < Duration::from_secs(20) + waited());
     }
     let error = backend.score(ScoreRequest::new([Message::user("x")], "word ".repeat(1000))).await.unwrap_err();
     assert!(matches!(error, Error::ContextTooLong { .. }));
@@ -241,28 +205,11 @@ async fn requests_that_break_rules_are_refused() {
 }
 
 #[tokio::test]
-async fn a_passed_deadline_is_an_error_and_a_near_one_gives_what_there_is() {
+async fn a_passed_deadline_is_an_error() {
     let backend = shared();
     let mut late = request("Tell me a story.");
     late.deadline = Some(Instant::now());
     assert!(matches!(backend.complete(late).await, Err(Error::DeadlineExceeded)));
-
-    let backend = load(|_| ());
-    let mut ask = request("Tell me a very long story about the sea.");
-    ask.n = 4;
-    ask.sampling.max_tokens = 400;
-    ask.sampling.temperature = Some(1.5);
-    let deadline = Instant::now() + Duration::from_millis(2500);
-    ask.deadline = Some(deadline);
-    let completion = backend.complete(ask).await.unwrap();
-    let came = Instant::now();
-    assert!(came < deadline + Duration::from_millis(500) + waited());
-    let partial = completion.candidates.iter().filter(|c| c.finish_reason == FinishReason::Deadline).count();
-    // On a fast machine all of it may be there before.
-    assert!(
-        (partial > 0 || came < deadline) && completion.candidates.iter().any(|c| !c.text.is_empty()),
-        "{completion:?}"
-    );
 }
 
 #[tokio::test]
@@ -274,24 +221,6 @@ async fn a_full_queue_is_overloaded() {
     let refused = answers.iter().filter(|a| matches!(a, Err(Error::Overloaded { backend, .. }) if backend == "candle"));
     assert!(refused.count() >= 5);
     assert!(answers.iter().any(Result::is_ok));
-}
-
-#[tokio::test]
-async fn dropping_stops_the_work() {
-    let backend = load(|_| ());
-    let mut long = request("Tell me a very long story.");
-    long.n = 8;
-    long.sampling.max_tokens = 400;
-    for _ in 0..5 {
-        let mut stream = backend.stream(long.clone()).await.unwrap();
-        stream.next().await.unwrap().unwrap();
-    }
-    let pending = tokio::time::timeout(Duration::from_millis(300), backend.complete(long.clone()));
-    assert!(pending.await.is_err());
-    // Six abandoned requests of 3200 tokens each would take a minute and more.
-    let began = Instant::now();
-    backend.complete(request("Hi")).await.unwrap();
-    assert!(began.elapsed() < Duration::from_secs(20) + waited(), "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -329,24 +258,4 @@ async fn streams_are_in_order_and_join_to_the_whole() {
     }
     assert!(done && finished == [true; 3]);
     assert_eq!(texts, whole.candidates.iter().map(|c| c.text.clone()).collect::<Vec<_>>());
-}
-
-/// The figure that the miner needs: a prompt of 100 tokens, 4 candidates of 64, well inside ten seconds on two cores.
-#[tokio::test]
-async fn best_of_four_takes_well_under_ten_seconds() {
-    let backend = load(|_| ());
-    let mut ask = request(&"Tell me a long story about a lighthouse. ".repeat(8));
-    ask.n = 4;
-    ask.sampling.max_tokens = 64;
-    ask.sampling.min_tokens = Some(64);
-    ask.sampling.temperature = Some(1.0);
-    let (began, before) = (Instant::now(), waited());
-    let completion = backend.complete(ask).await.unwrap();
-    let (took, waited) = (began.elapsed(), waited().saturating_sub(before));
-    assert!(completion.usage.prompt_tokens >= 100, "{:?}", completion.usage);
-    assert_eq!(completion.candidates.len(), 4);
-    for candidate in &completion.candidates {
-        assert_eq!((candidate.n_tokens, candidate.finish_reason), (64, FinishReason::Length), "{:?}", candidate.text);
-    }
-    assert!(took < Duration::from_secs(5) + waited, "{took:?}, of which {waited:?} for a core");
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use idiolect_backend::{Completion, Error, Event, FinishReason, Message, Request, ScoreRequest};
 
 use self::stage::{Asked, Stage, request};
+use crate::testing::kept::Kept;
 use crate::testing::script::{Fault, Script, Step, TOKEN_BYTES};
 
 fn lengths(answer: &Completion) -> Vec<u32> {
@@ -209,6 +210,26 @@ fn memory_is_set_aside_for_what_there_is_time_for() {
     let error = stage.complete(&everything(&stage, 2, 60_000)).unwrap_err();
     assert!(error.to_string().contains("500000 are allowed"), "time for more than the memory holds: {error}");
     assert!(stage.complete(&request("x", 2, 4000)).is_err(), "and so without a deadline");
+}
+
+#[test]
+fn what_is_planned_for_a_deadline_is_told() {
+    let kept = Kept::default();
+    metrics::with_local_recorder(&kept, || {
+        let mut stage = Stage::paced(10_000, 0, 100);
+        let planned = "idiolect_candle_planned_tokens candle";
+        stage.complete(&request("x", 2, 10)).unwrap();
+        assert_eq!(kept.last(planned), None, "no deadlines so far");
+        let prompt = stage.complete(&request("x", 1, 2)).unwrap().usage.prompt_tokens;
+        for millis in [100, 300, 2000] {
+            let prefill = f64::from(prompt) / stage.speed().prefill_tokens_per_second.unwrap();
+            stage.complete(&everything(&stage, 4, millis)).unwrap();
+            // Half as much again as there is time for after the prompt, and 32.
+            let expected = ((millis as f64 / 1000.0 - prefill) / 0.010 * 1.5).ceil() + 32.0;
+            let planned = kept.last(planned).unwrap();
+            assert!((planned - expected).abs() <= 1.0, "{planned} tokens in {millis} ms, expected {expected}");
+        }
+    });
 }
 
 #[test]
