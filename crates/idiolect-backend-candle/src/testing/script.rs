@@ -82,6 +82,8 @@ pub(crate) struct Script {
     pub(crate) candidate: AtomicU64,
     /// Microseconds of each token of a prompt.
     pub(crate) prompt_token: AtomicU64,
+    /// Which of the steps takes ten times as long.
+    pub(crate) held_up: AtomicUsize,
     /// Sequences that were begun and not released.
     sequences: AtomicUsize,
     /// Most tokens that were held at once.
@@ -97,12 +99,17 @@ impl Script {
     pub(crate) fn paced(step: u64, candidate: u64, prompt_token: u64) -> Self {
         let (step, candidate, prompt_token) =
             (AtomicU64::new(step), AtomicU64::new(candidate), AtomicU64::new(prompt_token));
-        Self { voice: Voice::Letters, step, candidate, prompt_token, ..Self::default() }
+        Self { voice: Voice::Letters, step, candidate, prompt_token, ..Self::even() }
     }
 
     /// Says "he", and fails where a prompt is long.
     pub(crate) fn failing(fault: Fault, after: usize) -> Self {
-        Self { fault: Some((fault, after)), ..Self::default() }
+        Self { fault: Some((fault, after)), ..Self::even() }
+    }
+
+    /// Says "he", and holds no step up.
+    fn even() -> Self {
+        Self { held_up: AtomicUsize::new(usize::MAX), ..Self::default() }
     }
 
     /// Says that prompts are kept for others.
@@ -220,6 +227,9 @@ impl Scripted {
         let is_faulty = self.sequences.iter().flatten().any(|sequence| sequence.prompt > FAULTY);
         if is_faulty && matches!(script.fault, Some((Fault::Slow, _))) {
             micros += 20_000;
+        }
+        if script.steps.lock().unwrap().len() == script.held_up.load(Ordering::Relaxed) {
+            micros *= 10;
         }
         script.time.advance(micros);
         let meanwhile = script.meanwhile.lock().unwrap().take();
