@@ -7,8 +7,10 @@
 mod criterion;
 pub mod openvalidators;
 pub mod text_prompting;
+mod winners;
 
 pub use criterion::{ContentMatch, Criterion, Unit};
+pub use winners::Winner;
 
 /// What a validator asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
