@@ -1,7 +1,8 @@
 //! A process that measures one number of candidates, so that its peak memory is that of this work and of nothing else.
 //!
 //! It loads the model, says how that went in one line of JSON, measures once for each number of a run that it reads, one a
-//! line, and tells its peak memory at the end of its input.
+//! line (with a word after it where tokens are to be drawn with top-p alone), and tells its peak memory at the end of its
+//! input.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -24,6 +25,9 @@ use super::engine::Steps;
 use super::measure::{Run, Work, measure, words_for};
 use super::memory::peak_rss_mb;
 use crate::output;
+
+/// Stands after the number of a run whose tokens are drawn with top-p alone.
+const TOP_P_ALONE: &str = " top-p";
 
 /// What a child says when it is ready.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -62,11 +66,15 @@ async fn serve(settings: &Settings, n: usize, n_words: Option<usize>) -> anyhow:
         None => words_for(backend, settings.prompt_tokens).await?,
     };
     output::say(json!(Ready { load_s, n_words }))?;
-    let work = Work { n_words, new_tokens: settings.new_tokens, n };
     // Nothing else is to be done while it waits for a line.
     for line in std::io::stdin().lines() {
         let line = line?;
-        let run = line.trim().parse().with_context(|| format!("{line:?} is no number of a run"))?;
+        let (number, top_p_alone) = match line.strip_suffix(TOP_P_ALONE) {
+            Some(number) => (number, true),
+            None => (line.as_str(), false),
+        };
+        let run = number.trim().parse().with_context(|| format!("{line:?} is no number of a run"))?;
+        let work = Work { n_words, new_tokens: settings.new_tokens, n, top_p_alone };
         output::say(json!(measure(backend, Some(&steps), run, work).await?))?;
     }
     Ok(output::say(json!(Peak { peak_rss_mb: peak_rss_mb(None) }))?)
@@ -142,7 +150,16 @@ impl Measuring {
 
     /// Does the work once.
     pub(super) async fn run(&mut self, run: u32) -> anyhow::Result<Run> {
-        self.to.write_all(format!("{run}\n").as_bytes()).await.context("the measuring process is gone")?;
+        self.ask(run, "").await
+    }
+
+    /// Does the work once, and draws with top-p alone.
+    pub(super) async fn run_with_top_p_alone(&mut self, run: u32) -> anyhow::Result<Run> {
+        self.ask(run, TOP_P_ALONE).await
+    }
+
+    async fn ask(&mut self, run: u32, how: &str) -> anyhow::Result<Run> {
+        self.to.write_all(format!("{run}{how}\n").as_bytes()).await.context("the measuring process is gone")?;
         read(&mut self.from).await
     }
 

@@ -27,6 +27,8 @@ pub(crate) struct Work {
     pub(crate) new_tokens: u32,
     /// Candidates.
     pub(crate) n: usize,
+    /// Draw with top-p alone, which has the whole vocabulary to look at, and not after top-k.
+    pub(crate) top_p_alone: bool,
 }
 
 /// What came, and when.
@@ -43,6 +45,11 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// The same run, timed by when its texts came and by nothing that only an engine of ours says: as other servers are.
+    pub(crate) fn by_texts(self) -> Self {
+        Self { decoding: None, ..self }
+    }
+
     /// Seconds until the first token, and after it. The first text may come later than the first token, since a token may be
     /// part of a character only; so what the engine itself says comes first.
     fn seconds(&self) -> (f64, f64) {
@@ -101,7 +108,7 @@ fn request(run: u32, work: Work) -> Request {
         // Candidates that end early would make the work smaller.
         min_tokens: Some(work.new_tokens),
         temperature: Some(0.8),
-        top_k: Some(40),
+        top_k: (!work.top_p_alone).then_some(40),
         top_p: Some(0.95),
         seed: Some(u64::from(run)),
         ..Sampling::default()
@@ -146,7 +153,7 @@ pub(crate) async fn words_for(backend: &dyn Backend, wanted: usize) -> anyhow::R
     let mut n_words = wanted.saturating_sub(20).max(1);
     let mut best: Option<(usize, usize)> = None;
     for run in (0..TRIES).map(|i| u32::try_from(900_000 + i).unwrap_or(0)) {
-        let work = Work { n_words, new_tokens: 1, n: 1 };
+        let work = Work { n_words, new_tokens: 1, n: 1, top_p_alone: false };
         let counted = measure(backend, None, run, work).await.context("the length of the prompt cannot be measured")?;
         let n_tokens = usize::try_from(counted.prompt_tokens)?;
         if n_tokens == 0 {
@@ -190,6 +197,8 @@ mod tests {
         let late = Run { first_s: 2.4, decoding: Some(Decoding { steps_s: 2.0, draws_s: 0.1 }), ..run };
         assert_eq!((late.prefill_tok_s(), late.decode_tok_s(8), late.best_of_n_tok_s()), (200.0, 36.0, 32.0));
         assert_eq!(late.sampling_share(), Some(0.05));
+        let late = late.by_texts();
+        assert_eq!((late.decode_tok_s(8).round(), late.best_of_n_tok_s()), (720.0, 32.0), "as of another server");
         let nothing = Run { prompt_tokens: 0, completion_tokens: 0, first_s: 0.0, total_s: 0.0, decoding: None };
         assert_eq!((nothing.prefill_tok_s(), nothing.decode_tok_s(8), nothing.best_of_n_tok_s()), (0.0, 0.0, 0.0));
     }
@@ -201,12 +210,23 @@ mod tests {
         assert_ne!(a[..14], b[..14]);
     }
 
+    #[test]
+    fn top_p_alone_is_what_it_says() {
+        let work = Work { n_words: 50, new_tokens: 8, n: 3, top_p_alone: false };
+        let sampling = request(1, work).sampling;
+        assert_eq!((sampling.top_k, sampling.top_p), (Some(40), Some(0.95)));
+        let sampling = request(1, Work { top_p_alone: true, ..work }).sampling;
+        assert_eq!((sampling.top_k, sampling.top_p), (None, Some(0.95)));
+    }
+
     #[tokio::test]
     async fn prompts_get_the_length_that_is_wanted() {
         let echo = Echo::with_config(EchoConfig::default());
         for wanted in [16, 64, 500] {
             let n_words = words_for(&echo, wanted).await.expect("measured");
-            let run = measure(&echo, None, 7, Work { n_words, new_tokens: 8, n: 3 }).await.expect("measured");
+            let run = measure(&echo, None, 7, Work { n_words, new_tokens: 8, n: 3, top_p_alone: false })
+                .await
+                .expect("measured");
             assert_eq!((run.prompt_tokens as usize, run.completion_tokens), (wanted, 24));
             assert!(run.first_s <= run.total_s);
         }

@@ -29,6 +29,8 @@ use crate::output;
 
 /// Where the numbers of the runs that are not counted begin.
 const WARM_UP: u32 = 800_000;
+/// Where the numbers of the runs begin that draw with top-p alone.
+const TOP_P_ALONE: u32 = 700_000;
 
 pub(crate) fn command() -> Command {
     let command = Command::new("bench")
@@ -37,9 +39,14 @@ pub(crate) fn command() -> Command {
             "Each n is measured in a process of its own, so its peak memory is that of loading the model and of this work. \
              Figures are medians of --repeat runs after one that is not counted; every run has a prompt of its own, and \
              nothing of earlier prompts is kept.\n\
-             prefill: tokens of the prompt a second, up to the first token (of other servers, up to the first text). decode: \
-             tokens a second after that, of all candidates together. best of n: n times new tokens by the whole time. \
-             sampling: the part of decoding that goes into drawing tokens from their probabilities.\n\
+             prefill: tokens of the prompt a second, up to the first token. decode: tokens a second after that, of all \
+             candidates together. best of n: n times new tokens by the whole time. The work is drawn with temperature 0.8, \
+             top-k 40 and top-p 0.95. sampling: the part of decoding that goes into drawing tokens from their \
+             probabilities, in this work and, of as many runs more, with top-p alone, which has all tokens to look at.\n\
+             With --against both do the same work in turns, and both are timed alike, by when their texts come: prefill up \
+             to the first text of any candidate, decode from there to the end of the answer. Ours comes from within this \
+             program, theirs over HTTP as a stream of events, which is part of their time. Without --against the engine \
+             itself says how long its steps took.\n\
              Example, beside a server of llama.cpp: idiolect bench -n 8 --new-tokens 32 --against http://127.0.0.1:8080/v1",
         )
         .arg(
@@ -225,6 +232,16 @@ impl Settings {
     }
 }
 
+/// What time is measured by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Timing {
+    /// What the engine says of its own steps.
+    Engine,
+    /// When texts come, which is all that another server shows.
+    Texts,
+}
+
 /// The figures of one number of candidates.
 #[derive(Clone, Debug, Serialize)]
 struct Row {
@@ -237,15 +254,21 @@ struct Row {
     /// Which part of decoding goes into drawing tokens; `None` of other servers.
     #[serde(skip_serializing_if = "Option::is_none")]
     sampling_share: Option<f64>,
+    /// As before, where they are drawn with top-p alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    top_p_sampling_share: Option<f64>,
     peak_rss_mb: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     share_of_limit: Option<Shares>,
 }
 
 impl Row {
-    fn new(n: usize, runs: &[Run], peak_rss_mb: Option<f64>) -> Self {
-        let of = |figure: &dyn Fn(&Run) -> f64| tenth(median(runs.iter().map(figure).collect()));
-        let shares: Vec<f64> = runs.iter().filter_map(Run::sampling_share).collect();
+    /// Takes medians of runs, and of those that drew with top-p alone.
+    fn new(n: usize, timing: Timing, runs: &[Run], top_p_alone: &[Run], peak_rss_mb: Option<f64>) -> Self {
+        let of = |figure: &dyn Fn(&Run) -> f64| {
+            let timed = runs.iter().map(|run| figure(&if timing == Timing::Texts { run.by_texts() } else { *run }));
+            tenth(median(timed.collect()))
+        };
         Self {
             n,
             prompt_tokens: runs.last().map_or(0, |run| run.prompt_tokens),
@@ -253,7 +276,8 @@ impl Row {
             prefill_tok_s: of(&Run::prefill_tok_s),
             decode_tok_s: of(&|run| run.decode_tok_s(n)),
             best_of_n_tok_s: of(&Run::best_of_n_tok_s),
-            sampling_share: (!shares.is_empty()).then(|| (median(shares) * 1e4).round() / 1e4),
+            sampling_share: sampling_share(runs),
+            top_p_sampling_share: sampling_share(top_p_alone),
             peak_rss_mb,
             share_of_limit: None,
         }
@@ -269,6 +293,12 @@ impl Row {
             best_of_n_tok_s: self.best_of_n_tok_s,
         }
     }
+}
+
+/// Returns the middle one of the runs' shares; `None` of other servers'.
+fn sampling_share(runs: &[Run]) -> Option<f64> {
+    let shares: Vec<f64> = runs.iter().filter_map(Run::sampling_share).collect();
+    (!shares.is_empty()).then(|| (median(shares) * 1e4).round() / 1e4)
 }
 
 fn tenth(value: f64) -> f64 {
@@ -397,7 +427,7 @@ impl Bench {
         let mut ours = Measuring::start(&self.settings, n, self.n_words).await?;
         self.load_s.push(ours.ready.load_s);
         let n_words = *self.n_words.insert(ours.ready.n_words);
-        let work = Work { n_words, new_tokens: self.settings.new_tokens, n };
+        let work = Work { n_words, new_tokens: self.settings.new_tokens, n, top_p_alone: false };
         let number = u32::try_from(n)? * 1000;
         ours.run(WARM_UP + number).await?;
         let their_pid = self.peer.as_ref().and_then(|peer| peer.pid);
@@ -414,12 +444,21 @@ impl Bench {
                 their_runs.push(peer.run(number + i, work).await?);
             }
         }
-        self.rows.push(Row::new(n, &our_runs, ours.end().await?));
+        let mut top_p_alone = Vec::new();
+        for i in 1..=self.repeat {
+            top_p_alone.push(ours.run_with_top_p_alone(TOP_P_ALONE + number + i).await?);
+        }
+        self.rows.push(Row::new(n, self.timing(), &our_runs, &top_p_alone, ours.end().await?));
         if self.peer.is_some() {
             let peak = their_pid.and_then(|pid| memory::peak_rss_mb(Some(pid)));
-            self.theirs.push(Row::new(n, &their_runs, peak));
+            self.theirs.push(Row::new(n, self.timing(), &their_runs, &[], peak));
         }
         Ok(())
+    }
+
+    /// Both are timed alike.
+    const fn timing(&self) -> Timing {
+        if self.peer.is_some() { Timing::Texts } else { Timing::Engine }
     }
 
     fn load_s(&self) -> f64 {
@@ -431,7 +470,7 @@ impl Bench {
             "model": self.settings.model, "device": self.settings.device, "threads": threads,
             "kv_type": self.settings.kv_type.as_str(), "quantize": self.settings.quantize.map(WeightFormat::as_str),
             "load_s": self.load_s(),
-            "new_tokens": self.settings.new_tokens, "repeat": self.repeat, "rows": self.rows, "limits": machine, "demand": demand,
+            "new_tokens": self.settings.new_tokens, "repeat": self.repeat, "timed_by": self.timing(), "rows": self.rows, "limits": machine, "demand": demand,
         });
         if let Some(peer) = &self.peer {
             let rows = self.rows.iter().zip(&self.theirs).map(|(ours, theirs)| {
@@ -467,7 +506,7 @@ impl Bench {
             "work     a prompt of {read} tokens ({prompt_tokens} asked for), {new_tokens} new ones each; {}\n",
             if self.repeat == 1 { "one run".to_owned() } else { format!("medians of {} runs", self.repeat) }
         ))?;
-        let head = ["n", "prefill tok/s", "decode tok/s", "best of n tok/s", "sampling", "peak MB"];
+        let head = ["n", "prefill tok/s", "decode tok/s", "best of n tok/s", "sampling", "with top-p", "peak MB"];
         let rows: Vec<Vec<String>> = self.rows.iter().map(cells).collect();
         output::columns(&head, &rows)?;
         self.print_early_ends(&self.rows)?;
@@ -475,7 +514,7 @@ impl Bench {
         output::say(format!("\n{}, in turn with the above:", peer.url))?;
         output::columns(&head, &self.theirs.iter().map(cells).collect::<Vec<_>>())?;
         self.print_early_ends(&self.theirs)?;
-        output::say("\nours by theirs:")?;
+        output::say("\nours by theirs, both timed by when their texts came:")?;
         let ratios: Vec<Vec<String>> = self.rows.iter().zip(&self.theirs).map(ratio_cells).collect();
         Ok(output::columns(&["n", "prefill", "decode", "best of n"], &ratios)?)
     }
@@ -491,12 +530,14 @@ fn cells(row: &Row) -> Vec<String> {
         None => format!("{value:.1}"),
     };
     let shares = row.share_of_limit;
+    let share = |of: Option<f64>| of.map_or_else(|| "unknown".to_owned(), |share| format!("{:.1} %", share * 100.0));
     vec![
         row.n.to_string(),
         figure(row.prefill_tok_s, shares.map(|s| s.prefill)),
         figure(row.decode_tok_s, shares.map(|s| s.decode)),
         figure(row.best_of_n_tok_s, shares.map(|s| s.best_of_n)),
-        row.sampling_share.map_or_else(|| "unknown".to_owned(), |share| format!("{:.1} %", share * 100.0)),
+        share(row.sampling_share),
+        share(row.top_p_sampling_share),
         row.peak_rss_mb.map_or_else(|| "unknown".to_owned(), |mb| format!("{mb:.0}")),
     ]
 }
