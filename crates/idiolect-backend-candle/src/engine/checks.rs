@@ -68,12 +68,13 @@ pub(crate) fn reference_of(
         .collect()
 }
 
-/// Compares by root mean squares: random weights magnify what rounding does to single logits.
-pub(crate) fn check_near(got: &[f32], expected: &[f32], tolerance: f32, what: &str) {
+/// Compares by root mean squares, as random weights magnify what rounding does to single logits. Returns how far off they are.
+pub(crate) fn check_near(got: &[f32], expected: &[f32], tolerance: f32, what: &str) -> f32 {
     assert_eq!(got.len(), expected.len());
     let difference: Vec<f32> = got.iter().zip(expected).map(|(a, b)| a - b).collect();
     let off = (math::dot(&difference, &difference) / math::dot(expected, expected)).sqrt();
     assert!(off < tolerance, "{what}: off by {off} of the logits' size");
+    off
 }
 
 /// Returns the cosine of the angle between two rows of logits.

@@ -15,8 +15,11 @@ use super::TinyGguf;
 /// Tokens of the vocabulary; fewer have a text.
 pub(crate) const VOCABULARY: usize = 300;
 pub(crate) const CONTEXT: usize = 128;
-const WIDTH: usize = 64;
-const FEED_FORWARD: usize = 96;
+/// Width of a model, and that between its layers' last two matrices.
+type Size = (usize, usize);
+const SMALL: Size = (64, 96);
+/// Rows that fill the blocks of every format.
+const WIDE: Size = (256, 256);
 /// Positions that a layer with a window sees.
 const WINDOW: usize = 20;
 
@@ -48,11 +51,20 @@ impl Noise {
 
 impl Family {
     pub(crate) fn new(name: &'static str) -> Self {
-        let config = config(name);
+        Self::sized(name, SMALL)
+    }
+
+    /// A larger one, whose matrices can be encoded in every format.
+    pub(crate) fn wide(name: &'static str) -> Self {
+        Self::sized(name, WIDE)
+    }
+
+    fn sized(name: &'static str, (width, feed_forward): Size) -> Self {
+        let config = config(name, (width, feed_forward));
         let size = |key: &str| config[key].as_u64().unwrap() as usize;
         let (layers, heads, kv_heads) =
             (size("num_hidden_layers"), size("num_attention_heads"), size("num_key_value_heads"));
-        let head = config["head_dim"].as_u64().map_or(WIDTH / heads, |n| n as usize);
+        let head = config["head_dim"].as_u64().map_or(width / heads, |n| n as usize);
         let (q, kv) = (heads * head, kv_heads * head);
         let gemma = name.starts_with("gemma");
         let mut noise = Noise(name.bytes().map(u64::from).sum());
@@ -62,39 +74,39 @@ impl Family {
         };
         let spread = |cols: usize| 2.0 / (cols as f32).sqrt();
         let embedding_spread = if gemma { 0.25 } else { 1.0 };
-        matrix("model.embed_tokens.weight".to_owned(), VOCABULARY, WIDTH, embedding_spread);
+        matrix("model.embed_tokens.weight".to_owned(), VOCABULARY, width, embedding_spread);
         if config["tie_word_embeddings"] == false {
-            matrix("lm_head.weight".to_owned(), VOCABULARY, WIDTH, 0.5);
+            matrix("lm_head.weight".to_owned(), VOCABULARY, width, 0.5);
         }
         for index in 0..layers {
             let mut part = |part: &str, rows: usize, cols: usize| {
                 matrix(format!("model.layers.{index}.{part}.weight"), rows, cols, spread(cols));
             };
             if name.starts_with("phi3") {
-                part("self_attn.qkv_proj", q + 2 * kv, WIDTH);
-                part("mlp.gate_up_proj", 2 * FEED_FORWARD, WIDTH);
+                part("self_attn.qkv_proj", q + 2 * kv, width);
+                part("mlp.gate_up_proj", 2 * feed_forward, width);
             } else {
-                part("self_attn.q_proj", q, WIDTH);
-                part("self_attn.k_proj", kv, WIDTH);
-                part("self_attn.v_proj", kv, WIDTH);
-                part("mlp.gate_proj", FEED_FORWARD, WIDTH);
-                part("mlp.up_proj", FEED_FORWARD, WIDTH);
+                part("self_attn.q_proj", q, width);
+                part("self_attn.k_proj", kv, width);
+                part("self_attn.v_proj", kv, width);
+                part("mlp.gate_proj", feed_forward, width);
+                part("mlp.up_proj", feed_forward, width);
             }
-            part("self_attn.o_proj", WIDTH, q);
-            part("mlp.down_proj", WIDTH, FEED_FORWARD);
+            part("self_attn.o_proj", width, q);
+            part("mlp.down_proj", width, feed_forward);
         }
         let middle = if gemma { 0.0 } else { 1.0 };
         let mut vector = |name: String, len: usize, middle: f32| {
             tensors.push((name, vec![len], noise.values(len, middle, 0.3)));
         };
-        vector("model.norm.weight".to_owned(), WIDTH, middle);
+        vector("model.norm.weight".to_owned(), width, middle);
         for index in 0..layers {
             let name_of = |part: &str| format!("model.layers.{index}.{part}");
-            vector(name_of("input_layernorm.weight"), WIDTH, middle);
-            vector(name_of("post_attention_layernorm.weight"), WIDTH, middle);
+            vector(name_of("input_layernorm.weight"), width, middle);
+            vector(name_of("post_attention_layernorm.weight"), width, middle);
             if matches!(name, "gemma2" | "gemma3") {
-                vector(name_of("pre_feedforward_layernorm.weight"), WIDTH, middle);
-                vector(name_of("post_feedforward_layernorm.weight"), WIDTH, middle);
+                vector(name_of("pre_feedforward_layernorm.weight"), width, middle);
+                vector(name_of("post_feedforward_layernorm.weight"), width, middle);
             }
             if matches!(name, "qwen3" | "gemma3") {
                 vector(name_of("self_attn.q_norm.weight"), head, middle);
@@ -123,7 +135,9 @@ impl Family {
     }
 
     fn head_width(&self) -> usize {
-        self.config["head_dim"].as_u64().map_or(WIDTH / self.size("num_attention_heads"), |n| n as usize)
+        self.config["head_dim"]
+            .as_u64()
+            .map_or(self.size("hidden_size") / self.size("num_attention_heads"), |n| n as usize)
     }
 
     /// Writes a folder as the hub has it, in several files for some families. Numbers are rounded to `dtype`.
@@ -168,8 +182,8 @@ impl Family {
         for (key, value) in [
             ("block_count", self.size("num_hidden_layers")),
             ("context_length", CONTEXT),
-            ("embedding_length", WIDTH),
-            ("feed_forward_length", FEED_FORWARD),
+            ("embedding_length", self.size("hidden_size")),
+            ("feed_forward_length", self.size("intermediate_size")),
             ("attention.head_count", self.size("num_attention_heads")),
             ("attention.head_count_kv", self.size("num_key_value_heads")),
             ("attention.key_length", head),
@@ -198,8 +212,7 @@ impl Family {
         self.positions(&mut tiny);
         for (name, shape, values) in &self.tensors {
             let (name, mut values) = (gguf_name(name, self.name), values.clone());
-            let permuted = architecture == "llama" && (name.contains("attn_q.") || name.contains("attn_k."));
-            if permuted {
+            if self.is_permuted(&name) {
                 values = neighbours(&values, head, shape[1]);
             }
             if architecture.starts_with("gemma") && name.contains("norm") {
@@ -209,6 +222,27 @@ impl Family {
             tiny.tensor(&name, values, shape, format);
         }
         tiny
+    }
+
+    /// The same model with the numbers that a file has of its matrices once they are encoded.
+    pub(crate) fn as_encoded(&self, tiny: &TinyGguf) -> Self {
+        let encoded = |(name, shape, values): &(String, Vec<usize>, Vec<f32>)| {
+            let in_file = gguf_name(name, self.name);
+            let values = if shape.len() == 2 {
+                let (_, tensor) = tiny.tensors.iter().find(|(name, _)| *name == in_file).unwrap();
+                let values = tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+                if self.is_permuted(&in_file) { halves(&values, self.head_width(), shape[1]) } else { values }
+            } else {
+                values.clone()
+            };
+            (name.clone(), shape.clone(), values)
+        };
+        Self { name: self.name, config: self.config.clone(), tensors: self.tensors.iter().map(encoded).collect() }
+    }
+
+    /// Says whether the rows of a matrix are in another order in a GGUF file.
+    fn is_permuted(&self, in_file: &str) -> bool {
+        self.architecture() == "llama" && (in_file.contains("attn_q.") || in_file.contains("attn_k."))
     }
 
     fn rotated(&self) -> usize {
@@ -302,11 +336,13 @@ impl Family {
     }
 }
 
-fn config(name: &str) -> Value {
+fn config(name: &str, (width, feed_forward): Size) -> Value {
+    // Of those that say how wide a head is.
+    let head = width / 2;
     let mut config = json!({
         "vocab_size": VOCABULARY,
-        "hidden_size": WIDTH,
-        "intermediate_size": FEED_FORWARD,
+        "hidden_size": width,
+        "intermediate_size": feed_forward,
         "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -324,24 +360,25 @@ fn config(name: &str) -> Value {
         "mistral" => json!({"model_type": "mistral", "tie_word_embeddings": false, "sliding_window": WINDOW}),
         "qwen2" => json!({"model_type": "qwen2", "use_sliding_window": false, "sliding_window": WINDOW,
             "max_window_layers": 3, "rope_theta": 1_000_000.0}),
-        "qwen3" => json!({"model_type": "qwen3", "head_dim": 32, "attention_bias": false, "sliding_window": null,
+        "qwen3" => json!({"model_type": "qwen3", "head_dim": head, "attention_bias": false, "sliding_window": null,
             "max_window_layers": 3, "use_sliding_window": false, "tie_word_embeddings": false}),
         "phi3" => json!({"model_type": "phi3", "tie_word_embeddings": false, "partial_rotary_factor": 0.75}),
         "phi3-long" => {
-            let factors = |step: f32| (0..8).map(|i| 1.0 + step * i as f32).collect::<Vec<f32>>();
+            let half = width / 8;
+            let factors = |step: f32| (0..half).map(|i| 1.0 + step * (i * 8 / half) as f32).collect::<Vec<f32>>();
             json!({"model_type": "phi3", "original_max_position_embeddings": 64, "rope_scaling": {
                 "rope_type": "longrope", "short_factor": factors(0.25), "long_factor": factors(1.0),
                 "attention_factor": 1.0}})
         }
-        "gemma" => json!({"model_type": "gemma", "head_dim": 32, "attention_bias": false,
+        "gemma" => json!({"model_type": "gemma", "head_dim": head, "attention_bias": false,
             "hidden_act": "gelu_pytorch_tanh", "hidden_activation": null, "num_key_value_heads": 1}),
         "gemma2" => {
-            json!({"model_type": "gemma2", "head_dim": 32, "attention_bias": false, "query_pre_attn_scalar": 32,
+            json!({"model_type": "gemma2", "head_dim": head, "attention_bias": false, "query_pre_attn_scalar": head,
             "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh", "final_logit_softcapping": 5.0,
             "attn_logit_softcapping": 2.0, "sliding_window": null})
         }
-        "gemma3" => json!({"model_type": "gemma3_text", "head_dim": 32, "attention_bias": false,
-            "query_pre_attn_scalar": 32, "hidden_activation": "gelu_pytorch_tanh", "final_logit_softcapping": null,
+        "gemma3" => json!({"model_type": "gemma3_text", "head_dim": head, "attention_bias": false,
+            "query_pre_attn_scalar": head, "hidden_activation": "gelu_pytorch_tanh", "final_logit_softcapping": null,
             "attn_logit_softcapping": null, "num_hidden_layers": 8, "num_key_value_heads": 1, "sliding_window": WINDOW,
             "sliding_window_pattern": 6, "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0}),
         other => panic!("no family {other}"),
@@ -410,6 +447,19 @@ fn neighbours(values: &[f32], head: usize, cols: usize) -> Vec<f32> {
     for values in values.chunks_exact(head * cols) {
         for pair in 0..head / 2 {
             for row in [pair, pair + head / 2] {
+                reordered.extend_from_slice(&values[row * cols..][..cols]);
+            }
+        }
+    }
+    reordered
+}
+
+/// The order that [`neighbours`] began with.
+fn halves(values: &[f32], head: usize, cols: usize) -> Vec<f32> {
+    let mut reordered = Vec::with_capacity(values.len());
+    for values in values.chunks_exact(head * cols) {
+        for first in [0, 1] {
+            for row in (first..head).step_by(2) {
                 reordered.extend_from_slice(&values[row * cols..][..cols]);
             }
         }
