@@ -56,8 +56,8 @@ pub struct PipelineConfig {
     pub candidates: usize,
     /// Recipes that share them, at least 1; the first is the no-op.
     pub recipes: usize,
-    /// Sampling of candidates, unless the caller dictates it. Where it has a `seed`, that is every prompt's, so that the same
-    /// prompt gets the same candidates of a backend that keeps seeds. Its `logprobs` are not used.
+    /// Sampling of candidates, unless the caller dictates it. Where it has a `seed`, that is every prompt's: the same prompt gets
+    /// the same recipes, and the same candidates of a backend that keeps seeds, whenever it comes. Its `logprobs` are not used.
     pub sampling: Sampling,
     /// Most tokens that a caller may dictate.
     pub max_dictated_tokens: u32,
@@ -65,8 +65,9 @@ pub struct PipelineConfig {
     pub selector: SelectorConfig,
     /// Replies of ours that candidates are compared with.
     pub history: usize,
-    /// Where draws start from: with one seed the same requests in the same order draw alike. `None` takes a new number at
-    /// each start; two miners should not share one.
+    /// Where draws of recipes start from: with one seed the same requests in the same order draw alike, and in any order where
+    /// `sampling` has a seed, too. `None` takes the one of `sampling`, or else a new number at each start; two miners should
+    /// not share one.
     pub seed: Option<u64>,
     /// Task names for which `availability` says yes.
     pub tasks: Vec<String>,

@@ -151,7 +151,7 @@ impl Pipeline {
             None => None,
         };
         let recorder = Recorder::new(store, history.clone(), config.record.clone());
-        let seed = config.seed.unwrap_or_else(rand::random);
+        let seed = config.seed.or(config.sampling.seed).unwrap_or_else(rand::random);
         Ok(Self {
             sampler: RecipeSampler::new(library, seed),
             selector: Arc::new(Selector::new(config.selector.clone())),
@@ -264,7 +264,8 @@ impl Pipeline {
         let task_name = job.task.clone().unwrap_or_else(|| task.as_str().to_owned());
         let facts = Facts { transport: job.transport, task: &task_name, dictated: job.dictated.is_some() };
         let mode = self.sampler.library().route(&facts);
-        let nth = self.n_requests.fetch_add(1, Ordering::Relaxed);
+        // With a seed for every prompt nothing may depend on what was asked before.
+        let nth = if self.config.sampling.seed.is_some() { 0 } else { self.n_requests.fetch_add(1, Ordering::Relaxed) };
         let seed = hash::seed(self.seed, nth, prompt_hash);
 
         let n_candidates =
@@ -363,7 +364,7 @@ impl Pipeline {
             self.catch_up(until).await;
         }
         let choosing = timeout_at(until, self.choosing.lock()).await;
-        let scored = self.choose(looked_at, &plan, generated.drafts.len(), &prompt_hash, job.deadline).await;
+        let scored = self.choose(looked_at, &plan, &generated.drafts, &prompt_hash, job.deadline).await;
         if let Some(Selection { n_unsearched: n @ 1.., scores, .. }) = &scored.selection {
             metrics::search_cut();
             let n_candidates = scores.len();
@@ -469,18 +470,18 @@ impl Pipeline {
         &self,
         Examined { qualities, flags, embeddings }: Examined,
         plan: &Plan,
-        n_drafts: usize,
+        drafts: &[Draft],
         prompt_hash: &str,
         deadline: Instant,
     ) -> Scored {
         if plan.mode.is_passthrough() {
             metrics::selection("passthrough");
-            let ranking = (0..n_drafts).collect();
+            let ranking = (0..drafts.len()).collect();
             let (selection, embeddings) = (None, None);
             return Scored { qualities, flags, selection, ranking, reason: "passthrough", embeddings, n_history: 0 };
         }
         let n_history = self.history.as_ref().map_or(0, |history| history.len());
-        let selection = self.select(&qualities, embeddings.as_deref(), prompt_hash, deadline).await;
+        let selection = self.select(drafts, &qualities, embeddings.as_deref(), prompt_hash, deadline).await;
         let ranking = selection.ranking.clone();
         let reason = selection.reason.as_str();
         metrics::selection(reason);
@@ -525,12 +526,14 @@ impl Pipeline {
 
     async fn select(
         &self,
+        drafts: &[Draft],
         qualities: &[Quality],
         embeddings: Option<&[Embedding]>,
         prompt_hash: &str,
         deadline: Instant,
     ) -> Selection {
-        let scores: Vec<f32> = qualities.iter().map(|quality| quality.score).collect();
+        let known: Vec<(String, f32)> =
+            drafts.iter().zip(qualities).map(|(draft, quality)| (draft.model.clone(), quality.score)).collect();
         let embeddings: Option<Vec<Embedding>> = embeddings.map(<[Embedding]>::to_vec);
         let (selector, history, panel) = (Arc::clone(&self.selector), self.history.clone(), self.panel.clone());
         let encoder = self.embedder.as_ref().map_or(String::new(), |embedder| embedder.name().to_owned());
@@ -538,8 +541,10 @@ impl Pipeline {
         let n_rows = history.as_ref().map_or(0, |h| h.len()) + panel.as_ref().map_or(0, |panel| panel.len());
         let search = move |until: std::time::Instant| {
             let embedding = |i: usize| embeddings.as_ref().and_then(|e| e.get(i)).map(Vec::as_slice);
-            let candidates: Vec<Candidate<'_>> =
-                scores.iter().enumerate().map(|(i, &quality)| Candidate { embedding: embedding(i), quality }).collect();
+            let with_place = known.iter().enumerate();
+            let candidates: Vec<Candidate<'_>> = with_place
+                .map(|(i, (source, quality))| Candidate { embedding: embedding(i), quality: *quality, source })
+                .collect();
             let mut population = Population::new(&encoder);
             // Both were made for this encoder: `start` checks it.
             if let Some(with) = history.as_deref().and_then(|h| population.with_history(h, &prompt_hash).ok()) {
@@ -578,6 +583,7 @@ impl Pipeline {
             scores: Vec::new(),
             reason: idiolect_uniqueness::Reason::OnlyCandidate,
             n_unsearched: 0,
+            vendi: None,
         })
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use idiolect_backend::{FinishReason, Message};
 use idiolect_mutation::{Applied, Flag};
+use idiolect_uniqueness::chance::Chance;
 use idiolect_uniqueness::quality::Quality;
 use idiolect_uniqueness::{CandidateScore, Neighbour};
 use serde::{Deserialize, Serialize};
@@ -215,6 +216,9 @@ impl fmt::Display for CandidateRecord {
             }
             if let Some(distance) = score.history_distance {
                 write!(f, ", second-nearest earlier reply at {distance:.3}")?;
+            }
+            if let Some(Chance { p, low, high }) = score.masked {
+                write!(f, ", masked with a chance of {p:.2} ({low:.2} to {high:.2})")?;
             }
             writeln!(f, "{}", if score.clears { ", clears the gate" } else { ", does not clear the gate" })?;
         }

@@ -3,7 +3,8 @@
 //! Validators multiply a reply's reward by a gate: a reply whose nearest neighbour among some fifty simultaneous
 //! replies is too near earns nothing, and being still more unusual earns nothing more ([`gate`]). A miner sees none of
 //! those replies, so [`Selector`] estimates them by the sibling candidates, a [`Panel`] of stand-ins and its own
-//! [`ReplyHistory`], and takes the best candidate that clears the gate.
+//! [`ReplyHistory`], takes the best candidate that clears the gate, and says how likely the gate is to mask it all the
+//! same ([`chance`]).
 //!
 //! ```
 //! use idiolect_uniqueness::quality::{Draft, estimate};
@@ -18,7 +19,7 @@
 //! let candidates: Vec<_> = embeddings
 //!     .iter()
 //!     .zip(&qualities)
-//!     .map(|(embedding, quality)| Candidate { embedding: Some(embedding), quality: quality.score })
+//!     .map(|(embedding, quality)| Candidate { embedding: Some(embedding), quality: quality.score, source: "m" })
 //!     .collect();
 //!
 //! let mut panel = Panel::new("demo-encoder", 3);
@@ -36,6 +37,7 @@
 //! Main types: [`GateProfile`], [`GateHistory`], [`ReplyHistory`], [`HistoryStore`], [`Panel`], [`Population`],
 //! [`Selector`], [`Selection`]. [`lexical`] compares texts without an encoder, and [`report`] puts all together for a batch. [`store`] opens the SQLite file that all components share.
 
+pub mod chance;
 pub mod gate;
 pub mod history;
 pub mod lexical;

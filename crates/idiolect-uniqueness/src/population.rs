@@ -77,13 +77,17 @@ pub struct Population<'a> {
     pub(crate) panel: Option<&'a Panel>,
     pub(crate) history: Option<&'a ReplyHistory>,
     pub(crate) prompt_hash: &'a str,
+    pub(crate) n_rivals: usize,
 }
+
+/// Validators ask 50 miners at a time.
+const N_RIVALS: usize = 49;
 
 impl<'a> Population<'a> {
     /// Makes a population of which nothing is known, in an encoder's space.
     #[must_use]
     pub const fn new(encoder: &'a str) -> Self {
-        Self { encoder, panel: None, history: None, prompt_hash: "" }
+        Self { encoder, panel: None, history: None, prompt_hash: "", n_rivals: N_RIVALS }
     }
 
     /// Adds rivals' replies to the same prompt.
@@ -103,6 +107,12 @@ impl<'a> Population<'a> {
     pub fn with_history(self, history: &'a ReplyHistory, prompt_hash: &'a str) -> Result<Self, EncoderMismatch> {
         self.check(history.encoder())?;
         Ok(Self { history: Some(history), prompt_hash, ..self })
+    }
+
+    /// Sets how many others answer the same prompt, seen or not; 49 unless told, as validators ask 50 miners at a time.
+    #[must_use]
+    pub const fn with_rivals(self, n_rivals: usize) -> Self {
+        Self { n_rivals, ..self }
     }
 
     /// Returns the encoder's name.

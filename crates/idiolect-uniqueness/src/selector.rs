@@ -4,10 +4,13 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::time::Instant;
 
+use idiolect_backend::Embedding;
 use serde::{Deserialize, Serialize};
 
+use crate::chance::{Calibration, Chance};
 use crate::gate::{GateMode, GateProfile};
-use crate::population::Population;
+use crate::lexical::vendi::vendi_score_of_embeddings;
+use crate::population::{Panel, Population};
 use crate::vectors::{IsOver, NO_LIMIT, OutOfTime, distance, normalised};
 
 /// How the choice is made.
@@ -22,11 +25,13 @@ pub struct SelectorConfig {
     /// Factor from our encoder's distances to those of the validators' encoder, above 0; `None` takes
     /// [`distance_scale`] of the encoder's name.
     pub distance_scale: Option<f32>,
+    /// How likely the gate is to mask, by what is seen of the rivals; `None` takes [`Calibration::of_encoder`].
+    pub calibration: Option<Calibration>,
 }
 
 impl Default for SelectorConfig {
     fn default() -> Self {
-        Self { profile: GateProfile::default(), margin: 0.0147, distance_scale: None }
+        Self { profile: GateProfile::default(), margin: 0.0147, distance_scale: None, calibration: None }
     }
 }
 
@@ -46,6 +51,8 @@ pub struct Candidate<'a> {
     pub embedding: Option<&'a [f32]>,
     /// The estimated quality, in [0, 1]. What is not a number counts as 0.
     pub quality: f32,
+    /// The model that wrote it. Candidates of another model stand in for rivals: where that model is so near, others are.
+    pub source: &'a str,
 }
 
 /// Whom a candidate is nearest to.
@@ -77,6 +84,10 @@ pub struct CandidateScore {
     pub historic: Option<f32>,
     /// Predicted factor on the reward before any mask: batch times historic, in [0, 1]. 1 is unlike anything seen.
     pub predicted: f32,
+    /// How likely the gate is to mask it once all rivals are there; `None` without a usable embedding, where there was no time to
+    /// find out, and for an encoder without a calibration. Rivals that are seen are the panel and candidates of other models.
+    #[serde(default)]
+    pub masked: Option<Chance>,
     /// Whether it clears the gate with the margin. False without a usable embedding, and where there was no time to find
     /// out.
     pub clears: bool,
@@ -93,7 +104,7 @@ pub struct CandidateScore {
 pub enum Reason {
     /// There was only one.
     OnlyCandidate,
-    /// It has the best quality of those that clear the gate.
+    /// Of those that clear the gate it has the best product of quality and chance not to be masked.
     BestThatClears,
     /// None clears the gate: it has the best product of quality and predicted reward.
     NoneClears,
@@ -138,6 +149,10 @@ pub struct Selection {
     /// candidates alone.
     #[serde(default)]
     pub n_unsearched: usize,
+    /// Vendi score of the candidates' embeddings: the effective number of different ones, from 1 on. `None` where none can be
+    /// used.
+    #[serde(default)]
+    pub vendi: Option<f64>,
 }
 
 /// Chooses the candidate with the best quality among those that the gate will let pass.
@@ -145,7 +160,9 @@ pub struct Selection {
 /// - Distances are taken to the other candidates, the panel, and our earlier replies to the same prompt; the historic
 ///   reward to all our earlier replies. With an empty history it has no part.
 /// - A candidate that clears the gate beats one that does not, whatever its quality, unless that is 0. Above the gate
-///   only quality counts. A profile without a mask takes the best product of quality and predicted reward.
+///   quality times the chance not to be masked counts (quality alone for an encoder without a
+///   [`Calibration`](crate::chance::Calibration)): more distance earns nothing but safety from the rivals that are not
+///   seen. A profile without a mask takes the best product of quality and predicted reward.
 /// - A candidate whose embedding has no direction (zero length, a value that is not finite, another size than the
 ///   rest) counts as a repeat: distance 0.
 /// - Of equal candidates the first wins. The choice depends on nothing but the arguments.
@@ -158,9 +175,9 @@ pub struct Selection {
 ///
 /// let selector = Selector::new(SelectorConfig::default());
 /// let candidates = [
-///     Candidate { embedding: Some(&[1.0, 0.0, 0.0]), quality: 0.9 },
-///     Candidate { embedding: Some(&[1.0, 0.01, 0.0]), quality: 0.8 },
-///     Candidate { embedding: Some(&[0.0, 1.0, 0.0]), quality: 0.7 },
+///     Candidate { embedding: Some(&[1.0, 0.0, 0.0]), quality: 0.9, source: "m" },
+///     Candidate { embedding: Some(&[1.0, 0.01, 0.0]), quality: 0.8, source: "m" },
+///     Candidate { embedding: Some(&[0.0, 1.0, 0.0]), quality: 0.7, source: "m" },
 /// ];
 /// let selection = selector.select(&candidates, &Population::new("test")).unwrap();
 /// assert_eq!((selection.chosen, selection.reason), (2, Reason::BestThatClears));
@@ -214,8 +231,8 @@ impl Selector {
         let units: Vec<Option<Vec<f32>>> = candidates.iter().map(|c| c.embedding.and_then(normalised)).collect();
         let mut n_unsearched = 0;
         let mut scores: Vec<CandidateScore> = Vec::with_capacity(candidates.len());
-        for (i, candidate) in candidates.iter().enumerate() {
-            let (score, is_searched) = self.score(i, candidate, &units, population, is_over);
+        for i in 0..candidates.len() {
+            let (score, is_searched) = self.score(i, candidates, &units, population, is_over);
             scores.push(score);
             n_unsearched += usize::from(!is_searched);
         }
@@ -233,18 +250,21 @@ impl Selector {
         } else {
             Reason::NoneClears
         };
-        Some(Selection { chosen, ranking, scores, reason, n_unsearched })
+        let usable: Vec<Embedding> = units.into_iter().flatten().collect();
+        let vendi = vendi_score_of_embeddings(&usable);
+        Some(Selection { chosen, ranking, scores, reason, n_unsearched, vendi })
     }
 
     /// Also says whether all that is known was compared with.
     fn score(
         &self,
         index: usize,
-        candidate: &Candidate<'_>,
+        candidates: &[Candidate<'_>],
         units: &[Option<Vec<f32>>],
         population: &Population<'_>,
         is_over: IsOver<'_>,
     ) -> (CandidateScore, bool) {
+        let candidate = &candidates[index];
         let quality = if candidate.quality.is_nan() { 0.0 } else { candidate.quality.clamp(0.0, 1.0) };
         let Some(unit) = &units[index] else {
             return (Self::score_unusable(candidate, quality), true);
@@ -252,6 +272,7 @@ impl Selector {
         let found = search(unit, population, is_over);
         let is_searched = found.is_ok();
         let Found { nearest, history_distance, n_compared } = found.unwrap_or_default();
+        let rivals = is_searched.then(|| self.rivals(index, candidates, units, population, &nearest));
         let nearest = siblings(index, unit, units).chain(nearest).min_by(|a, b| a.1.total_cmp(&b.1));
 
         let profile = &self.config.profile;
@@ -266,10 +287,51 @@ impl Selector {
             batch: reward(0.0),
             historic,
             predicted: profile.product(reward(0.0), historic),
+            masked: rivals.and_then(|rivals| self.chance(rivals, scale, historic, population)),
             clears: is_searched && profile.product(reward(self.config.margin), historic) > profile.pass_above,
             quality,
         };
         (score, is_searched)
+    }
+
+    /// Returns the distance to the nearest that stands for a rival, and how many do.
+    fn rivals(
+        &self,
+        index: usize,
+        candidates: &[Candidate<'_>],
+        units: &[Option<Vec<f32>>],
+        population: &Population<'_>,
+        found: &[(Neighbour, f32)],
+    ) -> (Option<f32>, usize) {
+        let unit = units[index].as_deref().unwrap_or_default();
+        let is_other = |whom: &Neighbour| matches!(whom, Neighbour::Sibling(j) if candidates[*j].source != candidates[index].source);
+        let others: Vec<f32> =
+            siblings(index, unit, units).filter(|(whom, _)| is_other(whom)).map(|(_, d)| d).collect();
+        let panel = found.iter().filter(|(whom, _)| matches!(whom, Neighbour::Panel(_))).map(|&(_, d)| d);
+        let n_seen = others.len() + population.panel.map_or(0, Panel::len);
+        (others.iter().copied().chain(panel).min_by(f32::total_cmp), n_seen)
+    }
+
+    fn chance(
+        &self,
+        (distance, n_seen): (Option<f32>, usize),
+        scale: f32,
+        historic: Option<f32>,
+        population: &Population<'_>,
+    ) -> Option<Chance> {
+        let found;
+        let calibration = match &self.config.calibration {
+            Some(calibration) => calibration,
+            None => {
+                found = Calibration::of_encoder(population.encoder)?;
+                &found
+            }
+        };
+        let profile = &self.config.profile;
+        // What the batch reward has to be above, for the product to pass.
+        let bound = profile.batch.distance_at(profile.pass_above / historic.unwrap_or(1.0));
+        let n_unseen = population.n_rivals.saturating_sub(n_seen);
+        Some(calibration.masked(distance.map(|d| d * scale), bound, n_seen, n_unseen))
     }
 
     fn score_unusable(candidate: &Candidate<'_>, quality: f32) -> CandidateScore {
@@ -281,6 +343,7 @@ impl Selector {
             batch: 0.0,
             historic: None,
             predicted: 0.0,
+            masked: None,
             clears: false,
             quality,
             n_compared: 0,
@@ -291,7 +354,9 @@ impl Selector {
         let key = |score: &CandidateScore| {
             let expected = score.quality * score.predicted;
             match self.config.profile.mode {
-                GateMode::Mask if score.clears && score.quality > 0.0 => (1, score.quality),
+                GateMode::Mask if score.clears && score.quality > 0.0 => {
+                    (1, score.quality * (1.0 - score.masked.map_or(0.0, |masked| masked.p)))
+                }
                 GateMode::Mask | GateMode::Product => (0, expected),
             }
         };

@@ -113,7 +113,7 @@ pub static KEYS: &[Key<Config>] = &[
     key!(Config: sampling.chain, "The order of sampling stages, and stages beyond these settings: a preset or `{\"preset\": …, \"stages\": […]}`, see [sampling](sampling.md). `none` leaves it to the backend."),
     key!(Config: sampling.stop, "Texts before which generation ends.")
         .expect("texts that are not empty", |c| c.sampling.stop.iter().all(|s| !s.is_empty())).list(),
-    key!(Config: sampling.seed, "Same prompt and seed, same candidates. `none` draws afresh: two miners with one seed answer alike."),
+    key!(Config: sampling.seed, "Same prompt and seed, same recipes and candidates, whatever was asked before. `none` draws afresh: two miners with one seed answer alike."),
 
     key!(Config: candidates.count, "Candidates drawn for each prompt; the best one is sent.").unit("candidates")
         .flags(&["candidates"]).expect("1 to 64", |c| (1..=64).contains(&c.candidates.count)),
@@ -122,7 +122,7 @@ pub static KEYS: &[Key<Config>] = &[
     key!(Config: mutation.operators, "TOML file of operators; the built-in ones where none is given."),
     key!(Config: mutation.recipes, "Different recipes (variations) tried for each prompt; the candidates are shared out among them.").unit("recipes")
         .expect("1 to 16", |c| (1..=16).contains(&c.mutation.recipes)),
-    key!(Config: mutation.seed, "Makes the drawing of recipes repeatable. For tests: two miners with one seed vary alike."),
+    key!(Config: mutation.seed, "Makes the drawing of recipes repeatable: the same prompts in the same order, the same recipes (in any order with `sampling.seed`). For tests: two miners with one seed vary alike."),
 
     key!(Config: uniqueness.profile, "The validators' arithmetic to satisfy: `openvalidators-1.2` or `text-prompting-2.1`."),
     key!(Config: uniqueness.encoder, "Sentence encoder that measures likeness: `minilm`, `mpnet` (the validators' own) or `off`.")

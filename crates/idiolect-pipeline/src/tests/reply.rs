@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use idiolect_protocol::{Category, Prompt, Role};
 use idiolect_uniqueness::Panel;
 use proptest::prelude::*;
 
-use super::double::{OTHER, SKY, SKY_AGAIN, Scripted, Slow, ask, config, parts, says, start};
+use super::double::{OTHER, SKY, SKY_AGAIN, Scripted, Slow, ask, config, parts, prompt, says, start};
 use crate::{Ask, Parts, Pipeline, PipelineConfig, PipelineError};
 
 #[tokio::test]
@@ -120,6 +121,38 @@ async fn a_configured_seed_is_the_seed_of_every_prompt() {
         assert_eq!(seeds[..2], seeds[2..], "the same again");
         assert_ne!(seeds[0], seeds[1], "the recipes of one prompt draw apart");
     }
+}
+
+#[tokio::test]
+async fn with_a_configured_seed_the_order_of_prompts_is_nothing() {
+    let prompts = ["Why is the sky blue?", "Name three rivers.", "What is salt?", "Why is the sky blue?"];
+    let drawn = async |order: [usize; 4], seed, recipes_seed| {
+        let backend = Arc::new(Scripted::new(vec![says(SKY)]));
+        let parts = Parts { library: Arc::new(Library::built_in()), ..Parts::new(backend.clone()) };
+        let mut config = PipelineConfig { recipes: 3, seed: recipes_seed, ..config(6) };
+        config.sampling.seed = Some(seed);
+        let pipeline = Pipeline::start(config, parts).await.unwrap();
+        let mut by_prompt = BTreeMap::new();
+        for (nth, i) in order.into_iter().enumerate() {
+            let answer = pipeline.answer(Ask::new(prompt(prompts[i]))).await.unwrap();
+            let requests = backend.requests();
+            assert_eq!(requests.len(), 3 * (nth + 1));
+            let sent = requests[3 * nth..].iter().map(|r| (r.n, r.messages.clone(), r.sampling.clone()));
+            let recipes = answer.provenance.candidates.iter().map(|candidate| candidate.recipe.clone());
+            by_prompt.insert(i, (sent.collect::<Vec<_>>(), recipes.collect::<Vec<_>>()));
+        }
+        by_prompt
+    };
+    let first = drawn([0, 1, 2, 3], 11, None).await;
+    assert_eq!(first, drawn([3, 2, 0, 1], 11, None).await);
+    assert_eq!(first[&0], first[&3], "the same prompt again");
+    let recipes =
+        |drawn: &BTreeMap<usize, (Vec<_>, Vec<String>)>| drawn.values().map(|d| d.1.clone()).collect::<Vec<_>>();
+    assert!(recipes(&first).windows(2).any(|pair| pair[0] != pair[1]), "prompts draw apart");
+    assert_ne!(recipes(&first), recipes(&drawn([0, 1, 2, 3], 12, None).await));
+    let own = drawn([0, 1, 2, 3], 11, Some(5)).await;
+    assert_eq!(own, drawn([2, 3, 1, 0], 11, Some(5)).await);
+    assert_ne!(recipes(&first), recipes(&own), "recipes have a seed of their own");
 }
 
 #[tokio::test]

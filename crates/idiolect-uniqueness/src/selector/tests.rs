@@ -11,7 +11,7 @@ const Y: &[f32] = &[0.0, 1.0, 0.0];
 const Z: &[f32] = &[0.0, 0.0, 1.0];
 
 fn c(embedding: &[f32], quality: f32) -> Candidate<'_> {
-    Candidate { embedding: Some(embedding), quality }
+    Candidate { embedding: Some(embedding), quality, source: "m" }
 }
 
 fn select(candidates: &[Candidate<'_>], population: &Population<'_>) -> Selection {
@@ -155,7 +155,7 @@ fn embeddings_without_direction_count_as_repeats() {
 
 #[test]
 fn without_embeddings_quality_decides() {
-    let bare = |quality| Candidate { embedding: None, quality };
+    let bare = |quality| Candidate { embedding: None, quality, source: "m" };
     let selection = select(&[bare(0.1), bare(0.9)], &Population::new("e"));
     assert_eq!((selection.chosen, selection.reason), (1, Reason::QualityOnly));
     assert_eq!(selection.scores[0].distance, None);
@@ -170,6 +170,67 @@ fn the_product_profile_weighs_distance_against_quality() {
     let selection = selector.select(&candidates, &Population::new("e")).unwrap();
     assert_eq!((selection.chosen, selection.reason), (2, Reason::HighestExpected));
     assert_eq!(select(&candidates, &Population::new("e")).chosen, 0);
+}
+
+#[test]
+fn the_chance_to_be_masked_rests_on_what_stands_for_rivals() {
+    const MPNET: &str = "all-mpnet-base-v2";
+    // Distance 0.09: above the gate, but not by much.
+    let near: &[f32] = &[0.91, 0.414_608, 0.0];
+    let own = [c(X, 0.9), c(near, 0.5), c(Z, 0.5)];
+    let alone = select(&own, &Population::new(MPNET));
+    let unknown = Calibration::MPNET.masked(None, 0.065_343, 0, 49);
+    assert!(alone.scores.iter().all(|score| score.masked == Some(unknown)), "candidates of one model are no rivals");
+    assert!(alone.vendi.is_some_and(|vendi| vendi > 1.5 && vendi < 3.0), "{alone:?}");
+
+    let of_another = [c(X, 0.9), Candidate { source: "another", ..c(near, 0.5) }, c(Z, 0.5)];
+    let beside = select(&of_another, &Population::new(MPNET));
+    let p = |selection: &Selection, i: usize| selection.scores[i].masked.unwrap().p;
+    assert!(p(&beside, 0) > p(&alone, 0) && p(&beside, 2) < p(&alone, 2), "{beside:?}");
+
+    // Two rivals are seen, one of them so near that quality 0.9 is not worth the risk.
+    let mut panel = Panel::new(MPNET, 3);
+    panel.push("rival", &near.to_vec());
+    panel.push("other", &Y.to_vec());
+    let known = Population::new(MPNET).with_panel(&panel).unwrap();
+    let candidates = [c(X, 0.9), c(Z, 0.7)];
+    let chosen = select(&candidates, &known);
+    assert!(chosen.scores.iter().all(|score| score.clears), "{chosen:?}");
+    assert_eq!((chosen.chosen, chosen.reason), (1, Reason::BestThatClears));
+    // Where those two are all there are, it is none.
+    let all = select(&candidates, &known.with_rivals(2));
+    assert_eq!((all.chosen, p(&all, 0), p(&all, 1)), (0, 0.0, 0.0));
+    // Nothing is known of this encoder.
+    assert_eq!(select(&candidates, &Population::new("e")).scores[0].masked, None);
+    let borrowed = SelectorConfig { calibration: Some(Calibration::MPNET), ..SelectorConfig::default() };
+    let borrowed = Selector::new(borrowed).select(&candidates, &Population::new("e")).unwrap();
+    assert_eq!(borrowed.scores[0].masked, Some(unknown));
+}
+
+#[test]
+fn a_costly_history_makes_masking_more_likely() {
+    const MPNET: &str = "all-mpnet-base-v2";
+    let history = ReplyHistory::in_memory(MPNET, 3, 100);
+    // Second-nearest at 0.0486: the historic reward is about 0.2, so that the batch reward has to be nearly 1.
+    let near: &[f32] = &[0.9514, 0.307_96, 0.0];
+    for i in 0..2 {
+        history.remember(&StoredReply {
+            reply_id: format!("r{i}"),
+            part: 0,
+            caller: String::new(),
+            prompt_hash: String::new(),
+            encoder: MPNET.to_owned(),
+            embedding: near.to_vec(),
+            text: None,
+            time_ms: 0,
+        });
+    }
+    let population = Population::new(MPNET).with_history(&history, "p").unwrap();
+    let selection = select(&[c(X, 0.9), c(Z, 0.9)], &population);
+    let p = |i: usize| selection.scores[i].masked.unwrap().p;
+    assert!(selection.scores[0].historic.is_some_and(|h| h < 0.25), "{selection:?}");
+    assert_eq!(p(1), Calibration::MPNET.masked(None, 0.065_343, 0, 49).p);
+    assert!(p(0) >= p(1), "{selection:?}");
 }
 
 fn any_candidates() -> impl Strategy<Value = Vec<(Vec<f32>, f32)>> {
