@@ -53,9 +53,11 @@ impl Strangers {
 /// The tables hold [`MAX_SOURCES`] each. Only an attack fails from more addresses within a second, and each forgery costs the
 /// check of a signature. So all addresses without a place share two counts, one for unknown keys and one for names that
 /// the miner knows. While one is over its limit, addresses without a place are not listened to under those names, honest
-/// or not: to tell would take the very check that is to be saved. But a known key is listened to at the address where it
-/// last proved itself, and nobody can bring it there, or away from there, without that key. So validators that call from
-/// where they called before notice nothing of such an attack; one that moves, or calls for the first time, waits for its end.
+/// or not: to tell would take the very check that is to be saved. But a known key has a place of its own at each of the last
+/// [`ADDRESSES`] addresses where it proved itself, and nobody can bring it there, or away from there, without that key. So a
+/// validator that calls from where it called before is shut out by nobody else's failures but those under its own name from
+/// its own address. One that moves, or calls for the first time, waits for the attack's end, and so does each of them
+/// until then if the miner starts anew during one: what was proved is not kept on disk.
 #[derive(Debug)]
 pub(crate) struct Failures {
     limit: Option<Limit>,
@@ -80,10 +82,18 @@ struct Counts {
     others: Option<Instant>,
     /// Of all known names at addresses for which there was no room; behind by [`NAMES`] times.
     known_others: Option<Instant>,
-    /// Where known keys last proved themselves.
-    proved_at: HashMap<Hotkey, IpAddr>,
+    /// Where known keys proved themselves, the last first.
+    proved_at: HashMap<Hotkey, Vec<Place>>,
     /// When it was last looked whom to forget.
     cleaned: Option<Instant>,
+}
+
+/// An address where a known key proved itself.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    address: IpAddr,
+    /// When the last failure under the key's name from there will be forgotten, of those that there was no other room for.
+    clear_at: Option<Instant>,
 }
 
 /// An address, and the key it claims where that is a known one.
@@ -100,6 +110,9 @@ const NAMES: u32 = 4;
 
 /// Sources that are remembered at one time. Beyond, more addresses share their counts.
 const MAX_SOURCES: usize = 8192;
+
+/// How many addresses of a key are remembered: validators call from one, or from a few.
+const ADDRESSES: usize = 3;
 
 /// How often it is looked whom to forget, where there is no room.
 const CLEAN_EVERY: Duration = Duration::from_secs(1);
@@ -119,14 +132,13 @@ impl Failures {
         let counts = lock(&self.counts);
         let limit = now + burst;
         let is_late = |clear_at: Option<&Instant>| clear_at.is_some_and(|clear_at| *clear_at > limit);
+        let place = counts.place(source);
         let own = counts.by_source.get(source).or(match source.1 {
             None if counts.by_source.len() >= MAX_SOURCES => counts.others.as_ref(),
-            _ => None,
+            _ => place.and_then(|place| place.clear_at.as_ref()),
         });
         let of_address = counts.by_address.get(&source.0).or(match source.1 {
-            Some(key) if counts.by_address.len() >= MAX_SOURCES && counts.proved_at.get(&key) != Some(&source.0) => {
-                counts.known_others.as_ref()
-            }
+            Some(_) if counts.by_address.len() >= MAX_SOURCES && place.is_none() => counts.known_others.as_ref(),
             _ => None,
         });
         is_late(own) || is_late(of_address)
@@ -146,7 +158,10 @@ impl Failures {
         {
             proved_at.remove(&any);
         }
-        proved_at.insert(key, address);
+        let places = proved_at.entry(key).or_default();
+        let known = places.iter().position(|place| place.address == address).map(|at| places.remove(at));
+        places.insert(0, known.unwrap_or(Place { address, clear_at: None }));
+        places.truncate(ADDRESSES);
     }
 
     /// Counts a failure, as so many.
@@ -157,9 +172,10 @@ impl Failures {
             counts.clean(now);
         }
         let later = |clear_at: Instant, interval: Duration| clear_at.max(now) + interval.saturating_mul(n);
+        let is_proved = counts.place(&source).is_some();
         match room(&mut counts.by_address, source.0, now) {
             Some(clear_at) => *clear_at = later(*clear_at, interval / NAMES),
-            None if source.1.is_some() => {
+            None if source.1.is_some() && !is_proved => {
                 counts.known_others = Some(later(counts.known_others.unwrap_or(now), interval / NAMES));
             }
             None => {}
@@ -167,12 +183,25 @@ impl Failures {
         match room(&mut counts.by_source, source, now) {
             Some(clear_at) => *clear_at = later(*clear_at, interval),
             None if source.1.is_none() => counts.others = Some(later(counts.others.unwrap_or(now), interval)),
-            None => {}
+            None => {
+                if let Some(place) = counts.place_mut(&source) {
+                    place.clear_at = Some(later(place.clear_at.unwrap_or(now), interval));
+                }
+            }
         }
     }
 }
 
 impl Counts {
+    /// Returns the source's place, where its key proved itself there.
+    fn place(&self, (address, key): &Source) -> Option<&Place> {
+        self.proved_at.get(key.as_ref()?)?.iter().find(|place| place.address == *address)
+    }
+
+    fn place_mut(&mut self, (address, key): &Source) -> Option<&mut Place> {
+        self.proved_at.get_mut(key.as_ref()?)?.iter_mut().find(|place| place.address == *address)
+    }
+
     /// Forgets those whose failures are long ago, at most once in a while: it looks at all of them.
     fn clean(&mut self, now: Instant) {
         if self.cleaned.is_some_and(|cleaned| now < cleaned + CLEAN_EVERY) {
@@ -335,7 +364,43 @@ mod tests {
             failures.note_proof(&(address, None));
         }
         let last = key(2 * u32::try_from(MAX_SOURCES).unwrap() - 1);
+        {
+            let counts = lock(&failures.counts);
+            assert_eq!(counts.proved_at.len(), MAX_SOURCES);
+            assert!(counts.place(&(address, Some(last))).is_some());
+        }
+        // The last addresses of a key, in the order in which it was there.
+        for n in [2, 3, 4, 2, 5] {
+            failures.note_proof(&(source(n, None).0, Some(last)));
+        }
         let counts = lock(&failures.counts);
-        assert_eq!((counts.proved_at.len(), counts.proved_at.get(&last)), (MAX_SOURCES, Some(&address)));
+        let places: Vec<IpAddr> = counts.proved_at[&last].iter().map(|place| place.address).collect();
+        assert_eq!(places, [5, 2, 4].map(|n| source(n, None).0));
+    }
+
+    #[test]
+    fn a_proved_address_without_room_elsewhere_has_a_count_of_its_own() {
+        let failures = Failures::new(per_second(4));
+        let now = Instant::now();
+        let (first, second) = (source(u32::MAX, Some(1)), source(u32::MAX - 1, Some(1)));
+        for place in [first, second] {
+            failures.note_proof(&place);
+        }
+        for n in 0..u32::try_from(MAX_SOURCES).unwrap() {
+            failures.count(source(n, None), 1, now);
+        }
+        // Somebody behind the validator's address forges its name.
+        let mut n_listened_to = 0;
+        while !failures.is_over(&first, now) {
+            failures.count(first, 1, now);
+            n_listened_to += 1;
+            assert!(n_listened_to < 1000);
+        }
+        assert_eq!(n_listened_to, 4 * BURST + 1);
+        failures.note_proof(&first);
+        assert!(failures.is_over(&first, now), "a proof does not wipe out failures");
+        assert!(!failures.is_over(&second, now), "the validator's other address is not concerned");
+        assert!(!failures.is_over(&source(u32::MAX - 2, Some(2)), now), "nor are others under other names");
+        assert!(!failures.is_over(&first, now + Duration::from_millis(250)), "it is forgotten as elsewhere");
     }
 }

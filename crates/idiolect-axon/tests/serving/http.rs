@@ -191,7 +191,11 @@ async fn requests_out_of_time_or_malformed_are_told_that_and_no_more() {
         }
         let mut without = at(&sender, now);
         without.headers.retain(|(name, _)| name != "bt_header_input_obj_roles");
-        checks.push((without, 400, "Malformed bt_header_input_obj: expected a header of this kind for each required field"));
+        checks.push((
+            without,
+            400,
+            "Malformed bt_header_input_obj: expected a header of this kind for each required field",
+        ));
     }
     let replayed = at(&bob(), now);
     assert_eq!(replayed.send(&served).await.status, 200);
