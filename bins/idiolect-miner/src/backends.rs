@@ -167,8 +167,12 @@ impl Loader<'_> {
     }
 }
 
+/// Loads the encoder in a folder; `alias` is what messages call it.
+///
+/// # Errors
+/// When it cannot be loaded.
 #[cfg(feature = "candle")]
-async fn load_encoder(alias: &str, dir: &Path, device: &str) -> anyhow::Result<Arc<dyn Embedder>> {
+pub async fn load_encoder(alias: &str, dir: &Path, device: &str) -> anyhow::Result<Arc<dyn Embedder>> {
     use idiolect_backend_candle::{EncoderConfig, SentenceEncoder};
 
     let dir = dir.to_path_buf();
@@ -178,8 +182,12 @@ async fn load_encoder(alias: &str, dir: &Path, device: &str) -> anyhow::Result<A
     Ok(Arc::new(loaded.with_context(|| format!("encoder {alias}"))?))
 }
 
+/// Loads the encoder in a folder, which this build cannot.
+///
+/// # Errors
+/// Always.
 #[cfg(not(feature = "candle"))]
-async fn load_encoder(alias: &str, _: &Path, _: &str) -> anyhow::Result<Arc<dyn Embedder>> {
+pub async fn load_encoder(alias: &str, _: &Path, _: &str) -> anyhow::Result<Arc<dyn Embedder>> {
     anyhow::bail!(
         "this build has no candle, which encoder {alias} needs; choose --encoder off, or build with --features candle"
     )

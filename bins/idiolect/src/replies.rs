@@ -35,10 +35,22 @@ enum Written {
 /// # Errors
 /// What cannot be read, with the line, and ids that occur twice.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Vec<Line>> {
+    read_by(path, &mut |input| parse(input))
+}
+
+/// Reads each line of a file by the given function, which gets the line's number, from 1, and its text.
+///
+/// # Errors
+/// What cannot be read, with the line.
+pub(crate) fn read_lines(path: &Path, read: &mut dyn FnMut(usize, &str) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    read_by(path, &mut |input| each_line(input, read))
+}
+
+fn read_by<T>(path: &Path, read: &mut dyn FnMut(&mut dyn BufRead) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let lines = if is_standard_input(path) {
-        parse(&mut stdin().lock())
+        read(&mut stdin().lock())
     } else {
-        File::open(path).map_err(anyhow::Error::new).and_then(|file| parse(&mut BufReader::new(file)))
+        File::open(path).map_err(anyhow::Error::new).and_then(|file| read(&mut BufReader::new(file)))
     };
     lines.with_context(|| format!("cannot read the replies of {}", name(path)))
 }
@@ -52,9 +64,22 @@ fn is_standard_input(path: &Path) -> bool {
     path == Path::new("-")
 }
 
-fn parse(input: &mut impl BufRead) -> anyhow::Result<Vec<Line>> {
+fn parse(input: &mut dyn BufRead) -> anyhow::Result<Vec<Line>> {
     let mut lines = Vec::new();
     let mut seen = HashMap::new();
+    each_line(input, &mut |number, text| {
+        let line = line(text, number)?;
+        if let Some(first) = seen.insert(line.id.clone(), number) {
+            bail!("line {number} has the id {:?} of line {first}", line.id);
+        }
+        lines.push(line);
+        Ok(())
+    })?;
+    Ok(lines)
+}
+
+/// Gives each line that is not blank to a function, with its number.
+fn each_line(input: &mut dyn BufRead, read: &mut dyn FnMut(usize, &str) -> anyhow::Result<()>) -> anyhow::Result<()> {
     let mut bytes = Vec::new();
     for number in 1_usize.. {
         bytes.clear();
@@ -65,16 +90,11 @@ fn parse(input: &mut impl BufRead) -> anyhow::Result<Vec<Line>> {
             .with_context(|| format!("line {number} is no UTF-8 at byte {}", invalid_at(&bytes)))?
             .trim_start_matches('\u{feff}')
             .trim();
-        if text.is_empty() {
-            continue;
+        if !text.is_empty() {
+            read(number, text)?;
         }
-        let line = line(text, number)?;
-        if let Some(first) = seen.insert(line.id.clone(), number) {
-            bail!("line {number} has the id {:?} of line {first}", line.id);
-        }
-        lines.push(line);
     }
-    Ok(lines)
+    Ok(())
 }
 
 fn invalid_at(bytes: &[u8]) -> usize {

@@ -9,6 +9,7 @@ mod explain;
 mod man;
 mod models;
 mod probe;
+mod score;
 mod unique;
 mod wallet;
 
@@ -40,6 +41,7 @@ pub(crate) fn command() -> Command {
             explain::command(),
             bench::command(),
             unique::command(),
+            score::command(),
             erase::command(),
             models::command(),
             config::command(),
@@ -60,6 +62,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some(("bench", matches)) => bench::run(matches).await,
         Some(("explain", matches)) => explain::run(matches).await,
         Some(("unique", matches)) => unique::run(matches).await,
+        Some(("score", matches)) => score::run(matches).await,
         Some(("erase", matches)) => erase::run(matches).await,
         Some(("models", matches)) => models::run(matches).await,
         Some(("config", matches)) => config::run(matches),
