@@ -113,7 +113,7 @@ pub static KEYS: &[Key<Config>] = &[
     key!(Config: sampling.chain, "The order of sampling stages, and stages beyond these settings: a preset or `{\"preset\": …, \"stages\": […]}`, see [sampling](sampling.md). `none` leaves it to the backend."),
     key!(Config: sampling.stop, "Texts before which generation ends.")
         .expect("texts that are not empty", |c| c.sampling.stop.iter().all(|s| !s.is_empty())).list(),
-    key!(Config: sampling.seed, "Same prompt and seed, same recipes and candidates, whatever was asked before. `none` draws afresh: two miners with one seed answer alike."),
+    key!(Config: sampling.seed, "Same prompt and seed, same recipes, and same candidates from a backend that honours seeds, whatever was asked before; which of them is sent depends on earlier replies, too. `none` draws afresh: two miners with one seed answer alike."),
 
     key!(Config: candidates.count, "Candidates drawn for each prompt; the best one is sent.").unit("candidates")
         .flags(&["candidates"]).expect("1 to 64", |c| (1..=64).contains(&c.candidates.count)),

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use idiolect_backend::testkit::{FaultyBackend, Step};
-use idiolect_backend::{Embedding, ErrorKind, HashEmbedder, Message, Usage};
+use idiolect_backend::{Echo, Embedding, ErrorKind, HashEmbedder, Message, Usage};
 use idiolect_mutation::Library;
 use idiolect_protocol::{Category, Prompt, Role};
 use idiolect_uniqueness::Panel;
@@ -153,6 +153,34 @@ async fn with_a_configured_seed_the_order_of_prompts_is_nothing() {
     let own = drawn([0, 1, 2, 3], 11, Some(5)).await;
     assert_eq!(own, drawn([2, 3, 1, 0], 11, Some(5)).await);
     assert_ne!(recipes(&first), recipes(&own), "recipes have a seed of their own");
+}
+
+#[tokio::test]
+async fn with_a_configured_seed_the_candidates_of_a_prompt_are_always_the_same() {
+    let prompts = ["Why is the sky blue over the sea?", "Name three rivers of Asia.", "What is salt made of?"];
+    let texts = async |order: &[usize], seed: Option<u64>| {
+        let parts = Parts { library: Arc::new(Library::built_in()), ..parts(Echo::new()) };
+        let recipes_seed = if seed.is_none() { Some(7) } else { None };
+        let mut config = PipelineConfig { recipes: 3, seed: recipes_seed, ..config(6) };
+        config.sampling.seed = seed;
+        let pipeline = Pipeline::start(config, parts).await.unwrap();
+        let mut by_prompt = BTreeMap::new();
+        for &i in order {
+            let answer = pipeline.answer(Ask::new(prompt(prompts[i]))).await.unwrap();
+            let candidates = answer.provenance.candidates.iter();
+            let drawn = candidates.map(|c| (c.index, c.recipe.clone(), c.operators.clone(), c.text.clone()));
+            by_prompt.entry(i).or_insert_with(Vec::new).push(drawn.collect::<Vec<_>>());
+            pipeline.flush().await;
+        }
+        by_prompt
+    };
+    let first = texts(&[0, 1, 2, 0], Some(11)).await;
+    assert!(first[&0].iter().chain(&first[&1]).all(|drawn| drawn.len() == 6 && drawn.iter().all(|c| c.3.is_some())));
+    assert_eq!(first[&0][0], first[&0][1], "the same prompt again");
+    assert_eq!(first, texts(&[2, 0, 0, 1], Some(11)).await);
+    assert_ne!(first, texts(&[0, 1, 2, 0], Some(12)).await);
+    let afresh = texts(&[0, 1, 2, 0], None).await;
+    assert_ne!(afresh[&0][0], afresh[&0][1], "without a seed another draw each time");
 }
 
 #[tokio::test]
