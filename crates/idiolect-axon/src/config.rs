@@ -42,8 +42,9 @@ pub struct AxonConfig {
     pub max_strangers_per_ip: usize,
     /// How often one address may fail, ten times as much at once; beyond, its requests are refused with
     /// 429. Failures are failed proofs, and proofs of keys that the policy neither knows nor lets in. Large bodies count more. A
-    /// key that the policy knows counts by itself, so that validators behind one address do not suffer from their
-    /// neighbours. `None` is without limit, and the time at most a day. Default 100 a second.
+    /// key that the policy knows counts by itself, all such names at an address together four times as much; where one proved
+    /// itself, at its last three addresses, nothing but failures under its own name counts against it, so that validators do
+    /// not suffer from their neighbours. `None` is without limit, and the time at most a day. Default 100 a second.
     pub max_failures: Option<Rate>,
     /// Most HTTP/2 streams of one connection. Default 128.
     pub max_streams: u32,

@@ -49,15 +49,19 @@ impl Strangers {
 /// out by what that attacker does under other names. All names at an address together have [`NAMES`] times as much, since
 /// the keys that the miner knows are public. Success costs nothing.
 ///
+/// # Who proved a key
+/// A known key has a place at each of the last [`ADDRESSES`] addresses where it proved itself, and nobody can bring it there,
+/// or away from there, without that key. There only the failures under its own name count, whatever happens under other
+/// names or elsewhere. So a validator that calls from where it called before is shut out by nothing but failures under its
+/// own name from its own address; and an address can take the work of what its places and all other names may fail, no more.
+///
 /// # When there is no room
 /// The tables hold [`MAX_SOURCES`] each. Only an attack fails from more addresses within a second, and each forgery costs the
 /// check of a signature. So all addresses without a place share two counts, one for unknown keys and one for names that
 /// the miner knows. While one is over its limit, addresses without a place are not listened to under those names, honest
-/// or not: to tell would take the very check that is to be saved. But a known key has a place of its own at each of the last
-/// [`ADDRESSES`] addresses where it proved itself, and nobody can bring it there, or away from there, without that key. So a
-/// validator that calls from where it called before is shut out by nobody else's failures but those under its own name from
-/// its own address. One that moves, or calls for the first time, waits for the attack's end, and so does each of them
-/// until then if the miner starts anew during one: what was proved is not kept on disk.
+/// or not: to tell would take the very check that is to be saved. Who proved a key there does not take part in it. One that
+/// moves, or calls for the first time, waits for the attack's end, and so does every validator until then if the miner
+/// starts anew during one: what was proved is not kept on disk.
 #[derive(Debug)]
 pub(crate) struct Failures {
     limit: Option<Limit>,
@@ -92,7 +96,7 @@ struct Counts {
 #[derive(Clone, Copy, Debug)]
 struct Place {
     address: IpAddr,
-    /// When the last failure under the key's name from there will be forgotten, of those that there was no other room for.
+    /// When the last failure under the key's name from there will be forgotten.
     clear_at: Option<Instant>,
 }
 
@@ -132,13 +136,15 @@ impl Failures {
         let counts = lock(&self.counts);
         let limit = now + burst;
         let is_late = |clear_at: Option<&Instant>| clear_at.is_some_and(|clear_at| *clear_at > limit);
-        let place = counts.place(source);
+        if let Some(place) = counts.place(source) {
+            return is_late(place.clear_at.as_ref());
+        }
         let own = counts.by_source.get(source).or(match source.1 {
             None if counts.by_source.len() >= MAX_SOURCES => counts.others.as_ref(),
-            _ => place.and_then(|place| place.clear_at.as_ref()),
+            _ => None,
         });
         let of_address = counts.by_address.get(&source.0).or(match source.1 {
-            Some(_) if counts.by_address.len() >= MAX_SOURCES && place.is_none() => counts.known_others.as_ref(),
+            Some(_) if counts.by_address.len() >= MAX_SOURCES => counts.known_others.as_ref(),
             _ => None,
         });
         is_late(own) || is_late(of_address)
@@ -150,7 +156,7 @@ impl Failures {
         if self.limit.is_none() {
             return;
         }
-        let proved_at = &mut lock(&self.counts).proved_at;
+        let Counts { proved_at, by_source, .. } = &mut *lock(&self.counts);
         // No subnet has so many keys; some of those that it once had may go.
         if proved_at.len() >= MAX_SOURCES
             && !proved_at.contains_key(&key)
@@ -160,8 +166,14 @@ impl Failures {
         }
         let places = proved_at.entry(key).or_default();
         let known = places.iter().position(|place| place.address == address).map(|at| places.remove(at));
-        places.insert(0, known.unwrap_or(Place { address, clear_at: None }));
-        places.truncate(ADDRESSES);
+        // Neither a proof here nor one elsewhere wipes out the failures before.
+        places.insert(0, known.unwrap_or_else(|| Place { address, clear_at: by_source.remove(source) }));
+        if places.len() > ADDRESSES
+            && let Some(Place { address, clear_at: Some(clear_at) }) = places.pop()
+            && let Some(count) = room(by_source, (address, Some(key)), clear_at)
+        {
+            *count = clear_at;
+        }
     }
 
     /// Counts a failure, as so many.
@@ -172,10 +184,13 @@ impl Failures {
             counts.clean(now);
         }
         let later = |clear_at: Instant, interval: Duration| clear_at.max(now) + interval.saturating_mul(n);
-        let is_proved = counts.place(&source).is_some();
+        if let Some(place) = counts.place_mut(&source) {
+            place.clear_at = Some(later(place.clear_at.unwrap_or(now), interval));
+            return;
+        }
         match room(&mut counts.by_address, source.0, now) {
             Some(clear_at) => *clear_at = later(*clear_at, interval / NAMES),
-            None if source.1.is_some() && !is_proved => {
+            None if source.1.is_some() => {
                 counts.known_others = Some(later(counts.known_others.unwrap_or(now), interval / NAMES));
             }
             None => {}
@@ -183,11 +198,7 @@ impl Failures {
         match room(&mut counts.by_source, source, now) {
             Some(clear_at) => *clear_at = later(*clear_at, interval),
             None if source.1.is_none() => counts.others = Some(later(counts.others.unwrap_or(now), interval)),
-            None => {
-                if let Some(place) = counts.place_mut(&source) {
-                    place.clear_at = Some(later(place.clear_at.unwrap_or(now), interval));
-                }
-            }
+            None => {}
         }
     }
 }
@@ -348,6 +359,31 @@ mod tests {
         failures.count(validator, 4 * BURST * NAMES + 1, later);
         assert!(failures.is_over(&validator, later));
         assert!(!failures.is_over(&moved, later), "the attack is over");
+    }
+
+    #[test]
+    fn who_proved_a_key_is_not_shut_out_by_other_names_at_its_address() {
+        let failures = Failures::new(per_second(4));
+        let now = Instant::now();
+        let (validator, newcomer) = (source(1, Some(1)), source(1, Some(2)));
+        failures.note_proof(&validator);
+        for name in 3..=255 {
+            failures.count(source(1, Some(name)), 4 * BURST, now);
+        }
+        failures.count(source(1, None), 1000, now);
+        assert!(failures.is_over(&newcomer, now), "its address has had its share");
+        assert!(!failures.is_over(&validator, now));
+        // Under its own name there is a limit as before, and what failed before the first proof counts.
+        failures.count(validator, 4 * BURST + 1, now);
+        assert!(failures.is_over(&validator, now));
+        let other = source(2, Some(1));
+        failures.count(other, 4 * BURST + 1, now);
+        failures.note_proof(&other);
+        assert!(failures.is_over(&other, now) && !failures.is_over(&other, now + Duration::from_millis(250)));
+        for n in 3..=5 {
+            failures.note_proof(&source(n, Some(1)));
+        }
+        assert!(failures.is_over(&other, now), "nor does it help to prove the key elsewhere");
     }
 
     #[test]

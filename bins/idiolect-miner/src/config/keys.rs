@@ -49,7 +49,7 @@ pub static KEYS: &[Key<Config>] = &[
         .expect("at least 1", |c| c.axon.max_requests >= 1),
     key!(Config: axon.max_strangers_per_ip, "Requests in hand at once from one address whose callers are not let in yet; further ones are refused as overloaded.").unit("requests")
         .expect("at least 1", |c| c.axon.max_strangers_per_ip >= 1),
-    key!(Config: axon.max_failures, "Failed proofs, and refused requests of unknown keys, that one address may make in a second, ten times as many at once; 0 is no limit. A key that the miner knows counts by itself.").unit("failures/s"),
+    key!(Config: axon.max_failures, "Failed proofs, and refused requests of unknown keys, that one address may make in a second, ten times as many at once; 0 is no limit. A key that the miner knows counts by itself, and where it proved itself before others' failures do not count against it.").unit("failures/s"),
     key!(Config: axon.max_workers, "Requests answered at once; further ones wait in the queue, callers with the most stake first.").unit("requests")
         .env(&["BT_AXON_MAX_WORKERS", "BT_PRIORITY_MAX_WORKERS"]).expect("at least 1", |c| c.axon.max_workers >= 1),
     key!(Config: axon.max_queue, "Requests waiting at once; further ones are refused as overloaded.").unit("requests").env(&["BT_PRIORITY_MAXSIZE"]),

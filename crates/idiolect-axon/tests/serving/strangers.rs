@@ -198,6 +198,38 @@ async fn an_address_that_fails_too_often_is_not_listened_to_but_known_keys_are()
 }
 
 #[tokio::test]
+async fn a_validator_that_called_before_is_heard_whatever_others_at_its_address_do() {
+    let [validator, newcomer] = ["//Charlie", "//Dave"].map(|uri| Keypair::from_uri(uri).unwrap());
+    let names: Vec<Keypair> = (0..4).map(|_| Keypair::generate()).collect();
+    let allow = names.iter().chain([&validator, &newcomer]).map(Keypair::hotkey).collect();
+    let mut setup = Setup { policy: policy(Rules { allow, ..Rules::default() }), ..Setup::default() };
+    setup.config.max_failures = eleven_then_one_an_hour();
+    let served = setup.serve().await;
+    let body = json!({"roles": ["user"], "messages": ["hi"]});
+    let hash = body_hash(&[["hi".to_owned()].as_slice()]);
+    let honest =
+        async |key: &Keypair| SynapseRequest::signed(key, "Prompting", &body, &hash).send(&served).await.status;
+    let forged = async |key: &Keypair| {
+        let forged = SynapseRequest::signed(key, "Prompting", &body, &hash).header("computed_body_hash", "00");
+        forged.send(&served).await.status
+    };
+    assert_eq!(honest(&validator).await, 200);
+    // All names together may fail four times as often as one.
+    for name in &names {
+        for _ in 0..10 {
+            assert_eq!(forged(name).await, 401);
+        }
+    }
+    assert_eq!(forged(&names[0]).await, 401);
+    assert_eq!(honest(&newcomer).await, 429, "nobody can tell who it is without looking");
+    for _ in 0..11 {
+        assert_eq!(honest(&validator).await, 200);
+        assert_eq!(forged(&validator).await, 401);
+    }
+    assert_eq!(honest(&validator).await, 429, "under its own name, from its own address");
+}
+
+#[tokio::test]
 async fn a_miner_open_to_anybody_limits_forgers_whatever_names_they_claim() {
     let mut setup = Setup { policy: policy(Rules { allow_any: true, ..Rules::default() }), ..Setup::default() };
     setup.config.max_failures = eleven_then_one_an_hour();
