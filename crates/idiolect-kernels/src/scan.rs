@@ -209,6 +209,73 @@ pub fn sum_exp(values: &[f32], greatest: f32, scale: f32, sums: &mut Vec<f64>) -
     widest(SumExp { values, greatest, scale, sums })
 }
 
+/// How many thresholds [`masses`] has.
+pub const LEVELS: usize = 8;
+
+struct Masses<'a> {
+    values: &'a [f32],
+    greatest: f32,
+    scale: f32,
+    thresholds: &'a [f32; LEVELS],
+}
+
+impl Scan for Masses<'_> {
+    type Output = [f64; LEVELS];
+
+    #[inline(always)]
+    fn run(self) -> [f64; LEVELS] {
+        let scale = self.scale * LOG2_E;
+        let mut masses = [0.0; LEVELS];
+        let mut values = [[f32::NEG_INFINITY; LANES]; CHUNK / LANES];
+        let mut weights = [[0f32; LANES]; CHUNK / LANES];
+        for chunk in self.values.chunks(CHUNK) {
+            let n = chunk.len().div_ceil(LANES);
+            let padded = values.as_flattened_mut();
+            padded[..chunk.len()].copy_from_slice(chunk);
+            padded[chunk.len()..n * LANES].fill(f32::NEG_INFINITY);
+            for (weight, value) in weights.as_flattened_mut().iter_mut().zip(&padded[..n * LANES]) {
+                *weight = exp2((value - self.greatest) * scale);
+            }
+            for (mass, threshold) in masses.iter_mut().zip(self.thresholds) {
+                *mass += f64::from(mass_of(&values[..n], &weights[..n], *threshold));
+            }
+        }
+        masses
+    }
+}
+
+/// Sums the weights of the values that reach a threshold.
+#[inline(always)]
+fn mass_of(values: &[[f32; LANES]], weights: &[[f32; LANES]], threshold: f32) -> f32 {
+    // Two sums at once, as one alone would wait for itself.
+    let (mut even, mut odd) = ([0f32; LANES], [0f32; LANES]);
+    let add = |lanes: &mut [f32; LANES], values: &[f32; LANES], weights: &[f32; LANES]| {
+        for i in 0..LANES {
+            lanes[i] += if values[i] >= threshold { weights[i] } else { 0.0 };
+        }
+    };
+    let (values, last_values) = values.as_chunks::<2>();
+    let (weights, last_weights) = weights.as_chunks::<2>();
+    for (values, weights) in values.iter().zip(weights) {
+        add(&mut even, &values[0], &weights[0]);
+        add(&mut odd, &values[1], &weights[1]);
+    }
+    for (values, weights) in last_values.iter().zip(last_weights) {
+        add(&mut even, values, weights);
+    }
+    for i in 0..LANES {
+        even[i] += odd[i];
+    }
+    sum_of(&even)
+}
+
+/// Returns, for each threshold, the sum of `exp((x - greatest) · scale)` of the values that reach it, under the conditions of
+/// [`sum_exp`].
+#[must_use]
+pub fn masses(values: &[f32], greatest: f32, scale: f32, thresholds: &[f32; LEVELS]) -> [f64; LEVELS] {
+    widest(Masses { values, greatest, scale, thresholds })
+}
+
 struct ExpInto<'a> {
     values: &'a [f32],
     greatest: f32,
@@ -439,6 +506,10 @@ mod tests {
         (a - b).abs() <= tolerance * b.abs().max(1e-30)
     }
 
+    fn levels(top: f32, step: f32) -> [f32; LEVELS] {
+        std::array::from_fn(|i| top - step * i as f32)
+    }
+
     /// Everything there is, on one tier.
     fn everything(run: impl Fn(&mut dyn FnMut(Tier)), values: &[f32]) -> Vec<Vec<u32>> {
         let top = greatest(values);
@@ -454,7 +525,8 @@ mod tests {
             let (a, b) = tier.run(SumExpMoment { values, greatest: top, scale: 0.7 });
             let deviation = tier.run(Deviation { values, greatest: top });
             let plain = tier.run(Sum(&weights));
-            for wide in [sum, a, b, deviation, plain].into_iter().chain(sums.iter().copied()) {
+            let masses = tier.run(Masses { values, greatest: top, scale: 0.7, thresholds: &levels(top, 3.0) });
+            for wide in [sum, a, b, deviation, plain].into_iter().chain(sums.iter().copied()).chain(masses) {
                 bits.extend([(wide.to_bits() >> 32) as u32, wide.to_bits() as u32]);
             }
             bits.extend(weights.iter().map(|w| w.to_bits()));
@@ -569,6 +641,11 @@ mod tests {
             exp_into(&values, top, scale, &mut weights);
             for (weight, value) in weights.iter().zip(&values) {
                 prop_assert_eq!(*weight, exp_one(*value, top, scale));
+            }
+            let levels = levels(top, 9.0);
+            for (mass, level) in masses(&values, top, scale, &levels).into_iter().zip(levels) {
+                let plain: f64 = values.iter().filter(|v| **v >= level).map(|v| exact(*v)).sum();
+                prop_assert!(near(mass, plain, 5e-6), "{} {}", mass, plain);
             }
             let (again, moment) = sum_exp_moment(&values, top, scale);
             let exact_moment: f64 = values.iter().filter(|v| **v > f32::NEG_INFINITY)

@@ -32,6 +32,10 @@ pub(crate) struct Candidates {
     /// The sum of all weights, where it is known; `sums` are then those of its parts.
     total: Option<f64>,
     sums: Vec<f64>,
+    /// For which greatest logit and scale `sums` are those of the whole vocabulary, but for the parts in `stale`.
+    summed: Option<(f32, f32)>,
+    stale: Vec<usize>,
+    part: Vec<f64>,
     keys: Vec<f32>,
     cutter: Cutter,
 }
@@ -56,6 +60,7 @@ impl Candidates {
         self.is_fresh = true;
         self.scale = 1.0;
         self.total = None;
+        self.summed = None;
         self.touched.clear();
         self.greatest = scan::block_maxima(logits, &mut self.maxima);
         self.greatest
@@ -70,6 +75,7 @@ impl Candidates {
             self.is_fresh = false;
             self.scale = 1.0;
             self.total = None;
+            self.summed = None;
         }
     }
 
@@ -79,9 +85,24 @@ impl Candidates {
         if let Some(total) = self.total {
             return total;
         }
-        let mut sums = std::mem::take(&mut self.sums);
-        let total = scan::sum_exp(self.values(logits), self.greatest, self.scale, &mut sums);
-        self.sums = sums;
+        let (mut sums, mut part) = (std::mem::take(&mut self.sums), std::mem::take(&mut self.part));
+        let (greatest, scale) = (self.greatest, self.scale);
+        let values = self.values(logits);
+        let total = if self.summed == Some((greatest, scale)) && !self.is_list {
+            // Only what was changed is added up again; in the same order, so that the bits are the same.
+            for chunk in &self.stale {
+                let values = values.chunks(scan::CHUNK).nth(*chunk).unwrap_or_default();
+                if let Some(sum) = sums.get_mut(*chunk) {
+                    *sum = scan::sum_exp(values, greatest, scale, &mut part);
+                }
+            }
+            sums.iter().fold(0.0, |total, sum| total + sum)
+        } else {
+            scan::sum_exp(values, greatest, scale, &mut sums)
+        };
+        (self.sums, self.part) = (sums, part);
+        self.stale.clear();
+        self.summed = (!self.is_list).then_some((greatest, scale));
         self.total = Some(total);
         total
     }
@@ -101,6 +122,7 @@ impl Candidates {
             values.iter_mut().for_each(|value| *value = bounded(*value, *value * self.scale));
             self.scale = 1.0;
             self.is_fresh = false;
+            self.summed = None;
         }
         Edit { values, ids: is_list.then_some(&self.ids), touched: &mut self.touched, is_fresh: &mut self.is_fresh }
     }
@@ -115,6 +137,7 @@ impl Candidates {
             logits
         };
         if !self.is_fresh || self.touched.len() * scan::BLOCK > values.len() {
+            self.summed = None;
             self.greatest = scan::block_maxima(values, &mut self.maxima);
         } else if !self.touched.is_empty() {
             let mut last = usize::MAX;
@@ -125,6 +148,10 @@ impl Candidates {
                     let values = &values[block * scan::BLOCK..end];
                     self.maxima[block] = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
                     last = block;
+                    let chunk = *at as usize / scan::CHUNK;
+                    if self.stale.last() != Some(&chunk) {
+                        self.stale.push(chunk);
+                    }
                 }
             }
             self.greatest = self.maxima.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -196,12 +223,25 @@ impl Candidates {
             return;
         }
         let total = self.total(logits);
-        if self.is_list {
-            scan::exp_into(&self.kept, self.greatest, self.scale, &mut self.weights);
-        } else {
-            self.list_mass(logits, f64::from(share), total);
-        }
         let goal = Goal { weight: f64::from(share) * total, exceeds: false };
+        if !self.is_list {
+            // All tokens below this weight weigh less than what may be missing, even together.
+            #[expect(clippy::cast_precision_loss, reason = "a vocabulary has fewer than 2^53 tokens")]
+            let least = ((1.0 - f64::from(share)).max(1e-9) * total / logits.len() as f64).min(1.0);
+            #[expect(clippy::cast_possible_truncation, reason = "a small logarithm")]
+            let surely_enough = -least.ln() as f32;
+            self.list_from(logits, self.greatest - SHALLOW.min(surely_enough) / self.scale);
+            scan::exp_into(&self.kept, self.greatest, self.scale, &mut self.weights);
+            let listed = scan::sum(&self.weights);
+            if listed < goal.weight * MARGIN {
+                self.is_list = false;
+                if !self.list_by_sample(logits, goal, surely_enough, listed) {
+                    return self.keep_many(logits, goal, surely_enough);
+                }
+            }
+        } else {
+            scan::exp_into(&self.kept, self.greatest, self.scale, &mut self.weights);
+        }
         let Self { cutter, kept, weights, .. } = self;
         if let Some(cut) = cutter.cut(kept, |i| f64::from(weights[i]), goal) {
             let mut keeps = cut.keeps();
@@ -209,25 +249,61 @@ impl Candidates {
         }
     }
 
-    /// Makes a list of at least the likeliest tokens that reach a share, and their weights.
-    fn list_mass(&mut self, logits: &[f32], share: f64, total: f64) {
-        #[expect(clippy::cast_precision_loss, reason = "a vocabulary has fewer than 2^53 tokens")]
-        let n = logits.len() as f64;
-        // All tokens below this weight weigh less than what may be missing, even together.
-        let least = ((1.0 - share).max(1e-9) * total / n).min(1.0);
-        #[expect(clippy::cast_possible_truncation, reason = "a small logarithm")]
-        let surely_enough = -least.ln() as f32;
-        for depth in [6.0f32.min(surely_enough), surely_enough] {
-            self.list_from(logits, self.greatest - depth / self.scale);
-            scan::exp_into(&self.kept, self.greatest, self.scale, &mut self.weights);
-            let listed = scan::sum(&self.weights);
-            // The margin covers sums that round differently in another order.
-            if listed >= share * total * (1.0 + 1e-5) {
-                return;
+    /// Lists at least the likeliest that reach a weight, and their weights, where those so near the greatest logit that they
+    /// weigh `listed` are too few. A sample of the vocabulary says how deep they lie. Says whether it did.
+    fn list_by_sample(&mut self, logits: &[f32], goal: Goal, deepest: f32, listed: f64) -> bool {
+        let (greatest, scale) = (self.greatest, self.scale);
+        let at = |depth: f32| (greatest - depth / scale).max(f32::MIN);
+        let steps = even_steps(at(SHALLOW.min(deepest)), at(deepest));
+        let mut sample = std::mem::take(&mut self.keys);
+        sample.clear();
+        let rows = self.dense(logits).chunks(ROW).step_by(SAMPLED);
+        rows.for_each(|row| sample.extend_from_slice(row));
+        let masses = scan::masses(&sample, greatest, scale, &steps);
+        self.keys = sample;
+        // Somewhat more than is missing: a little more is listed more cheaply than twice.
+        let missing = (goal.weight * MARGIN - listed) * 1.2 / SAMPLED as f64;
+        let Some(step) = steps.iter().zip(masses).find(|(_, mass)| mass - masses[0] >= missing) else { return false };
+        self.list_from(logits, *step.0);
+        scan::exp_into(&self.kept, greatest, scale, &mut self.weights);
+        let is_enough = self.kept.len() <= MANY && scan::sum(&self.weights) >= goal.weight * MARGIN;
+        self.is_list = is_enough;
+        is_enough
+    }
+
+    /// Keeps the likeliest that reach a weight, of a whole vocabulary in which these are many and none lies deeper than
+    /// `deepest`. Sums over all logits narrow down where the last one is, so that only those near it need to be put in order.
+    fn keep_many(&mut self, logits: &[f32], goal: Goal, deepest: f32) {
+        let (greatest, scale) = (self.greatest, self.scale);
+        let at = |depth: f32| (greatest - depth / scale).max(f32::MIN);
+        let low = at(deepest);
+        let mut border = Border { above: f32::INFINITY, low, reached: 0.0 };
+        // What lies above the first step is known to be too little, but for sums that round differently.
+        let steps = even_steps(at(SHALLOW.min(deepest)), low);
+        let masses = scan::masses(self.dense(logits), greatest, scale, &steps);
+        border.narrow(&steps, &masses, goal);
+        self.list_from(logits, border.low);
+        let Self { kept, keys, weights, cutter, .. } = self;
+        for _ in 0..2 {
+            border.collect(kept, keys);
+            if keys.len() <= FEW {
+                break;
             }
-            self.is_list = false;
+            let steps = even_steps(border.above.min(greatest), border.low);
+            let mut masses = scan::masses(keys, greatest, scale, &steps);
+            masses.iter_mut().for_each(|mass| *mass += border.reached);
+            border.narrow(&steps, &masses, goal);
         }
-        self.is_list = true;
+        keys.retain(|logit| border.holds(*logit));
+        scan::exp_into(keys, greatest, scale, weights);
+        let goal = Goal { weight: goal.weight - border.reached, ..goal };
+        match cutter.cut(keys, |i| f64::from(weights[i]), goal) {
+            Some(cut) => {
+                let mut keeps = cut.keeps();
+                self.retain(|_, logit| keeps(logit));
+            }
+            None => self.retain(|_, logit| logit >= border.low),
+        }
     }
 
     /// Keeps what is at least a fraction as likely as the likeliest.
@@ -453,11 +529,13 @@ impl Candidates {
 
     fn retain(&mut self, mut keeps: impl FnMut(usize, f32) -> bool) {
         let mut n = 0;
-        for i in 0..self.kept.len() {
+        let len = self.kept.len().min(self.ids.len());
+        let (kept, ids) = (&mut self.kept[..len], &mut self.ids[..len]);
+        for i in 0..len {
             // Without branches, which nobody could predict.
-            let keeps = keeps(i, self.kept[i]);
-            self.kept[n] = self.kept[i];
-            self.ids[n] = self.ids[i];
+            let keeps = keeps(i, kept[i]);
+            kept[n] = kept[i];
+            ids[n] = ids[i];
             n += usize::from(keeps);
         }
         self.kept.truncate(n);
@@ -465,6 +543,72 @@ impl Candidates {
         self.is_fresh = false;
         self.total = None;
     }
+}
+
+/// How far below the greatest logit, divided by the temperature, the least of the likeliest mostly is.
+const SHALLOW: f32 = 6.0;
+/// So few may be put in order.
+const FEW: usize = 512;
+/// Of more than so many it is found out first which need to be.
+const MANY: usize = 4096;
+/// Covers sums that round differently in another order.
+const MARGIN: f64 = 1.0 + 1e-5;
+/// Logits that lie side by side in a sample ...
+const ROW: usize = 16;
+/// ... of one in so many.
+const SAMPLED: usize = 8;
+
+/// Where the last one of the likeliest lies that are kept: at `low` or above it, and below `above`.
+#[derive(Clone, Copy, Debug)]
+struct Border {
+    above: f32,
+    low: f32,
+    /// The weight of what lies at `above` or higher.
+    reached: f64,
+}
+
+impl Border {
+    fn holds(&self, logit: f32) -> bool {
+        (logit >= self.low) & (logit < self.above)
+    }
+
+    /// Collects the logits that lie in it.
+    fn collect(&self, logits: &[f32], into: &mut Vec<f32>) {
+        into.clear();
+        into.resize(logits.len(), 0.0);
+        let mut n = 0;
+        for logit in logits {
+            // Without branches, which nobody could predict.
+            into[n] = *logit;
+            n += usize::from(self.holds(*logit));
+        }
+        into.truncate(n);
+    }
+
+    /// Narrows it to what lies between two steps, given the weight of what reaches each of them. Where only rounding keeps
+    /// all of them from meeting the goal, nothing is left between its ends.
+    fn narrow(&mut self, steps: &[f32; scan::LEVELS], masses: &[f64; scan::LEVELS], goal: Goal) {
+        for (step, mass) in steps.iter().zip(masses) {
+            if goal.is_met_by(*mass) {
+                self.low = *step;
+                return;
+            }
+            (self.above, self.reached) = (*step, *mass);
+        }
+    }
+}
+
+/// Goes from one logit down to another one in even steps.
+fn even_steps(from: f32, to: f32) -> [f32; scan::LEVELS] {
+    let mut steps = [to; scan::LEVELS];
+    let (first, last) = (f64::from(from), f64::from(to));
+    for (i, step) in (0u32..).zip(&mut steps[..scan::LEVELS - 1]) {
+        let part = f64::from(i) / (scan::LEVELS - 1) as f64;
+        #[expect(clippy::cast_possible_truncation, reason = "between two logits")]
+        let between = (first - (first - last) * part) as f32;
+        *step = between;
+    }
+    steps
 }
 
 /// How many of the likeliest mirostat 1 looks at.
@@ -548,6 +692,71 @@ impl Edit<'_> {
                     }
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Logits of all shapes: with a few likely tokens and a long tail, flat, all the same.
+    fn logits() -> impl Strategy<Value = Vec<f32>> {
+        let tail = prop_oneof![Just(0.0f32), Just(1.0), Just(3.0), Just(12.0)];
+        let logit = prop_oneof![6 => -1f32..1.0, 1 => Just(0.5f32), 1 => Just(-0.0f32), 1 => Just(f32::NEG_INFINITY)];
+        (tail, 0f32..9.0, 0usize..40, prop::collection::vec(logit, 1..6000)).prop_map(
+            |(spread, ahead, n_ahead, mut logits)| {
+                logits.iter_mut().for_each(|logit| *logit *= if *logit > f32::NEG_INFINITY { spread } else { 1.0 });
+                for (i, logit) in logits.iter_mut().step_by(97).take(n_ahead).enumerate() {
+                    *logit = ahead - 0.1 * i as f32;
+                }
+                logits
+            },
+        )
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_mass_is_that_of_the_fewest_likeliest(logits in logits(), share in 0.05f32..0.9999, temperature in 0.2f32..4.0) {
+            let mut candidates = Candidates::default();
+            prop_assume!(candidates.begin(&logits) > f32::NEG_INFINITY);
+            candidates.cool(&logits, temperature);
+            candidates.keep_mass(&logits, share);
+            let left = candidates.left(&logits);
+
+            let mut order: Vec<usize> = (0..logits.len()).filter(|i| logits[*i] > f32::NEG_INFINITY).collect();
+            order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+            let weight = |i: &usize| (f64::from(logits[*i] - logits[order[0]]) / f64::from(temperature)).exp();
+            let goal = order.iter().map(weight).sum::<f64>() * f64::from(share);
+            let mut expected: Vec<u32> = order[..left.len()].iter().map(|i| *i as u32).collect();
+            expected.sort_unstable();
+            prop_assert_eq!(&left, &expected, "the likeliest, and of equal ones the first");
+            let reached: f64 = order[..left.len()].iter().map(weight).sum();
+            let last = weight(&order[left.len() - 1]);
+            prop_assert!(reached >= goal * (1.0 - 1e-5), "{} tokens reach {}, wanted {}", left.len(), reached, goal);
+            prop_assert!(reached - last <= goal * (1.0 + 1e-5), "{} tokens reach {}, wanted {}", left.len(), reached, goal);
+        }
+
+        #[test]
+        fn sums_after_changes_are_those_of_what_is_left(logits in logits(), banned in prop::collection::vec(0u32..6000, 0..20)) {
+            let mut candidates = Candidates::default();
+            prop_assume!(candidates.begin(&logits) > f32::NEG_INFINITY);
+            candidates.total(&logits);
+            let mut changed = logits.clone();
+            for token in banned {
+                candidates.edit(&logits).ban(token);
+                if let Some(logit) = changed.get_mut(token as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+            let greatest = scan::block_maxima(&changed, &mut Vec::new());
+            prop_assume!(greatest > f32::NEG_INFINITY);
+            let expected = scan::sum_exp(&changed, greatest, 1.0, &mut Vec::new());
+            prop_assert_eq!(candidates.total(&logits).to_bits(), expected.to_bits());
         }
     }
 }
