@@ -36,17 +36,25 @@ fn distance_of(cosine: f32) -> f32 {
 /// Search is exact, because the gate asks for the *second*-nearest: an approximate index may lose just that one.
 /// It reads every stored value once, for all queries that are made together, and that is what limits it: 15,500 rows of
 /// 768 are 48 MB.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 pub struct Vectors {
     dimensions: usize,
     data: Vec<f32>,
+    /// Where in the data the oldest row begins that is not dropped.
+    start: usize,
+}
+
+impl PartialEq for Vectors {
+    fn eq(&self, other: &Self) -> bool {
+        self.dimensions == other.dimensions && self.kept() == other.kept()
+    }
 }
 
 impl Vectors {
     /// Makes an empty set for vectors of `dimensions` values.
     #[must_use]
     pub const fn new(dimensions: usize) -> Self {
-        Self { dimensions, data: Vec::new() }
+        Self { dimensions, data: Vec::new(), start: 0 }
     }
 
     /// Returns how many values a vector has.
@@ -58,7 +66,7 @@ impl Vectors {
     /// Returns how many vectors there are.
     #[must_use]
     pub const fn len(&self) -> usize {
-        match self.data.len().checked_div(self.dimensions) {
+        match (self.data.len() - self.start).checked_div(self.dimensions) {
             Some(n) => n,
             None => 0,
         }
@@ -67,7 +75,7 @@ impl Vectors {
     /// Says whether there are none.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.data.is_empty()
+        self.data.len() == self.start
     }
 
     /// Appends a vector, brought to unit length, and says whether it could be: a vector of another size, of zero length
@@ -83,23 +91,31 @@ impl Vectors {
 
     /// Drops the oldest `n` vectors.
     pub fn drop_oldest(&mut self, n: usize) {
-        let n = n.min(self.len());
-        self.data.drain(..n * self.dimensions);
+        self.start += n.min(self.len()) * self.dimensions;
+        // Moving all rows takes milliseconds, so it waits until there is something to gain.
+        if self.start > self.data.len() / 8 {
+            self.data.drain(..self.start);
+            self.start = 0;
+        }
     }
 
     /// Keeps the vectors at whose index `keep` is true.
     pub fn retain(&mut self, mut keep: impl FnMut(usize) -> bool) {
         let kept: Vec<f32> = (0..self.len()).filter(|&i| keep(i)).flat_map(|i| self.row(i).to_vec()).collect();
-        self.data = kept;
+        (self.data, self.start) = (kept, 0);
     }
 
     /// Returns the vectors, oldest first.
     pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
-        self.data.chunks_exact(self.dimensions.max(1))
+        self.kept().chunks_exact(self.dimensions.max(1))
     }
 
     fn row(&self, index: usize) -> &[f32] {
-        &self.data[index * self.dimensions..(index + 1) * self.dimensions]
+        &self.kept()[index * self.dimensions..(index + 1) * self.dimensions]
+    }
+
+    fn kept(&self) -> &[f32] {
+        &self.data[self.start..]
     }
 
     /// Returns the `k` nearest of the vectors from index `skip` on, nearest first: index and distance. Of equally near
@@ -155,7 +171,7 @@ impl Vectors {
         }
         let mut products = vec![0.0; asked.len() * ROWS_BETWEEN_LOOKS];
         let mut included = [false; ROWS_BETWEEN_LOOKS];
-        for (block, rows) in self.data.chunks(ROWS_BETWEEN_LOOKS * self.dimensions).enumerate() {
+        for (block, rows) in self.kept().chunks(ROWS_BETWEEN_LOOKS * self.dimensions).enumerate() {
             if is_over() {
                 return Err(OutOfTime);
             }
@@ -253,6 +269,26 @@ mod tests {
         let mut vectors = Vectors::new(2);
         vectors.push(&[1.0, 0.0]);
         assert_eq!(vectors.nearest(&[-2.0, 0.0], 1, 0), [(0, 0.0)]);
+    }
+
+    #[test]
+    fn rows_are_dropped_whether_or_not_they_are_moved() {
+        let mut vectors = Vectors::new(2);
+        let row = |i: u8| [(f32::from(i) / 100.0).cos(), (f32::from(i) / 100.0).sin()];
+        for i in 0..100_u8 {
+            vectors.push(&row(i));
+            vectors.drop_oldest(usize::from(i >= 40));
+            let mut expected = Vectors::new(2);
+            assert!((i.saturating_sub(39)..=i).all(|i| expected.push(&row(i))));
+            assert_eq!((&vectors, vectors.len()), (&expected, expected.len()));
+            assert_eq!(vectors.nearest(&row(i), 1, 0)[0].0, vectors.len() - 1);
+            assert_eq!(vectors.rows().len(), expected.len());
+        }
+        assert!(vectors.data.len() <= 2 * 46, "{}", vectors.data.len());
+        vectors.retain(|index| index >= 38);
+        assert_eq!(vectors.len(), 2);
+        vectors.drop_oldest(5);
+        assert!(vectors.is_empty() && vectors.nearest(&[1.0, 0.0], 1, 0).is_empty());
     }
 
     #[test]

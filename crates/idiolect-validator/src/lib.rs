@@ -27,6 +27,7 @@
 //! read prompts. What it is made of can be used alone: [`Stack`], [`Normaliser`], [`MovingAverage`]; the masks are in
 //! [`mask`], the penalties in [`penalty`], the `dpo` reward in [`dpo`]. The diversity mask is [`idiolect_uniqueness::gate`].
 
+mod classifier_model;
 pub mod dpo;
 pub mod mask;
 mod moving_average;
@@ -41,6 +42,7 @@ mod step;
 pub mod task;
 mod validator;
 
+pub use classifier_model::{ClassifierModel, RewardInput};
 pub use moving_average::{MovingAverage, UnknownUid};
 pub use normaliser::Normaliser;
 pub use profile::{CriteriaPenalties, Mask, Penalties, Profile, ProfileError, RelevanceBounds, RewardText};

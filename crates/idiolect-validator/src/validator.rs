@@ -13,6 +13,12 @@ use crate::stack::{Column, Missing, Stack, StepError};
 use crate::task::{TaskKind, text_prompting};
 use crate::{MovingAverage, Profile, Reply, RewardModel, StepTask};
 
+/// Threads that search the history at once, at most: they share the memory's bandwidth.
+const MOST_THREADS: usize = 4;
+
+/// Products of two numbers that take some milliseconds.
+const WORTH_A_THREAD: usize = 1 << 26;
+
 /// The BERT part of the relevance mask.
 #[derive(Clone, Debug)]
 pub struct BertPart {
@@ -162,6 +168,8 @@ impl Validator {
     }
 
     /// Computes a step and takes it in: statistics, counts, history and moving average are those after it.
+    ///
+    /// What is not asked of models is computed where this is polled: some milliseconds for 50 replies and a full history.
     ///
     /// # Errors
     /// [`StepError::Model`] where a model or encoder fails; nothing was taken in then.
@@ -355,7 +363,7 @@ impl Validator {
         let (_, embeddings) = opinions.embeddings.as_ref()?;
         let gate = &self.profile.gate;
         let batch = gate.batch_rewards(embeddings);
-        let historic = self.history.as_ref().and_then(|history| history.rewards(embeddings));
+        let historic = self.history.as_ref().and_then(|history| historic_rewards(history, embeddings));
         let historic_of = |i: usize| historic.as_ref().map(|historic| historic[i]);
         let product: Vec<f32> = batch.iter().enumerate().map(|(i, &b)| gate.product(b, historic_of(i))).collect();
         let factor: Vec<f32> = batch.iter().enumerate().map(|(i, &b)| gate.factor(b, historic_of(i))).collect();
@@ -384,6 +392,22 @@ impl Validator {
             factors.iter().map(|factor| Column::new(factor.name.clone(), factor.applied.clone())).collect();
         self.stack.step_with(self.missing, succeeded, &scores, &factors).map(Some)
     }
+}
+
+/// Divides the replies among threads where the search is long enough to be worth it; each reads the whole history.
+fn historic_rewards(history: &GateHistory, embeddings: &[Embedding]) -> Option<Vec<f32>> {
+    let n_products = history.len() * embeddings.iter().map(Vec::len).sum::<usize>();
+    let n_threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_THREADS);
+    if n_products < WORTH_A_THREAD || n_threads == 1 {
+        return history.rewards(embeddings);
+    }
+    let shares = embeddings.chunks(embeddings.len().div_ceil(n_threads));
+    std::thread::scope(|scope| {
+        let searches: Vec<_> = shares.map(|share| scope.spawn(move || history.rewards(share))).collect();
+        let found =
+            searches.into_iter().map(|search| search.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        found.collect::<Option<Vec<_>>>().map(|shares| shares.concat())
+    })
 }
 
 fn absent(profile: &Profile, models: &Models) -> Vec<MissingFactor> {

@@ -1,4 +1,6 @@
 use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +43,52 @@ impl NgramRules {
     }
 }
 
+/// Some tokens of a completion, which its other n-grams share.
+#[derive(Clone)]
+struct Ngram {
+    tokens: Arc<[u32]>,
+    start: u32,
+    n: u32,
+}
+
+impl Ngram {
+    fn new(tokens: &Arc<[u32]>, start: usize, n: usize) -> Self {
+        // No text has so many tokens, and a profile counts a few thousand of them.
+        let small = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        Self { tokens: Arc::clone(tokens), start: small(start), n: small(n) }
+    }
+
+    fn as_slice(&self) -> &[u32] {
+        self.tokens.get(self.start as usize..).and_then(|rest| rest.get(..self.n as usize)).unwrap_or_default()
+    }
+}
+
+impl From<&[u32]> for Ngram {
+    fn from(tokens: &[u32]) -> Self {
+        Self::new(&tokens.into(), 0, tokens.len())
+    }
+}
+
+impl PartialEq for Ngram {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_slice() == other.as_slice()
+    }
+}
+
+impl Eq for Ngram {}
+
+impl Hash for Ngram {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_slice().hash(state);
+    }
+}
+
+impl std::fmt::Debug for Ngram {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.as_slice().fmt(f)
+    }
+}
+
 /// A phrase that a reply was refused for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Match {
@@ -58,7 +106,7 @@ pub struct NgramBlacklist {
     rules: NgramRules,
     tokenizer: WordPiece,
     /// How often each n-gram was seen, and how often it may have been before.
-    counts: HashMap<Vec<u32>, (u64, u64)>,
+    counts: HashMap<Ngram, (u32, u32)>,
     n_completions: u64,
     window_index: u64,
     significance: Vec<Match>,
@@ -85,7 +133,7 @@ impl NgramBlacklist {
         for completion in completions {
             let tokens = self.tokens(completion);
             if tokens.len() >= self.rules.n_min.max(1) {
-                self.count(&tokens);
+                self.count(&tokens.into());
             }
         }
     }
@@ -98,12 +146,13 @@ impl NgramBlacklist {
         tokens
     }
 
-    fn count(&mut self, tokens: &[u32]) {
-        let before = self.window_index.saturating_sub(1);
-        for ngram in (self.rules.n_min.max(1)..=self.rules.n_max).flat_map(|n| tokens.windows(n)) {
-            match self.counts.get_mut(ngram) {
-                Some((count, _)) => *count += 1,
-                None => drop(self.counts.insert(ngram.to_vec(), (1, before))),
+    fn count(&mut self, tokens: &Arc<[u32]>) {
+        let before = u32::try_from(self.window_index.saturating_sub(1)).unwrap_or(u32::MAX);
+        for n in self.rules.n_min.max(1)..=self.rules.n_max {
+            for start in 0..(tokens.len() + 1).saturating_sub(n) {
+                let ngram = Ngram::new(tokens, start, n);
+                let count = &mut self.counts.entry(ngram).or_insert((0, before)).0;
+                *count = count.saturating_add(1);
             }
         }
         self.n_completions += 1;
@@ -123,7 +172,9 @@ impl NgramBlacklist {
 
     fn prune(&mut self) {
         let least = self.window_index;
-        self.counts.retain(|_, &mut (count, before)| count + before > least);
+        self.counts.retain(|_, &mut (count, before)| u64::from(count) + u64::from(before) > least);
+        // What is left shall not keep whole completions in memory.
+        self.counts = self.counts.drain().map(|(ngram, counts)| (ngram.as_slice().into(), counts)).collect();
     }
 
     fn halve(&mut self) {
@@ -150,11 +201,11 @@ impl NgramBlacklist {
         let least = (self.rules.support * total).max(float(self.window_index + 1));
         let mut phrases = Vec::new();
         for (ngram, &(count, before)) in &self.counts {
-            let seen = float(count + before);
+            let seen = f64::from(count) + f64::from(before);
             if seen <= least {
                 continue;
             }
-            let phrase = self.tokenizer.decode(ngram);
+            let phrase = self.tokenizer.decode(ngram.as_slice());
             let n_words = phrase.split_whitespace().count();
             if n_words >= self.rules.n_min && n_words > 0 {
                 let power = i32::try_from(n_words - 1).unwrap_or(i32::MAX);
@@ -180,7 +231,7 @@ impl NgramBlacklist {
     }
 
     pub(crate) fn saved(&self) -> SavedNgrams {
-        let counts = self.counts.iter().map(|(ngram, &(count, before))| (ngram.clone(), count, before));
+        let counts = self.counts.iter().map(|(ngram, &(count, before))| (ngram.as_slice().to_vec(), count, before));
         let significance = self.significance.iter().map(|m| (m.phrase.clone(), m.significance));
         SavedNgrams {
             vocabulary: self.tokenizer.fingerprint(),
@@ -208,7 +259,8 @@ impl NgramBlacklist {
         self.n_completions = saved.n_completions;
         self.window_index = saved.window_index;
         self.updated_at = saved.updated_at;
-        self.counts = saved.counts.into_iter().map(|(ngram, count, before)| (ngram, (count, before))).collect();
+        self.counts =
+            saved.counts.into_iter().map(|(ngram, count, before)| (ngram.as_slice().into(), (count, before))).collect();
         let phrase = |(phrase, significance)| Match { phrase, significance };
         self.significance = saved.significance.into_iter().map(phrase).collect();
         Ok(())
@@ -229,6 +281,6 @@ pub(crate) struct SavedNgrams {
     n_completions: u64,
     window_index: u64,
     updated_at: u64,
-    counts: Vec<(Vec<u32>, u64, u64)>,
+    counts: Vec<(Vec<u32>, u32, u32)>,
     significance: Vec<(String, f64)>,
 }

@@ -1,6 +1,11 @@
 use std::path::Path;
+use std::sync::Arc;
 
 use tokenizers::Tokenizer;
+
+mod ascii;
+
+use ascii::Ascii;
 
 /// A tokenizer's file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -18,7 +23,9 @@ pub struct TokenizerError {
 /// found that bert-base-cased cuts into more than 10 pieces. Significance depends on the words alone.
 #[derive(Clone, Debug)]
 pub struct WordPiece {
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
+    /// A quicker way for most texts.
+    ascii: Option<Arc<Ascii>>,
 }
 
 impl WordPiece {
@@ -33,13 +40,17 @@ impl WordPiece {
         let mut tokenizer = Tokenizer::from_file(path).map_err(failed)?;
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(failed)?;
-        Ok(Self { tokenizer })
+        let ascii = Ascii::of(&tokenizer).map(Arc::new);
+        Ok(Self { tokenizer: Arc::new(tokenizer), ascii })
     }
 
     /// Returns the text's tokens without special ones; none for a text that cannot be tokenised.
     #[must_use]
     pub fn encode(&self, text: &str) -> Vec<u32> {
-        self.tokenizer.encode_fast(text, false).map(|e| e.get_ids().to_vec()).unwrap_or_default()
+        match self.ascii.as_ref().and_then(|ascii| ascii.encode(text)) {
+            Some(tokens) => tokens,
+            None => self.tokenizer.encode_fast(text, false).map(|e| e.get_ids().to_vec()).unwrap_or_default(),
+        }
     }
 
     /// Returns a number that two tokenizers share only if they have the same vocabulary.
@@ -78,6 +89,10 @@ impl WordPiece {
     #[must_use]
     pub fn windows(&self, text: &str, max_tokens: usize) -> Vec<String> {
         let size = max_tokens.saturating_sub(2).max(1);
+        // Most texts are one window, and need no record of where their tokens are.
+        if self.ascii.as_ref().and_then(|ascii| ascii.encode(text)).is_some_and(|tokens| tokens.len() <= size) {
+            return vec![text.to_owned()];
+        }
         let Ok(encoding) = self.tokenizer.encode(text, false) else { return vec![text.to_owned()] };
         let offsets = encoding.get_offsets();
         if offsets.len() <= size {
@@ -85,5 +100,58 @@ impl WordPiece {
         }
         let spans = offsets.chunks(size).filter_map(|chunk| Some((chunk.first()?.0, chunk.last()?.1)));
         spans.filter_map(|(from, to)| text.get(from..to)).map(str::to_owned).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn minilm() -> WordPiece {
+        let dir = idiolect_models::testing::model("minilm").expect("the default encoder").dir;
+        WordPiece::from_file(dir.join("tokenizer.json")).expect("it loads")
+    }
+
+    #[track_caller]
+    fn check(tokenizer: &WordPiece, text: &str) {
+        let expected = tokenizer.tokenizer.encode_fast(text, false).unwrap().get_ids().to_vec();
+        assert_eq!(tokenizer.encode(text), expected, "{text:?}");
+        if let Some(tokens) = tokenizer.ascii.as_ref().unwrap().encode(text) {
+            assert_eq!(tokens, expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn texts_are_cut_as_the_library_does() {
+        let tokenizer = minilm();
+        let long = "x".repeat(101);
+        for text in [
+            "",
+            " \t\r\n",
+            "Photosynthesis turns light, water and CO2 into sugar; isn't it $5.00?",
+            "a\u{0}b\u{7f}c\u{b}d e\u{1f}f",
+            "the [MASK] of [UNK], [mask]",
+            "snake_case(|x| x + 1) ~`^<>",
+            "na\u{ef}ve caf\u{e9} \u{4e2d}\u{6587} \u{ad6d}",
+            "zzqqxjkw unaffable",
+            &long[1..],
+            &long,
+        ] {
+            check(&tokenizer, text);
+        }
+        assert!(tokenizer.ascii.as_ref().unwrap().encode("caf\u{e9}").is_none());
+        let window = "word ".repeat(511);
+        assert_eq!(tokenizer.windows(&window[..2549], 512), [&window[..2549]]);
+        assert_eq!(tokenizer.windows(&window, 512).len(), 2);
+    }
+
+    #[test]
+    fn any_text_is_cut_as_the_library_does() {
+        let tokenizer = minilm();
+        proptest!(ProptestConfig::with_cases(2_000), |(text in "[ -~\\t\\n\u{0}-\u{1f}\u{7f}]{0,80}|[a-zA-Z ]{0,80}|\\PC{0,30}")| {
+            check(&tokenizer, &text);
+        });
     }
 }
