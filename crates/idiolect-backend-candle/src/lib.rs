@@ -136,6 +136,8 @@
 mod assembly;
 mod backend;
 mod candidate;
+#[cfg(feature = "classifiers")]
+mod classifier;
 mod clock;
 mod config;
 mod cost;
@@ -166,6 +168,8 @@ mod quality;
 mod testing;
 
 pub use backend::CandleBackend;
+#[cfg(feature = "classifiers")]
+pub use classifier::SequenceClassifier;
 pub use config::{BadSetting, CandleConfig, EncoderConfig};
 pub use device::{DeviceChoice, ParseDeviceError};
 pub use encoder::SentenceEncoder;

@@ -54,6 +54,7 @@
 mod backend;
 mod backoff;
 mod capabilities;
+mod classifier;
 mod collect;
 mod completion;
 mod echo;
@@ -76,6 +77,7 @@ mod timeout;
 pub use backend::{Backend, CompletionStream, Health};
 pub use backoff::Backoff;
 pub use capabilities::{Capabilities, ScoreSupport};
+pub use classifier::{Classifier, ClassifierInput};
 pub use collect::{Collector, collect, collect_until};
 pub use completion::{Candidate, Completion, Event, FinishReason, TokenLogprob, TopLogprob, Usage};
 pub use echo::{Echo, EchoConfig, HashEmbedder};
