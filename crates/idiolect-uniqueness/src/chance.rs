@@ -8,10 +8,10 @@
 //! the complementary log-log model, which is that of a nearest rival hidden among u: Λ is the expected number of unseen
 //! rivals that are too near. With no rival seen, ln Λ = b₀ + b₁ ln(1 + u).
 //!
-//! The coefficients were fitted to replies of 40 models to the same prompts, whole populations of 5 to 40 with some of them
+//! The coefficients were fitted to replies of 40 models to each of 50 prompts, whole populations of 5 to 40 with some of them
 //! revealed, masked or not by the distances of all-mpnet-base-v2. Prompts differ more than replies: ranges are
 //! wide enough that in nine of ten prompts that had no part in the fit the share of replies that was masked lies in them
-//! (docs/benchmarks.md has the tables).
+//! (docs/benchmarks.md has the tables, and those of prompts of another sort).
 
 use serde::{Deserialize, Serialize};
 
