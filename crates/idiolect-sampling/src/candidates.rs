@@ -238,6 +238,9 @@ impl Candidates {
                 if !self.list_by_sample(logits, goal, surely_enough, listed) {
                     return self.keep_many(logits, goal, surely_enough);
                 }
+            } else if self.kept.len() > MANY {
+                self.is_list = false;
+                return self.keep_many(logits, goal, surely_enough);
             }
         } else {
             scan::exp_into(&self.kept, self.greatest, self.scale, &mut self.weights);
@@ -271,14 +274,13 @@ impl Candidates {
         is_enough
     }
 
-    /// Keeps the likeliest that reach a weight, of a whole vocabulary in which these are many and none lies deeper than
+    /// Keeps the likeliest that reach a weight, of a whole vocabulary in which these may be many and none lies deeper than
     /// `deepest`. Sums over all logits narrow down where the last one is, so that only those near it need to be put in order.
     fn keep_many(&mut self, logits: &[f32], goal: Goal, deepest: f32) {
         let (greatest, scale) = (self.greatest, self.scale);
         let at = |depth: f32| (greatest - depth / scale).max(f32::MIN);
         let low = at(deepest);
         let mut border = Border { above: f32::INFINITY, low, reached: 0.0 };
-        // What lies above the first step is known to be too little, but for sums that round differently.
         let steps = even_steps(at(SHALLOW.min(deepest)), low);
         let masses = scan::masses(self.dense(logits), greatest, scale, &steps);
         border.narrow(&steps, &masses, goal);
