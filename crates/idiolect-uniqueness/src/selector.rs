@@ -161,7 +161,7 @@ pub struct Selection {
 ///   reward to all our earlier replies. With an empty history it has no part.
 /// - A candidate that clears the gate beats one that does not, whatever its quality, unless that is 0. Above the gate
 ///   quality times the chance not to be masked counts (quality alone for an encoder without a
-///   [`Calibration`](crate::chance::Calibration)): more distance earns nothing but safety from the rivals that are not
+///   [`Calibration`]): more distance earns nothing but safety from the rivals that are not
 ///   seen. A profile without a mask takes the best product of quality and predicted reward.
 /// - A candidate whose embedding has no direction (zero length, a value that is not finite, another size than the
 ///   rest) counts as a repeat: distance 0.
