@@ -32,13 +32,15 @@ const PERPLEXITY: f64 = 0.01;
 /// How far logits of a real model may be from candle's own where both compute with exact products: the same sums in another
 /// order. The most that was seen is 5e-5, of logits of up to 23.
 const EXACT: f32 = 2e-4;
-/// Of greedy texts, how many tokens must be candle's first choice, too, in percent: 231 of 240 were.
+/// Of greedy texts, how many tokens must be candle's first choice, too, in percent: 238 of 240 were with the file as published, 231 in Q4_0.
 const ALIKE: usize = 95;
-/// How far the log-probability of either of the two best tokens may be from candle's at most where they are: 0.64 was seen.
-const FARTHEST: f32 = 0.75;
+/// How far the log-probability of the best token may be from candle's where it is, at most.
+const BEST: f32 = 0.5;
+/// How far that of the second best may be: 0.64 was seen.
+const SECOND: f32 = 0.75;
 /// By how much the other of two tokens may be the likelier one at most where they are not, in nats, by either engine's own
-/// account: 0.31 was seen.
-const NEAR_TIE: f32 = 0.35;
+/// account: 0.43 was seen with the file as published, 0.31 in Q4_0.
+const NEAR_TIE: [f32; 2] = [0.45, 0.35];
 
 /// Runs a model on candle's tensors: with candle's own products of quantised weights, or of exact ones.
 fn on_tensors(path: &Path, quantize: Option<Format>) -> CandleBackend {
@@ -172,12 +174,15 @@ fn best(row: &[f32]) -> (u32, impl Fn(u32) -> f32) {
 /// these differ, either finds both about as likely.
 #[test]
 fn greedy_texts_part_from_candles_at_near_ties_only() {
-    const TOKENS: usize = 48;
-    if !thorough("SmolLM2 on candle's own implementation") {
-        return;
+    if thorough("SmolLM2 on candle's own implementation") {
+        check_greedy("as published", &testing::smollm2(), NEAR_TIE[0]);
+        check_greedy("in Q4_0", encoded(&testing::smollm2(), GgmlDType::Q4_0).path(), NEAR_TIE[1]);
     }
-    let encoded = encoded(&testing::smollm2(), GgmlDType::Q4_0);
-    let open = || Weights::open(encoded.path(), 4096, None).unwrap();
+}
+
+fn check_greedy(what: &str, path: &Path, near_tie: f32) {
+    const TOKENS: usize = 48;
+    let open = || Weights::open(path, 4096, None).unwrap();
     let tokenizer = Tokenizer::of(&open()).unwrap();
     let kernels = Model::new(Transformer::load(&mut open(), &Settings::for_tests()).unwrap());
     let prompts = [
@@ -187,7 +192,7 @@ fn greedy_texts_part_from_candles_at_near_ties_only() {
         "The three most important inventions of the nineteenth century were",
         "def fibonacci(n):",
     ];
-    let (mut n_same, mut farthest, mut parted) = (0, 0f32, Vec::new());
+    let (mut n_same, mut farthest, mut parted) = (0, [0f32; 2], Vec::new());
     for prompt in prompts {
         let prompt = tokenizer.encode(prompt).unwrap();
         // Ours first, then candle is fed the same.
@@ -201,7 +206,7 @@ fn greedy_texts_part_from_candles_at_near_ties_only() {
                 session.step(&[(0, text[text.len() - 1])]).unwrap();
             }
         }
-        let file = std::fs::File::open(encoded.path()).unwrap();
+        let file = std::fs::File::open(path).unwrap();
         let theirs = reference_of("llama", file, &prompt, &text[..TOKENS - 1]);
         for (i, (ours, theirs)) in rows.iter().zip(&theirs).enumerate() {
             let normal = |row: &[f32]| {
@@ -215,18 +220,23 @@ fn greedy_texts_part_from_candles_at_near_ties_only() {
                 continue;
             }
             let mut order: Vec<usize> = (0..ours.len()).collect();
-            order.select_nth_unstable_by(2, |a, b| ours[*b].total_cmp(&ours[*a]));
-            farthest = order[..2].iter().fold(farthest, |most, i| most.max((ours[*i] - theirs[*i]).abs()));
+            order.select_nth_unstable_by(1, |a, b| ours[*b].total_cmp(&ours[*a]));
+            for (most, i) in farthest.iter_mut().zip(order) {
+                *most = most.max((ours[i] - theirs[i]).abs());
+            }
             n_same += 1;
         }
     }
     println!(
-        "greedy: {n_same} tokens alike, log-probabilities of the two best up to {farthest:.3} apart; parted: {parted:?}"
+        "greedy, {what}: {n_same} tokens alike, log-probabilities of the two best up to {farthest:.3?} apart; parted: {parted:?}"
     );
     assert!(n_same * 100 >= prompts.len() * TOKENS * ALIKE, "{n_same} tokens alike");
-    assert!(farthest <= FARTHEST, "log-probabilities of the two best tokens are {farthest} apart");
+    assert!(
+        farthest[0] < BEST && farthest[1] <= SECOND,
+        "log-probabilities of the two best tokens are {farthest:?} apart"
+    );
     for (i, ours, theirs) in parted {
-        assert!(ours.max(theirs) <= NEAR_TIE, "parted after {i} tokens, {ours} nats apart by ours, {theirs} by theirs");
+        assert!(ours.max(theirs) <= near_tie, "parted after {i} tokens, {ours} nats apart by ours, {theirs} by theirs");
     }
 }
 

@@ -37,8 +37,10 @@ async fn prompts_that_were_kept_and_lengths_that_were_planned_are_counted() {
     let fewest = |candidates: usize| (candidates / 2 + 1) as f64;
     let fastest = decode.iter().map(|of| of.tokens_per_second / fewest(of.candidates)).fold(0.0, f64::max);
     let allowed = Duration::from_secs(3);
-    (ask.n, ask.sampling.max_tokens, ask.deadline) = (4, 3500, Some(Instant::now() + allowed));
+    let deadline = Instant::now() + allowed;
+    (ask.n, ask.sampling.max_tokens, ask.deadline) = (4, 3500, Some(deadline));
     backend.complete(ask).await.unwrap();
+    assert!(Instant::now() < deadline + Duration::from_secs(10));
     let planned = kept.last(planned).expect("a plan");
     // Half as much again as there is time for, and a few more.
     let most = fastest * allowed.as_secs_f64() * 1.5 + 33.0;

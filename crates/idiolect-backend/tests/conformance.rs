@@ -119,6 +119,44 @@ async fn late_answers_are_found_out() {
     conformance(|| Arc::new(Late(Arc::new(Echo::new())))).await;
 }
 
+/// Holds up its thread beyond any deadline.
+#[derive(Debug)]
+struct HoldsUp(Arc<Echo>);
+
+#[async_trait]
+impl Backend for HoldsUp {
+    fn capabilities(&self) -> &Capabilities {
+        self.0.capabilities()
+    }
+
+    async fn health(&self) -> Health {
+        self.0.health().await
+    }
+
+    async fn complete(&self, request: Request) -> Result<Completion, Error> {
+        if request.deadline.is_some_and(|deadline| deadline > std::time::Instant::now()) {
+            #[expect(clippy::disallowed_methods, reason = "blocking the executor's thread is what is to be found out")]
+            std::thread::sleep(Duration::from_millis(1500));
+            return self.0.complete(Request { deadline: None, ..request }).await;
+        }
+        self.0.complete(request).await
+    }
+
+    async fn stream(&self, request: Request) -> Result<CompletionStream, Error> {
+        self.0.stream(request).await
+    }
+
+    async fn score(&self, request: ScoreRequest) -> Result<Score, Error> {
+        self.0.score(request).await
+    }
+}
+
+#[tokio::test]
+#[should_panic(expected = "after it")]
+async fn threads_that_are_held_up_are_found_out() {
+    conformance(|| Arc::new(HoldsUp(Arc::new(Echo::new())))).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_passes_after_a_deadline_is_measured_by_the_clock_that_is_given() {
     let make = || Arc::new(Late(Arc::new(Echo::new()))) as _;
