@@ -13,10 +13,11 @@ use candle_nn::VarBuilder;
 use candle_transformers::models::debertav2::{Config as DebertaConfig, DebertaV2SeqClassificationModel};
 use idiolect_backend::{Classifier, ClassifierInput, Error};
 use serde::Deserialize;
-use tokenizers::{Tokenizer, TruncationParams};
+use tokenizers::Tokenizer;
 use tokio::sync::{mpsc, oneshot};
 
 use self::gptj::GptJ;
+use crate::encoder::load_tokenizer;
 use crate::error::{LoadError, first_line, guard};
 
 /// What is read of an input whose model has no bound of its own. Attention takes memory in its square.
@@ -99,7 +100,7 @@ impl SequenceClassifier {
             let max_tokens = shape.n_positions;
             (Model::GptJ(GptJ::load(&weights, shape, n_labels).map_err(damaged)?), max_tokens)
         };
-        let tokenizer = tokenizer(&dir.join("tokenizer.json"), max_tokens)?;
+        let tokenizer = load_tokenizer(&dir.join("tokenizer.json"), max_tokens)?;
         let name = dir.file_name().map_or_else(|| config.model_type, |name| name.to_string_lossy().into_owned());
         let (jobs, queue) = mpsc::channel(QUEUE);
         let worker = Worker { name: name.clone(), model, tokenizer };
@@ -129,15 +130,6 @@ fn weights(dir: &Path) -> Result<VarBuilder<'static>, LoadError> {
         tensors.extend(found.map_err(|e| LoadError::damaged(&path, first_line(&e)))?);
     }
     Ok(VarBuilder::from_tensors(tensors, DType::F32, &Device::Cpu))
-}
-
-fn tokenizer(path: &Path, max_tokens: usize) -> Result<Tokenizer, LoadError> {
-    let bytes = std::fs::read(path).map_err(|e| LoadError::io(path, e))?;
-    let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| LoadError::damaged(path, e))?;
-    tokenizer.with_padding(None);
-    let truncation = TruncationParams { max_length: max_tokens, ..TruncationParams::default() };
-    tokenizer.with_truncation(Some(truncation)).map_err(|e| LoadError::damaged(path, e))?;
-    Ok(tokenizer)
 }
 
 struct Worker {

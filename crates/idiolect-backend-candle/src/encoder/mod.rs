@@ -7,6 +7,8 @@ mod tensors;
 mod weights;
 
 pub use sentence::SentenceEncoder;
+#[cfg(feature = "classifiers")]
+pub(crate) use sentence::load_tokenizer;
 
 #[cfg(test)]
 mod tests;

@@ -89,7 +89,7 @@ impl SentenceEncoder {
 }
 
 /// Loads a tokenizer and replaces the padding and truncation that its file asks for.
-fn load_tokenizer(path: &Path, max_tokens: usize) -> Result<Tokenizer, LoadError> {
+pub(crate) fn load_tokenizer(path: &Path, max_tokens: usize) -> Result<Tokenizer, LoadError> {
     let bytes = std::fs::read(path).map_err(|e| LoadError::io(path, e))?;
     let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| LoadError::damaged(path, e))?;
     tokenizer.with_padding(None);
