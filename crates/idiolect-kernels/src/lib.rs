@@ -64,7 +64,9 @@ mod tile;
 
 pub use activations::Activations;
 pub use attention::{BLOCK_TOKENS, KvCache, KvShape, KvType, Rotation, Span, Turn, View, Write};
-pub use dense::{Epilogue, LayerNorm, PackedF32, PositionBias, Rows, attend_within_texts, dot, dot_products};
+pub use dense::{
+    ByteLine, Epilogue, LayerNorm, PackedF32, PositionBias, Rows, attend_within_texts, byte_products, dot, dot_products,
+};
 pub use format::Format;
 pub use matrix::{Matrix, PackError, Packer};
 pub use rows::{Delta, Gate, add_and_normalise, gated, soft_cap};

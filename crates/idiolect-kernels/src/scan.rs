@@ -27,6 +27,12 @@
 )]
 #![expect(clippy::inline_always, reason = "what is not inlined into a tier is not compiled for it")]
 
+mod collect;
+mod pack;
+
+pub use collect::{collect_at_least, collect_best, collect_between, keep_at_least, keep_best, keep_between};
+use pack::Pack;
+
 /// Values that share one maximum in [`block_maxima`].
 pub const BLOCK: usize = 64;
 
@@ -41,21 +47,21 @@ const LANES: usize = 16;
 /// Plain code that gains from wide registers. `run` and all it calls are `inline(always)`.
 trait Scan {
     type Output;
-    fn run(self) -> Self::Output;
+    fn run<P: Pack>(self) -> Self::Output;
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::Scan;
+    use super::{Scan, pack};
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
     pub(super) fn avx512<S: Scan>(scan: S) -> S::Output {
-        scan.run()
+        scan.run::<pack::Avx512>()
     }
 
     #[target_feature(enable = "avx2,fma")]
     pub(super) fn avx2<S: Scan>(scan: S) -> S::Output {
-        scan.run()
+        scan.run::<pack::Avx2>()
     }
 
     pub(super) fn has_avx512() -> bool {
@@ -84,7 +90,7 @@ fn widest<S: Scan>(scan: S) -> S::Output {
             return unsafe { x86::avx2(scan) };
         }
     }
-    scan.run()
+    scan.run::<pack::Portable>()
 }
 
 /// Returns 2^x for x at most 0: exactly 1 for 0, with a relative error below 3e-7 elsewhere; 0 below -125.
@@ -142,30 +148,58 @@ impl Scan for BlockMaxima<'_> {
     type Output = f32;
 
     #[inline(always)]
-    fn run(self) -> f32 {
+    fn run<P: Pack>(self) -> f32 {
         self.maxima.clear();
-        self.maxima.resize(self.values.len().div_ceil(BLOCK), f32::NEG_INFINITY);
-        let (blocks, rest) = self.values.as_chunks::<BLOCK>();
-        for (block, greatest) in blocks.iter().zip(&mut *self.maxima) {
-            let mut lanes = [f32::NEG_INFINITY; LANES];
-            for row in block.as_chunks::<LANES>().0 {
-                for i in 0..LANES {
-                    lanes[i] = max(row[i], lanes[i]);
-                }
-            }
-            *greatest = greatest_of(&lanes);
-        }
-        if let Some(last) = self.maxima.last_mut().filter(|_| !rest.is_empty()) {
-            *last = rest.iter().fold(f32::NEG_INFINITY, |greatest, value| max(*value, greatest));
+        for block in self.values.chunks(BLOCK) {
+            self.maxima.push(maximum_of(block));
         }
         self.maxima.iter().fold(f32::NEG_INFINITY, |greatest, block| max(*block, greatest))
     }
+}
+
+/// Returns the greatest value; negative infinity when there is none. NaN counts as nothing.
+#[inline(always)]
+fn maximum_of(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (rows, rest) = values.as_chunks::<LANES>();
+    for row in rows {
+        for i in 0..LANES {
+            lanes[i] = max(row[i], lanes[i]);
+        }
+    }
+    rest.iter().fold(greatest_of(&lanes), |greatest, value| max(*value, greatest))
 }
 
 /// Writes the greatest value of each [`BLOCK`] to `maxima` and returns the greatest of all: negative infinity when there
 /// is none. NaN counts as nothing; [`sum_exp`] finds it.
 pub fn block_maxima(values: &[f32], maxima: &mut Vec<f32>) -> f32 {
     widest(BlockMaxima { values, maxima })
+}
+
+/// Returns the sum of `exp((x - greatest) · scale)` over at most [`CHUNK`] values, of which `own` is the greatest.
+///
+/// It is computed from the chunk's own greatest value, so that it can be before the greatest of all is known.
+#[inline(always)]
+fn sum_of_chunk(chunk: &[f32], own: f32, scale: f32) -> f32 {
+    // Finite, so that the difference to an impossible token's logit is no NaN.
+    let own = max(own, f32::MIN);
+    let mut lanes = [0f32; LANES];
+    let (rows, rest) = chunk.as_chunks::<LANES>();
+    for row in rows {
+        for i in 0..LANES {
+            lanes[i] += exp2((row[i] - own) * scale);
+        }
+    }
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane += exp2((value - own) * scale);
+    }
+    sum_of(&lanes)
+}
+
+/// Returns what a sum taken from a chunk's own greatest value is multiplied by to be one taken from the greatest of all.
+#[inline(always)]
+fn weight_of_chunk(own: f32, greatest: f32, scale: f32) -> f64 {
+    f64::from(exp2((max(own, f32::MIN) - greatest) * scale))
 }
 
 struct SumExp<'a> {
@@ -179,23 +213,14 @@ impl Scan for SumExp<'_> {
     type Output = f64;
 
     #[inline(always)]
-    fn run(self) -> f64 {
+    fn run<P: Pack>(self) -> f64 {
         self.sums.clear();
         self.sums.reserve(self.values.len().div_ceil(CHUNK));
         let scale = self.scale * LOG2_E;
         let mut sum = 0.0;
         for chunk in self.values.chunks(CHUNK) {
-            let mut lanes = [0f32; LANES];
-            let (rows, rest) = chunk.as_chunks::<LANES>();
-            for row in rows {
-                for i in 0..LANES {
-                    lanes[i] += exp2((row[i] - self.greatest) * scale);
-                }
-            }
-            for (lane, value) in lanes.iter_mut().zip(rest) {
-                *lane += exp2((value - self.greatest) * scale);
-            }
-            let chunk = f64::from(sum_of(&lanes));
+            let own = maximum_of(chunk);
+            let chunk = f64::from(sum_of_chunk(chunk, own, scale)) * weight_of_chunk(own, self.greatest, scale);
             sum += chunk;
             self.sums.push(chunk);
         }
@@ -207,6 +232,48 @@ impl Scan for SumExp<'_> {
 /// above `greatest`, which is finite; `scale` is above 0. The sum is NaN when any value is.
 pub fn sum_exp(values: &[f32], greatest: f32, scale: f32, sums: &mut Vec<f64>) -> f64 {
     widest(SumExp { values, greatest, scale, sums })
+}
+
+struct Begin<'a> {
+    values: &'a [f32],
+    maxima: &'a mut Vec<f32>,
+    sums: &'a mut Vec<f64>,
+}
+
+impl Scan for Begin<'_> {
+    type Output = (f32, f64);
+
+    #[inline(always)]
+    fn run<P: Pack>(self) -> (f32, f64) {
+        self.maxima.clear();
+        self.maxima.reserve(self.values.len().div_ceil(BLOCK));
+        self.sums.clear();
+        self.sums.reserve(self.values.len().div_ceil(CHUNK));
+        let mut greatest = f32::NEG_INFINITY;
+        for chunk in self.values.chunks(CHUNK) {
+            let mut own = f32::NEG_INFINITY;
+            for block in chunk.chunks(BLOCK) {
+                let block = maximum_of(block);
+                own = max(block, own);
+                self.maxima.push(block);
+            }
+            self.sums.push(f64::from(sum_of_chunk(chunk, own, LOG2_E)));
+            greatest = max(own, greatest);
+        }
+        let mut sum = 0.0;
+        for (chunk, maxima) in self.sums.iter_mut().zip(self.maxima.chunks(CHUNK / BLOCK)) {
+            let own = maxima.iter().fold(f32::NEG_INFINITY, |greatest, block| max(*block, greatest));
+            *chunk *= weight_of_chunk(own, greatest, LOG2_E);
+            sum += *chunk;
+        }
+        (greatest, sum)
+    }
+}
+
+/// Returns what [`block_maxima`] returns and, with a scale of 1, [`sum_exp`], and writes what they write, with the same bits;
+/// but reads the values once. Where no value is finite, the sum means nothing.
+pub fn begin(values: &[f32], maxima: &mut Vec<f32>, sums: &mut Vec<f64>) -> (f32, f64) {
+    widest(Begin { values, maxima, sums })
 }
 
 /// How many thresholds [`masses`] has.
@@ -223,7 +290,7 @@ impl Scan for Masses<'_> {
     type Output = [f64; LEVELS];
 
     #[inline(always)]
-    fn run(self) -> [f64; LEVELS] {
+    fn run<P: Pack>(self) -> [f64; LEVELS] {
         let scale = self.scale * LOG2_E;
         let mut masses = [0.0; LEVELS];
         let mut values = [[f32::NEG_INFINITY; LANES]; CHUNK / LANES];
@@ -287,7 +354,7 @@ impl Scan for ExpInto<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run(self) {
+    fn run<P: Pack>(self) {
         self.weights.clear();
         self.weights.resize(self.values.len(), 0.0);
         let scale = self.scale * LOG2_E;
@@ -318,7 +385,7 @@ impl Scan for SumExpMoment<'_> {
     type Output = (f64, f64);
 
     #[inline(always)]
-    fn run(self) -> (f64, f64) {
+    fn run<P: Pack>(self) -> (f64, f64) {
         let scale = self.scale * LOG2_E;
         let (mut sum, mut moment) = (0.0, 0.0);
         for chunk in self.values.chunks(CHUNK) {
@@ -364,7 +431,7 @@ impl Scan for Deviation<'_> {
     type Output = f64;
 
     #[inline(always)]
-    fn run(self) -> f64 {
+    fn run<P: Pack>(self) -> f64 {
         let (mut n, mut sum, mut squares) = (0u64, 0.0, 0.0);
         for chunk in self.values.chunks(CHUNK) {
             let mut ns = [0u32; LANES];
@@ -403,54 +470,13 @@ pub fn standard_deviation(values: &[f32], greatest: f32) -> f64 {
     widest(Deviation { values, greatest })
 }
 
-struct Collect<'a> {
-    values: &'a [f32],
-    maxima: &'a [f32],
-    threshold: f32,
-    ids: &'a mut Vec<u32>,
-    kept: &'a mut Vec<f32>,
-}
-
-impl Scan for Collect<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run(self) {
-        self.ids.clear();
-        self.kept.clear();
-        let mut ids = [0u32; BLOCK];
-        let mut kept = [0f32; BLOCK];
-        let blocks = self.values.chunks(BLOCK).zip(self.maxima).zip((0u32..).step_by(BLOCK));
-        for ((block, greatest), first) in blocks {
-            if *greatest < self.threshold {
-                continue;
-            }
-            // Packed without branches, which nobody could predict.
-            let mut n = 0;
-            for (id, value) in (first..).zip(block) {
-                ids[n % BLOCK] = id;
-                kept[n % BLOCK] = *value;
-                n += usize::from(*value >= self.threshold);
-            }
-            self.ids.extend_from_slice(&ids[..n]);
-            self.kept.extend_from_slice(&kept[..n]);
-        }
-    }
-}
-
-/// Collects the values of at least `threshold` and where they are, in order. `maxima` are those that [`block_maxima`]
-/// wrote for the same values.
-pub fn collect_at_least(values: &[f32], maxima: &[f32], threshold: f32, ids: &mut Vec<u32>, kept: &mut Vec<f32>) {
-    widest(Collect { values, maxima, threshold, ids, kept });
-}
-
 struct Sum<'a>(&'a [f32]);
 
 impl Scan for Sum<'_> {
     type Output = f64;
 
     #[inline(always)]
-    fn run(self) -> f64 {
+    fn run<P: Pack>(self) -> f64 {
         let mut sum = 0.0;
         for chunk in self.0.chunks(CHUNK) {
             let mut lanes = [0f32; LANES];
@@ -493,6 +519,8 @@ mod tests {
 
     use super::*;
 
+    use super::collect::{AtLeast, Best, Between, Keep, List, Range};
+
     fn logits() -> impl Strategy<Value = Vec<f32>> {
         let value = prop_oneof![9 => -60f32..30.0, 1 => Just(f32::NEG_INFINITY), 1 => Just(3.0f32)];
         prop::collection::vec(value, 0..3000)
@@ -530,9 +558,36 @@ mod tests {
                 bits.extend([(wide.to_bits() >> 32) as u32, wide.to_bits() as u32]);
             }
             bits.extend(weights.iter().map(|w| w.to_bits()));
-            tier.run(Collect { values, maxima: &maxima, threshold: top - 9.0, ids: &mut ids, kept: &mut kept });
-            bits.extend(ids);
+            let wish = AtLeast(top - 9.0);
+            tier.run(List { values, maxima: &maxima, bar: wish.0, wish, ids: &mut ids, kept: &mut kept });
+            bits.extend(&ids);
             bits.extend(kept.iter().map(|k| k.to_bits()));
+            let best = || Best { key: kept.last().copied().unwrap_or_default(), n_equal: 2 };
+            let (mut best_ids, mut best_kept) = (ids.clone(), kept.clone());
+            tier.run(Keep { wish: best(), ids: Some(&mut best_ids), kept: &mut best_kept });
+            let (mut listed_ids, mut listed) = (Vec::new(), Vec::new());
+            let list = List {
+                values,
+                maxima: &maxima,
+                bar: best().key,
+                wish: best(),
+                ids: &mut listed_ids,
+                kept: &mut listed,
+            };
+            tier.run(list);
+            assert_eq!((&listed_ids, &listed), (&best_ids, &best_kept));
+            bits.extend(listed_ids);
+            let between = || Between { low: top - 5.0, above: top - 2.0 };
+            let (mut ranged, mut between_kept) = (Vec::new(), kept.clone());
+            tier.run(Range { values, wish: between(), into: &mut ranged });
+            tier.run(Keep { wish: between(), ids: None, kept: &mut between_kept });
+            assert_eq!(ranged, between_kept);
+            bits.extend(ranged.iter().map(|k| k.to_bits()));
+            let (mut begun, mut begun_sums) = (Vec::new(), Vec::new());
+            let (greatest, total) = tier.run(Begin { values, maxima: &mut begun, sums: &mut begun_sums });
+            assert_eq!((greatest, &begun), (top, &maxima));
+            let plain = tier.run(SumExp { values, greatest: top, scale: 1.0, sums: &mut sums });
+            assert_eq!((total.to_bits(), begun_sums), (plain.to_bits(), sums));
             results.push(bits);
         });
         results
@@ -550,7 +605,7 @@ mod tests {
     impl Tier {
         fn run<S: Scan>(self, scan: S) -> S::Output {
             match self {
-                Self::Portable => scan.run(),
+                Self::Portable => scan.run::<pack::Portable>(),
                 #[cfg(target_arch = "x86_64")]
                 // SAFETY: `each_tier` asked for the feature.
                 Self::Avx2 => unsafe { x86::avx2(scan) },
@@ -675,6 +730,45 @@ mod tests {
                 let expected: Vec<(u32, f32)> =
                     (0..).zip(values.iter().copied()).filter(|(_, v)| *v >= threshold).collect();
                 prop_assert_eq!(ids.iter().copied().zip(kept.iter().copied()).collect::<Vec<_>>(), expected);
+            }
+        }
+
+        #[test]
+        fn the_best_are_those_of_a_sorted_list(values in logits(), at: prop::sample::Index, n_equal in 0usize..40) {
+            prop_assume!(!values.is_empty());
+            let key = *at.get(&values);
+            let mut left = n_equal;
+            let mut expected = Vec::new();
+            for (id, value) in (0u32..).zip(&values) {
+                let order = value.total_cmp(&key);
+                if order.is_gt() || (order.is_eq() && left > 0) {
+                    left -= usize::from(order.is_eq());
+                    expected.push((id, *value));
+                }
+            }
+            let (mut maxima, mut ids, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+            block_maxima(&values, &mut maxima);
+            collect_best(&values, &maxima, (key, n_equal), &mut ids, &mut kept);
+            prop_assert_eq!(ids.into_iter().zip(kept).collect::<Vec<_>>(), expected.clone());
+            let (mut ids, mut kept): (Vec<u32>, Vec<f32>) = (0..).zip(values.iter().copied()).unzip();
+            keep_best((key, n_equal), &mut ids, &mut kept);
+            prop_assert_eq!(ids.into_iter().zip(kept).collect::<Vec<_>>(), expected);
+        }
+
+        #[test]
+        fn what_lies_between_is_what_a_filter_leaves(values in logits(), low in -60f32..30.0, width in 0f32..60.0) {
+            for (low, above) in [(low, low + width), (low, f32::INFINITY), (3.0, 3.0f32.next_up()), (0.0, -1.0)] {
+                let expected: Vec<f32> = values.iter().copied().filter(|v| *v >= low && *v < above).collect();
+                let mut found = Vec::new();
+                collect_between(&values, low, above, &mut found);
+                prop_assert_eq!(&found, &expected);
+                let mut kept = values.clone();
+                keep_between(low, above, &mut kept);
+                prop_assert_eq!(&kept, &expected);
+                let (mut ids, mut kept): (Vec<u32>, Vec<f32>) = (0..).zip(values.iter().copied()).unzip();
+                keep_at_least(low, &mut ids, &mut kept);
+                let expected: Vec<(u32, f32)> = (0..).zip(values.iter().copied()).filter(|(_, v)| *v >= low).collect();
+                prop_assert_eq!(ids.into_iter().zip(kept).collect::<Vec<_>>(), expected);
             }
         }
     }

@@ -5,6 +5,7 @@
 //! sum is made in the same order. Between processors with different instruction sets the last bits differ.
 
 mod attention;
+mod byte_products;
 mod dots;
 mod gemm;
 mod lanes;
@@ -14,6 +15,7 @@ mod norm;
 mod rows;
 
 pub use attention::{PositionBias, attend_within_texts};
+pub use byte_products::{ByteLine, byte_products};
 pub use dots::{dot, dot_products};
 pub use gemm::{Epilogue, PackedF32};
 pub use norm::LayerNorm;
