@@ -60,8 +60,14 @@ pub struct GateProfile {
     pub name: Cow<'static, str>,
     /// Reward of the distance to the nearest other reply of the batch.
     pub batch: Sigmoid,
+    /// Which of the other replies of the batch it is the distance to: 1 is the nearest.
+    #[serde(default = "nearest")]
+    pub batch_rank: usize,
     /// Reward of the distance to the second-nearest reply in the validator's history.
     pub historic: Sigmoid,
+    /// Which reply of the history it is the distance to: 2 is the second-nearest.
+    #[serde(default = "second_nearest")]
+    pub history_rank: usize,
     /// How many of the oldest kept replies are never compared with.
     pub history_skip: usize,
     /// How many replies are kept.
@@ -72,6 +78,14 @@ pub struct GateProfile {
     pub pass_above: f32,
 }
 
+const fn nearest() -> usize {
+    1
+}
+
+const fn second_nearest() -> usize {
+    2
+}
+
 const BATCH: Sigmoid = Sigmoid { slope: 40.0, offset: 4.0 };
 const HISTORIC: Sigmoid = Sigmoid { slope: 1000.0, offset: 50.0 };
 
@@ -80,7 +94,9 @@ impl GateProfile {
     pub const OPENVALIDATORS_1_2: Self = Self {
         name: Cow::Borrowed("openvalidators-1.2"),
         batch: BATCH,
+        batch_rank: nearest(),
         historic: HISTORIC,
+        history_rank: second_nearest(),
         history_skip: 500,
         history_keep: 15_500,
         mode: GateMode::Product,
@@ -119,11 +135,11 @@ impl GateProfile {
         self.mode == GateMode::Mask && self.factor(batch, historic) == 0.0
     }
 
-    /// Returns the batch reward of each reply that came in with the others. Of a single reply it is the reward of
-    /// distance 0 (text-prompting 2.1 does that; openvalidators 1.2 fails).
+    /// Returns the batch reward of each reply that came in with the others. Of a single reply, or where there are fewer
+    /// others than the rank, it is the reward of distance 0 (text-prompting 2.1 does that; openvalidators 1.2 fails).
     #[must_use]
     pub fn batch_rewards(&self, embeddings: &[Embedding]) -> Vec<f32> {
-        batch_distances(embeddings).into_iter().map(|d| self.batch.at(d)).collect()
+        ranked_distances(embeddings, self.batch_rank).into_iter().map(|d| self.batch.at(d)).collect()
     }
 }
 
@@ -158,15 +174,20 @@ impl fmt::Display for GateProfile {
 /// neighbour. A single embedding has distance 0.
 #[must_use]
 pub fn batch_distances(embeddings: &[Embedding]) -> Vec<f32> {
+    ranked_distances(embeddings, nearest())
+}
+
+/// As [`batch_distances`], to the other one of a rank: 1 is the nearest. Where there are not so many the distance is 0.
+fn ranked_distances(embeddings: &[Embedding], rank: usize) -> Vec<f32> {
     let units: Vec<Option<Vec<f32>>> = embeddings.iter().map(|e| normalised(e)).collect();
-    let nearest = |i: usize, unit: &[f32]| {
-        let others = units
-            .iter()
-            .enumerate()
-            .filter(|&(j, other)| j != i && other.as_ref().is_some_and(|o| o.len() == unit.len()));
-        others.filter_map(|(_, other)| other.as_deref()).map(|other| distance(unit, other)).min_by(f32::total_cmp)
+    let ranked = |i: usize, unit: &[f32]| {
+        let others = units.iter().enumerate().filter(|&(j, _)| j != i).filter_map(|(_, other)| other.as_deref());
+        let others = others.filter(|other| other.len() == unit.len());
+        let mut distances: Vec<f32> = others.map(|other| distance(unit, other)).collect();
+        let index = rank.checked_sub(1).filter(|index| *index < distances.len())?;
+        Some(*distances.select_nth_unstable_by(index, f32::total_cmp).1)
     };
-    units.iter().enumerate().map(|(i, unit)| unit.as_ref().and_then(|u| nearest(i, u)).unwrap_or(0.0)).collect()
+    units.iter().enumerate().map(|(i, unit)| unit.as_ref().and_then(|u| ranked(i, u)).unwrap_or(0.0)).collect()
 }
 
 /// A validator's history of everyone's replies, kept as it keeps it.
@@ -175,7 +196,18 @@ pub struct GateHistory {
     vectors: Vectors,
     skip: usize,
     keep: usize,
+    rank: usize,
     curve: Sigmoid,
+}
+
+/// A vector that should have unit length, and has not.
+#[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
+#[error("embedding {index} has length {length}, expected 1")]
+pub struct NotUnit {
+    /// Which, from 0.
+    pub index: usize,
+    /// Its length; not a number where a value is none.
+    pub length: f64,
 }
 
 impl GateHistory {
@@ -186,8 +218,32 @@ impl GateHistory {
             vectors: Vectors::new(dimensions),
             skip: profile.history_skip,
             keep: profile.history_keep,
+            rank: profile.history_rank,
             curve: profile.historic,
         }
+    }
+
+    /// Makes a history of the vectors that [`rows`](Self::rows) of another one gave, one after the other. Beyond the
+    /// profile's limit the oldest are left out, and so is what is less than a vector at the end.
+    ///
+    /// # Errors
+    /// [`NotUnit`], of the first such vector.
+    pub fn restored(profile: &GateProfile, dimensions: usize, rows: &[f32]) -> Result<Self, NotUnit> {
+        let mut history = Self::new(profile, dimensions);
+        for (index, row) in rows.chunks_exact(dimensions.max(1)).enumerate() {
+            let length = row.iter().map(|&value| f64::from(value) * f64::from(value)).sum::<f64>().sqrt();
+            if (length - 1.0).abs() > 1e-3 || length.is_nan() {
+                return Err(NotUnit { index, length });
+            }
+            history.vectors.push_unit(row);
+        }
+        history.forget();
+        Ok(history)
+    }
+
+    /// Returns what is kept as vectors of unit length, oldest first.
+    pub fn rows(&self) -> impl ExactSizeIterator<Item = &[f32]> {
+        self.vectors.rows()
     }
 
     /// Returns how many replies are kept.
@@ -205,15 +261,16 @@ impl GateHistory {
     /// Returns the historic reward of each reply, or `None` while the history is too short to have a second-nearest.
     ///
     /// The *oldest* `history_skip` kept replies are never compared with. The curve is applied to the second-nearest
-    /// distance, so one earlier near-copy is free. An embedding without a direction has distance 0.
+    /// distance (or of the profile's own rank), so one earlier near-copy is free. An embedding without a direction has
+    /// distance 0.
     #[must_use]
     pub fn rewards(&self, embeddings: &[Embedding]) -> Option<Vec<f32>> {
-        if self.len() < self.skip + 2 {
+        if self.len() < self.skip.saturating_add(self.rank) {
             return None;
         }
-        let nearest = self.vectors.nearest_of_each(embeddings, 2, self.skip);
-        let second = |found: &Vec<(usize, f32)>| found.get(1).map_or(0.0, |&(_, distance)| distance);
-        Some(nearest.iter().map(|found| self.curve.at(second(found))).collect())
+        let nearest = self.vectors.nearest_of_each(embeddings, self.rank, self.skip);
+        let ranked = |found: &Vec<(usize, f32)>| found.get(self.rank.wrapping_sub(1)).map_or(0.0, |found| found.1);
+        Some(nearest.iter().map(|found| self.curve.at(ranked(found))).collect())
     }
 
     /// Takes a batch in, less each reply that equals the one right before it in the batch, and forgets the oldest
@@ -224,6 +281,10 @@ impl GateHistory {
                 self.vectors.push(embedding);
             }
         }
+        self.forget();
+    }
+
+    fn forget(&mut self) {
         self.vectors.drop_oldest(self.len().saturating_sub(self.keep));
     }
 }

@@ -50,7 +50,7 @@ pub mod store;
 pub mod testkit;
 pub mod vectors;
 
-pub use gate::{GateHistory, GateMode, GateProfile, Sigmoid};
+pub use gate::{GateHistory, GateMode, GateProfile, NotUnit, Sigmoid};
 #[cfg(feature = "postgres")]
 pub use history::PostgresHistory;
 pub use history::{

@@ -269,7 +269,7 @@ impl Selector {
         let Some(unit) = &units[index] else {
             return (Self::score_unusable(candidate, quality), true);
         };
-        let found = search(unit, population, is_over);
+        let found = search(unit, population, self.config.profile.history_rank, is_over);
         let is_searched = found.is_ok();
         let Found { nearest, history_distance, n_compared } = found.unwrap_or_default();
         let rivals = is_searched.then(|| self.rivals(index, candidates, units, population, &nearest));
@@ -376,7 +376,12 @@ struct Found {
     n_compared: usize,
 }
 
-fn search(unit: &[f32], population: &Population<'_>, is_over: IsOver<'_>) -> Result<Found, OutOfTime> {
+fn search(
+    unit: &[f32],
+    population: &Population<'_>,
+    history_rank: usize,
+    is_over: IsOver<'_>,
+) -> Result<Found, OutOfTime> {
     let mut found = Found::default();
     if let Some(panel) = population.panel {
         let nearest = panel.search(unit, is_over)?;
@@ -386,7 +391,8 @@ fn search(unit: &[f32], population: &Population<'_>, is_over: IsOver<'_>) -> Res
     if let Some(history) = population.history {
         let earlier = history.search(unit, 1, Some(population.prompt_hash), is_over)?;
         found.nearest.extend(earlier.into_iter().map(|n| (Neighbour::Earlier(n.reply_id), n.distance)));
-        found.history_distance = history.search(unit, 2, None, is_over)?.get(1).map(|second| second.distance);
+        let ranked = history.search(unit, history_rank, None, is_over)?;
+        found.history_distance = ranked.get(history_rank.wrapping_sub(1)).map(|ranked| ranked.distance);
         found.n_compared += history.len();
     }
     Ok(found)

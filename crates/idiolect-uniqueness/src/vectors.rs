@@ -92,9 +92,14 @@ impl Vectors {
             return false;
         }
         let Some(unit) = normalised(vector) else { return false };
-        self.data.extend_from_slice(&unit);
-        self.estimate();
+        self.push_unit(&unit);
         true
+    }
+
+    /// Appends a vector of the right size that has unit length already, as it is.
+    pub(crate) fn push_unit(&mut self, unit: &[f32]) {
+        self.data.extend_from_slice(unit);
+        self.estimate();
     }
 
     /// Makes the estimates that are not there yet, once they are worth it.

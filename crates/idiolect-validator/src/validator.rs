@@ -10,6 +10,7 @@ use crate::penalty::{applied, content_match, keyword_match};
 use crate::profile::{Mask, Penalties, RewardText};
 use crate::report::{Cell, Factor, FactorKind, LogColumn, MissingFactor, StepReport};
 use crate::stack::{Column, Missing, Stack, StepError};
+use crate::state::Unused;
 use crate::task::{TaskKind, text_prompting};
 use crate::{MovingAverage, Profile, Reply, RewardModel, StepTask};
 
@@ -77,9 +78,10 @@ pub struct Validator {
     /// The best question of the round, which joins the blacklist once it is answered.
     pub(crate) asked: Option<String>,
     pub(crate) ngrams: Option<NgramBlacklist>,
-    history: Option<GateHistory>,
+    pub(crate) history: Option<GateHistory>,
     pub(crate) average: MovingAverage,
     pub(crate) n_steps: u64,
+    pub(crate) unused: Unused,
 }
 
 /// What the models say of the replies that came.
@@ -110,6 +112,7 @@ impl Validator {
             history: models.encoder.as_ref().map(|encoder| GateHistory::new(&profile.gate, encoder.dimensions())),
             average: MovingAverage::new(0, profile.alpha),
             n_steps: 0,
+            unused: Unused::default(),
             profile,
             models,
             missing,
@@ -145,6 +148,10 @@ impl Validator {
     #[must_use]
     pub const fn history(&self) -> Option<&GateHistory> {
         self.history.as_ref()
+    }
+
+    pub(crate) fn encoder(&self) -> Option<&dyn Embedder> {
+        self.models.encoder.as_deref()
     }
 
     /// Returns how many steps it has computed, those of earlier runs included.

@@ -142,7 +142,9 @@ fn change(table: &mut Table, path: &str) {
     }
     let value = at(table, path);
     *value = match (&*value, path) {
-        (Value::Integer(n), "ngram_blacklist.n_min" | "ngram_blacklist.half_life") => Value::Integer(n + 1),
+        (Value::Integer(n), "ngram_blacklist.n_min" | "ngram_blacklist.half_life" | "gate.batch_rank") => {
+            Value::Integer(n + 1)
+        }
         (Value::Integer(n), "ngram_blacklist.n_max") => Value::Integer(n - 1),
         (Value::Integer(n), "ngram_blacklist.partial_ratio_boundary") => Value::Integer(n + 10),
         (Value::Integer(n), "ngram_blacklist.memory_limit") => Value::Integer(n / 8),

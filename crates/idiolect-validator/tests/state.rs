@@ -9,16 +9,20 @@ use idiolect_validator::mask::{NgramBlacklist, WordPiece};
 use idiolect_validator::task::TaskKind;
 use idiolect_validator::{Missing, Models, Profile, Reply, RewardModel, StateError, StepTask, Validator};
 use serde_json::Value;
-use support::Lengths;
+use support::{Lengths, Words};
 
 fn tokenizer() -> WordPiece {
     let dir = idiolect_models::testing::model("minilm").expect("the default encoder").dir;
     WordPiece::from_file(dir.join("tokenizer.json")).expect("it loads")
 }
 
-fn validator(version: &str) -> Validator {
+fn models() -> Models {
     let rewards = ["dpo", "reciprocate", "rlhf"].map(|name| Arc::new(Lengths(name)) as Arc<dyn RewardModel>);
-    let models = Models { rewards: rewards.to_vec(), ngrams: Some(tokenizer()), ..Models::default() };
+    Models { rewards: rewards.to_vec(), ngrams: Some(tokenizer()), ..Models::default() }
+}
+
+fn validator(version: &str) -> Validator {
+    let models = models();
     let mut text = format!("extends = \"{version}\"\nmasks = [\"blacklist\", \"task_validator\"]\n");
     if version == "text-prompting-2.1" {
         // Phrases become significant after twenty replies rather than a thousand.
@@ -87,6 +91,87 @@ async fn one_reply_alone_is_remembered_as_having_no_variance() {
     assert!(second.stack().normaliser("dpo").unwrap().variance().is_nan());
 }
 
+/// Compares with ten replies, and keeps fourteen.
+fn comparing(models: Models) -> Validator {
+    let text = "extends = \"text-prompting-2.1\"\nmasks = [\"relevance\", \"diversity\"]\n[gate]\nhistory_skip = 4\n\
+                history_keep = 14\nmode = \"product\"\nhistoric = { slope = 30.0, offset = 3.0 }\n";
+    Validator::new(Profile::from_toml(text).unwrap(), models, Missing::LeaveOut).unwrap()
+}
+
+fn with_encoder() -> Models {
+    Models { encoder: Some(Arc::new(Words)), ..models() }
+}
+
+#[tokio::test]
+async fn steps_with_a_state_between_them_equal_one_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.json");
+    let mut whole = comparing(with_encoder());
+    let expected = run(&mut whole, 0..9).await;
+    assert_eq!(whole.history().unwrap().len(), 14);
+    for (step, expected) in expected.iter().enumerate() {
+        let mut one = comparing(with_encoder());
+        if step > 0 {
+            one.load(&path).unwrap();
+        }
+        assert!(run(&mut one, step..step + 1).await == [expected.clone()], "step {step}");
+        one.save(&path).unwrap();
+        // What was cut off in the middle of writing another lies beside it.
+        std::fs::write(dir.path().join("state.json.1.tmp"), b"{\"version\": 2, \"prof").unwrap();
+    }
+    let mut last = comparing(with_encoder());
+    last.load(&path).unwrap();
+    let rows = |validator: &Validator| validator.history().unwrap().rows().flatten().copied().collect::<Vec<f32>>();
+    assert_eq!(rows(&last), rows(&whole));
+    // The historic reward has a part in it.
+    assert!(expected[8].contains("diversity_reward_model_historic\", cells: [Number("), "{}", expected[8]);
+}
+
+#[tokio::test]
+async fn a_validator_without_an_encoder_or_tokenizer_keeps_what_it_has_no_use_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.json");
+    let mut first = comparing(with_encoder());
+    run(&mut first, 0..3).await;
+    first.save(&path).unwrap();
+    let saved = || serde_json::from_slice::<Value>(&std::fs::read(&path).unwrap()).unwrap();
+    let before = saved();
+    let mut second = comparing(Models { ngrams: None, ..models() });
+    second.load(&path).unwrap();
+    run(&mut second, 3..4).await;
+    second.save(&path).unwrap();
+    let after = saved();
+    assert_eq!((&after["ngrams"], &after["history"]), (&before["ngrams"], &before["history"]));
+    assert_eq!((&after["n_steps"], after["history"]["rows"].is_string()), (&4.into(), true));
+}
+
+#[tokio::test]
+async fn damaged_and_foreign_histories_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.json");
+    let mut first = comparing(with_encoder());
+    run(&mut first, 0..3).await;
+    first.save(&path).unwrap();
+    let good = std::fs::read(&path).unwrap();
+    let check = |key: &str, value: Value, words: &[&str]| {
+        let mut state: Value = serde_json::from_slice(&good).unwrap();
+        state["history"][key] = value;
+        std::fs::write(&path, serde_json::to_vec(&state).unwrap()).unwrap();
+        let mut validator = comparing(with_encoder());
+        let error = validator.load(&path).unwrap_err().to_string();
+        words.iter().for_each(|word| assert!(error.contains(word), "{error} lacks {word:?}"));
+        assert_eq!((validator.n_steps(), validator.history().unwrap().len()), (0, 0));
+    };
+    check("encoder", "other".into(), &["a history by other of 48 dimensions, expected one by words of 48 dimensions"]);
+    check("dimensions", 47.into(), &["a history by words of 47 dimensions"]);
+    let rows = serde_json::from_slice::<Value>(&good).unwrap()["history"]["rows"].as_str().unwrap().to_owned();
+    check("rows", rows[4..].into(), &["damaged: history.rows has 2685 bytes, expected embeddings of 192 bytes each"]);
+    check("rows", rows.replace('A', "!").into(), &["damaged: history.rows: Invalid symbol"]);
+    check("rows", "/".repeat(256).into(), &["damaged: history.rows: embedding 0 has length NaN, expected 1"]);
+    check("rows", ["A".repeat(256), rows].concat().into(), &["history.rows: embedding 0 has length 0, expected 1"]);
+    check("more", 1.into(), &["unknown field `more`"]);
+}
+
 #[track_caller]
 fn refused(path: &Path, words: &[&str]) {
     let mut validator = validator("text-prompting-2.1");
@@ -121,8 +206,8 @@ async fn damaged_files_are_refused_with_what_is_wrong() {
         *state.pointer_mut(key).unwrap_or_else(|| panic!("no {key}")) = value;
         std::fs::write(&path, serde_json::to_vec(&state).unwrap()).unwrap();
     };
-    change("/version", 2.into());
-    refused(&path, &["has version 2, expected 1"]);
+    change("/version", 1.into());
+    refused(&path, &["has version 1, expected 2"]);
     change("/profile", "mine".into());
     refused(&path, &["is of the profile \"mine\", expected \"text-prompting-2.1\""]);
     change("/normalisers/dpo/variance", (-1.0).into());

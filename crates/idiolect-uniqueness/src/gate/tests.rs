@@ -150,6 +150,46 @@ fn the_history_takes_no_embedding_without_direction_and_asks_for_none() {
 }
 
 #[test]
+fn which_of_the_nearest_counts_is_the_profiles() {
+    let unit = |degrees: f32| vec![degrees.to_radians().cos(), degrees.to_radians().sin()];
+    let batch = [unit(0.0), unit(10.0), unit(30.0)];
+    let at = |degrees: f32| 1.0 - degrees.to_radians().cos();
+    let distances = |batch_rank| {
+        let profile = GateProfile { batch_rank, ..GateProfile::TEXT_PROMPTING_2_1 };
+        let rewards = profile.batch_rewards(&batch);
+        rewards.into_iter().map(|reward| profile.batch.distance_at(reward)).collect::<Vec<_>>()
+    };
+    near(&distances(1), &[at(10.0), at(10.0), at(20.0)], "nearest");
+    near(&distances(2), &[at(30.0), at(20.0), at(30.0)], "second");
+    near(&distances(3), &[0.0; 3], "more than there are");
+    for (history_rank, expected) in [(1, Some(10.0)), (2, Some(20.0)), (3, Some(40.0)), (4, None)] {
+        let profile = GateProfile { history_skip: 1, history_rank, ..GateProfile::TEXT_PROMPTING_2_1 };
+        let mut history = GateHistory::new(&profile, 2);
+        history.push_batch(&[unit(0.0), unit(10.0), unit(20.0), unit(40.0)]);
+        let reward = history.rewards(&[unit(0.0)]).map(|rewards| rewards[0]);
+        assert_eq!(reward, expected.map(|degrees| profile.historic.at(distance(&unit(0.0), &unit(degrees)))));
+    }
+}
+
+#[test]
+fn a_history_is_restored_as_it_was() {
+    let profile = GateProfile { history_skip: 1, history_keep: 5, ..GateProfile::TEXT_PROMPTING_2_1 };
+    let mut history = GateHistory::new(&profile, 16);
+    history.push_batch(&(0..9).map(numbered).collect::<Vec<_>>());
+    let rows: Vec<f32> = history.rows().flatten().copied().collect();
+    let restored = GateHistory::restored(&profile, 16, &rows).unwrap();
+    assert_eq!(restored.rows().collect::<Vec<_>>(), history.rows().collect::<Vec<_>>());
+    let fewer = GateProfile { history_keep: 3, ..profile.clone() };
+    assert_eq!(GateHistory::restored(&fewer, 16, &rows).unwrap().rows().len(), 3);
+    let mut odd = rows.clone();
+    odd[33] = 7.0;
+    let error = GateHistory::restored(&profile, 16, &odd).unwrap_err();
+    assert_eq!(error.index, 2);
+    odd[2] = f32::NAN;
+    assert_eq!(GateHistory::restored(&profile, 16, &odd).unwrap_err().index, 0);
+}
+
+#[test]
 fn profiles_by_name() {
     for profile in GateProfile::built_in() {
         assert_eq!(profile.name.parse::<GateProfile>().unwrap(), profile);

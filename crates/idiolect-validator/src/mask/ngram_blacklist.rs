@@ -274,7 +274,7 @@ impl NgramBlacklist {
 }
 
 /// A counter's contents on disk.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct SavedNgrams {
     vocabulary: u64,

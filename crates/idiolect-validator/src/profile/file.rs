@@ -44,6 +44,8 @@ struct Curve {
 struct Gate {
     batch: Curve,
     historic: Curve,
+    batch_rank: usize,
+    history_rank: usize,
     history_skip: usize,
     history_keep: usize,
     mode: GateMode,
@@ -195,6 +197,9 @@ impl Checks<'_> {
         self.unit("alpha", file.alpha)?;
         self.at_least_1("normaliser_count_limit", file.normaliser_count_limit)?;
         self.at_least_1("gate.history_keep", file.gate.history_keep)?;
+        for (key, rank) in [("batch_rank", file.gate.batch_rank), ("history_rank", file.gate.history_rank)] {
+            self.range(&format!("gate.{key}"), rank as f64, (1..=1000).contains(&rank), "1 to 1000")?;
+        }
         if let Some(words) = file.followup_words {
             self.at_least_1("followup_words", words)?;
         }
@@ -287,6 +292,8 @@ impl File {
                 name: self.name.clone().into(),
                 batch: curve(self.gate.batch),
                 historic: curve(self.gate.historic),
+                batch_rank: self.gate.batch_rank,
+                history_rank: self.gate.history_rank,
                 history_skip: self.gate.history_skip,
                 history_keep: self.gate.history_keep,
                 mode: self.gate.mode,

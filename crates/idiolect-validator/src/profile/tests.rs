@@ -26,6 +26,9 @@ fn errors_name_line_key_and_figure() {
     check_error("alpha = 0.05", "alpha = ", "line 5: ");
     check_error("alpha = 0.05", "alpha = 1\nalpha = 1", "line 6: ");
     check_error("n_max = 10", "n_max = 4", "ngram_blacklist.n_max is 4");
+    check_error("history_rank = 2", "history_rank = 0", "gate.history_rank is 0, expected 1 to 1000");
+    check_error("batch_rank = 1", "batch_rank = -1", "gate.batch_rank: invalid value");
+    check_error("batch_rank = 1\n", "", "gate: missing field `batch_rank`");
     check_error("n = 5\n", "n = 5\nm = 5\n", "dpo.repetition: unknown field `m`");
     check_error("\"no-repeat-ngram\"", "\"none\"", "unknown variant `none`");
     check_error("half_life = 20000", "half_life = 0", "ngram_blacklist.half_life is 0, expected at least 1");
