@@ -4,6 +4,7 @@
 
 mod blacklist;
 mod ngram_blacklist;
+mod ngram_counts;
 mod nsfw;
 mod partial_ratio;
 mod relevance;

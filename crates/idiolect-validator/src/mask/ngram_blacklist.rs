@@ -1,10 +1,7 @@
-use std::collections::HashMap;
-use std::hash::{Hash, Hasher};
-use std::sync::Arc;
-
 use serde::{Deserialize, Serialize};
 
 use super::WordPiece;
+use super::ngram_counts::NgramCounts;
 use super::partial_ratio::Searched;
 
 /// The figures of the n-gram blacklist.
@@ -43,52 +40,6 @@ impl NgramRules {
     }
 }
 
-/// Some tokens of a completion, which its other n-grams share.
-#[derive(Clone)]
-struct Ngram {
-    tokens: Arc<[u32]>,
-    start: u32,
-    n: u32,
-}
-
-impl Ngram {
-    fn new(tokens: &Arc<[u32]>, start: usize, n: usize) -> Self {
-        // No text has so many tokens, and a profile counts a few thousand of them.
-        let small = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-        Self { tokens: Arc::clone(tokens), start: small(start), n: small(n) }
-    }
-
-    fn as_slice(&self) -> &[u32] {
-        self.tokens.get(self.start as usize..).and_then(|rest| rest.get(..self.n as usize)).unwrap_or_default()
-    }
-}
-
-impl From<&[u32]> for Ngram {
-    fn from(tokens: &[u32]) -> Self {
-        Self::new(&tokens.into(), 0, tokens.len())
-    }
-}
-
-impl PartialEq for Ngram {
-    fn eq(&self, other: &Self) -> bool {
-        self.as_slice() == other.as_slice()
-    }
-}
-
-impl Eq for Ngram {}
-
-impl Hash for Ngram {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.as_slice().hash(state);
-    }
-}
-
-impl std::fmt::Debug for Ngram {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.as_slice().fmt(f)
-    }
-}
-
 /// A phrase that a reply was refused for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Match {
@@ -105,8 +56,7 @@ pub struct Match {
 pub struct NgramBlacklist {
     rules: NgramRules,
     tokenizer: WordPiece,
-    /// How often each n-gram was seen, and how often it may have been before.
-    counts: HashMap<Ngram, (u32, u32)>,
+    counts: NgramCounts,
     n_completions: u64,
     window_index: u64,
     significance: Vec<Match>,
@@ -120,7 +70,7 @@ impl NgramBlacklist {
         Self {
             rules,
             tokenizer,
-            counts: HashMap::new(),
+            counts: NgramCounts::default(),
             n_completions: 0,
             window_index: 1,
             significance: Vec::new(),
@@ -133,7 +83,7 @@ impl NgramBlacklist {
         for completion in completions {
             let tokens = self.tokens(completion);
             if tokens.len() >= self.rules.n_min.max(1) {
-                self.count(&tokens.into());
+                self.count(&tokens);
             }
         }
     }
@@ -146,15 +96,9 @@ impl NgramBlacklist {
         tokens
     }
 
-    fn count(&mut self, tokens: &Arc<[u32]>) {
+    fn count(&mut self, tokens: &[u32]) {
         let before = u32::try_from(self.window_index.saturating_sub(1)).unwrap_or(u32::MAX);
-        for n in self.rules.n_min.max(1)..=self.rules.n_max {
-            for start in 0..(tokens.len() + 1).saturating_sub(n) {
-                let ngram = Ngram::new(tokens, start, n);
-                let count = &mut self.counts.entry(ngram).or_insert((0, before)).0;
-                *count = count.saturating_add(1);
-            }
-        }
+        self.counts.add(tokens, self.rules.n_min.max(1)..=self.rules.n_max, before);
         self.n_completions += 1;
         let window = self.rules.window();
         if self.n_completions.is_multiple_of(window) {
@@ -172,17 +116,13 @@ impl NgramBlacklist {
 
     fn prune(&mut self) {
         let least = self.window_index;
-        self.counts.retain(|_, &mut (count, before)| u64::from(count) + u64::from(before) > least);
-        // What is left shall not keep whole completions in memory.
-        self.counts = self.counts.drain().map(|(ngram, counts)| (ngram.as_slice().into(), counts)).collect();
+        self.counts.retain(|count, before| u64::from(count) + u64::from(before) > least);
     }
 
     fn halve(&mut self) {
         self.n_completions = self.n_completions.div_ceil(2);
         self.window_index = self.n_completions.div_ceil(self.rules.window());
-        for (count, before) in self.counts.values_mut() {
-            (*count, *before) = (count.div_ceil(2), before.div_ceil(2));
-        }
+        self.counts.halve();
         self.updated_at = 0;
     }
 
@@ -200,12 +140,12 @@ impl NgramBlacklist {
         let total = float(self.n_completions);
         let least = (self.rules.support * total).max(float(self.window_index + 1));
         let mut phrases = Vec::new();
-        for (ngram, &(count, before)) in &self.counts {
+        for (ngram, count, before) in self.counts.iter() {
             let seen = f64::from(count) + f64::from(before);
             if seen <= least {
                 continue;
             }
-            let phrase = self.tokenizer.decode(ngram.as_slice());
+            let phrase = self.tokenizer.decode(ngram);
             let n_words = phrase.split_whitespace().count();
             if n_words >= self.rules.n_min && n_words > 0 {
                 let power = i32::try_from(n_words - 1).unwrap_or(i32::MAX);
@@ -231,7 +171,7 @@ impl NgramBlacklist {
     }
 
     pub(crate) fn saved(&self) -> SavedNgrams {
-        let counts = self.counts.iter().map(|(ngram, &(count, before))| (ngram.as_slice().to_vec(), count, before));
+        let counts = self.counts.iter().map(|(ngram, count, before)| (ngram.to_vec(), count, before));
         let significance = self.significance.iter().map(|m| (m.phrase.clone(), m.significance));
         SavedNgrams {
             vocabulary: self.tokenizer.fingerprint(),
@@ -259,8 +199,8 @@ impl NgramBlacklist {
         self.n_completions = saved.n_completions;
         self.window_index = saved.window_index;
         self.updated_at = saved.updated_at;
-        self.counts =
-            saved.counts.into_iter().map(|(ngram, count, before)| (ngram.as_slice().into(), (count, before))).collect();
+        self.counts = NgramCounts::default();
+        saved.counts.iter().for_each(|(ngram, count, before)| self.counts.put(ngram, *count, *before));
         let phrase = |(phrase, significance)| Match { phrase, significance };
         self.significance = saved.significance.into_iter().map(phrase).collect();
         Ok(())
