@@ -197,7 +197,7 @@ fn state_and_history_carry_over() {
         1,
         &["state.json is of the profile", "text-prompting-2.1"],
     );
-    place.write("state.json", b"{\"version\": 1,");
+    place.write("state.json", b"{\"version\": 2,");
     place.fails(&args, 1, &["state state.json is damaged", "EOF"]);
 
     // Earlier copies of a reply, of which two count, after those that the profile skips.
@@ -207,6 +207,117 @@ fn state_and_history_carry_over() {
     let rows = place.rows(&[&PLAIN[..], &["--profile", "mine.toml", "--history", "earlier.jsonl"]].concat(), b"");
     let historic = |i: usize| rows[i]["diversity_reward_model_historic"].as_f64();
     assert!(historic(1) < Some(1e-3) && historic(4) > Some(0.99), "{:?} {:?}", historic(1), historic(4));
+}
+
+/// A tiny classifier with random weights.
+fn classifier(name: &str) -> String {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/classifiers").join(name);
+    folder.to_str().expect("a plain path").to_owned()
+}
+
+#[test]
+fn reward_models_fill_their_columns() {
+    let place = Place::new();
+    let [deberta, gptj] = ["deberta", "gptj"].map(classifier);
+    let [rlhf, reciprocate] = [format!("rlhf={deberta}"), format!("reciprocate={gptj}")];
+    let expected = |folder: &str| -> Value {
+        serde_json::from_slice(&fs::read(format!("{folder}/expected.json")).expect("it is there")).expect("JSON")
+    };
+    let (of_deberta, of_gptj) = (expected(&deberta), expected(&gptj));
+    for i in [0, 2] {
+        let case = &of_deberta["cases"][i];
+        place.write("p.txt", case["prompt"].as_str().expect("text").as_bytes());
+        let lines = format!("{}\n\"light\"\n", case["reply"]);
+        let args =
+            ["--profile", "openvalidators-1.2", "--prompt", "p.txt", "--task", "answer", "--encoder", "off", "-"];
+        let rows = place.rows(&[&args[..], &["--reward", &rlhf, "--reward", &reciprocate]].concat(), lines.as_bytes());
+        near(&rows[0]["rlhf_reward_model"], case["logits"][0].as_f64().expect("a number"));
+        near(&rows[0]["reciprocate_reward_model"], of_gptj["cases"][i]["logits"][0].as_f64().expect("a number"));
+        // Two of two scores: one above the mean, one below, weighed 4 to 3 without dpo.
+        let normalised = |row: &Value, name: &str| row[format!("{name}_reward_model_normalized")].as_f64();
+        let sum = |row: &Value| Some((4.0 * normalised(row, "rlhf")? + 3.0 * normalised(row, "reciprocate")?) / 7.0);
+        near(&rows[1]["rewards"], sum(&rows[1]).expect("both are there"));
+        assert!(!rows[0]["missing"].as_array().expect("a list").contains(&json!("rlhf")), "{}", rows[0]);
+    }
+    let args = [&PLAIN[..], &["--encoder", "off"]].concat();
+    let head = place.says(&[&args[..], &["--reward", &reciprocate]].concat());
+    assert!(head.lines().next().expect("a line").contains("reciprocate raw"), "{head}");
+    assert!(head.contains("weights: reciprocate 1"), "{head}");
+
+    let refused = |given: &[&str], code: i32, words: &[&str]| {
+        let given = given.iter().flat_map(|given| ["--reward", given]);
+        place.fails(&args.iter().copied().chain(given).collect::<Vec<_>>(), code, words);
+    };
+    refused(&["reciprocate"], 64, &["--reward reciprocate: expected NAME=MODEL"]);
+    refused(
+        &["openassistant=x"],
+        64,
+        &["text-prompting-2.1 has no reward model \"openassistant\", expected reciprocate"],
+    );
+    refused(&[&rlhf], 64, &["text-prompting-2.1 gives rlhf no weight, expected reciprocate"]);
+    refused(&["dpo=x"], 64, &["--model names"]);
+    refused(&[&reciprocate, &reciprocate], 64, &["reciprocate is named twice"]);
+    refused(&["reciprocate=./none"], 1, &["none"]);
+    let folder = place.path("other");
+    fs::create_dir(&folder).expect("a folder");
+    for name in ["model.safetensors", "tokenizer.json"] {
+        fs::copy(format!("{gptj}/{name}"), folder.join(name)).expect("copied");
+    }
+    let config: Value = serde_json::from_slice(&fs::read(format!("{gptj}/config.json")).expect("read")).expect("JSON");
+    let with = |key: &str, value: Value, words: &[&str]| {
+        let mut config = config.clone();
+        config[key] = value;
+        fs::write(folder.join("config.json"), config.to_string()).expect("written");
+        refused(&["reciprocate=./other"], 1, words);
+    };
+    with("model_type", json!("llama"), &["reward model reciprocate=./other", "\"llama\"", "deberta-v2 and gptj"]);
+    with("n_embd", json!(30), &["reward model reciprocate=./other"]);
+    with("id2label", json!({}), &["with 0 labels"]);
+    with("id2label", json!({ "0": "bad", "1": "good" }), &["reward model reciprocate=./other"]);
+    fs::write(folder.join("model.safetensors"), b"nothing").expect("written");
+    with("n_layer", json!(2), &["model.safetensors"]);
+    let dpo = ["--profile", "mine.toml", "--model", idiolect_models::DEFAULT_MODEL];
+    place.write("mine.toml", b"extends = \"text-prompting-2.1\"\n[rewards]\ndpo = 0\nreciprocate = 1\n");
+    place.fails(&[&args[..], &dpo].concat(), 64, &["text-prompting-2.1 gives dpo no weight"]);
+}
+
+#[test]
+fn runs_with_a_state_see_the_replies_of_earlier_ones() {
+    let place = Place::new();
+    // Diversity alone, with a history that counts from the third reply on.
+    place.write(
+        "mine.toml",
+        b"extends = \"openvalidators-1.2\"\nname = \"mine\"\nmasks = [\"diversity\"]\n[gate]\nhistory_skip = 1\n",
+    );
+    let step = |replies: &[&str], state: &str| {
+        let lines: Vec<String> = replies.iter().map(|reply| json!(reply).to_string()).collect();
+        let args = ["--prompt", "prompt.txt", "--profile", "mine.toml", "--state", state, "-"];
+        let rows = place.rows(&args, lines.join("\n").as_bytes());
+        rows.iter().map(|row| row["diversity_reward_model_historic"].as_f64()).collect::<Vec<_>>()
+    };
+    let leaf = "Leaves turn the light of the sun into sugar.";
+    assert_eq!(step(&["Something else.", leaf], "a.json"), [None, None]);
+    // One earlier copy is free, two are not.
+    assert_eq!(step(&["Austin is in Texas."], "a.json"), [None]);
+    let third = step(&["The sea is deep.", leaf], "a.json");
+    assert!(third[1] > Some(0.99), "{third:?}");
+    let fourth = step(&[leaf], "a.json");
+    assert!(fourth[0] < Some(1e-3), "{fourth:?}");
+    let state: Value = serde_json::from_slice(&fs::read(place.path("a.json")).expect("saved")).expect("JSON");
+    assert_eq!((&state["n_steps"], &state["history"]["dimensions"]), (&json!(4), &json!(384)));
+
+    place.write("earlier.jsonl", b"\"Something else.\"");
+    let args = ["--prompt", "prompt.txt", "--profile", "mine.toml", "--state", "a.json", "replies.jsonl"];
+    let twice = [&args[..], &["--history", "earlier.jsonl"]].concat();
+    place.fails(&twice, 1, &["--history is for a state without earlier replies, and a.json has 6"]);
+    // Nothing of another encoder, and nothing lost without one.
+    place.rows(&[&args[..], &["--encoder", "off"]].concat(), b"");
+    let after: Value = serde_json::from_slice(&fs::read(place.path("a.json")).expect("saved")).expect("JSON");
+    assert_eq!((&after["n_steps"], &after["history"]), (&json!(5), &state["history"]));
+    let mut foreign = after;
+    foreign["history"]["encoder"] = json!("all-mpnet-base-v2");
+    place.write("a.json", foreign.to_string().as_bytes());
+    place.fails(&args, 1, &["state a.json has a history by all-mpnet-base-v2 of 384 dimensions", "of 384 dimensions"]);
 }
 
 #[test]

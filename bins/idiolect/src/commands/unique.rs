@@ -227,7 +227,7 @@ fn remarks(
     if n == 1 {
         output::say("one reply alone counts as a repeat of itself, as validators have it; give others with --rivals")?;
     }
-    let needed = profile.history_skip + 2;
+    let needed = profile.history_skip + profile.history_rank;
     if let Some(n_earlier) = n_earlier.filter(|n| *n < needed) {
         output::say(format!(
             "no historic reward: {n_earlier} earlier replies, and {} compares from {needed} on",
