@@ -1,7 +1,10 @@
 //! Products of a few vectors of bytes with many.
 
-#![expect(unsafe_code, reason = "vectors of the processor's width are read through addresses")]
-#![expect(clippy::needless_range_loop, reason = "indices name queries and rows in several places at once")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "vectors of the processor's width are read through addresses"),
+    expect(clippy::needless_range_loop, reason = "indices name queries and rows in several places at once")
+)]
 
 use crate::Tier;
 
@@ -14,9 +17,11 @@ pub struct ByteLine<T>(pub [T; LINE]);
 const LINE: usize = 64;
 
 /// Rows that are done together.
+#[cfg(target_arch = "x86_64")]
 const ROWS: usize = 4;
 
 /// Lines of rows that all queries are done with before the next rows: a quarter of a small second-level cache.
+#[cfg(target_arch = "x86_64")]
 const BLOCK: usize = 1024;
 
 /// Most lines of a vector: sums of more products might not fit 32 bits.
@@ -46,16 +51,20 @@ fn byte_products_with(tier: Tier, queries: &[ByteLine<i8>], rows: &[ByteLine<u8>
     if out.is_empty() {
         return;
     }
-    let work = Products { queries, rows, lines, n_rows, out: out.as_mut_ptr() };
-    match tier {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the processor has the tier's instructions; sizes are as asserted.
-        Tier::Avx512Vnni => unsafe { avx512::run(&work) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: the processor has AVX2 with either tier; sizes are as asserted.
-        Tier::Avx2 | Tier::AvxVnni => unsafe { avx2::run(&work) },
-        _ => plain(queries, rows, lines, out),
+    #[cfg(target_arch = "x86_64")]
+    {
+        let work = Products { queries, rows, lines, n_rows, out: out.as_mut_ptr() };
+        match tier {
+            // SAFETY: the processor has the tier's instructions; sizes are as asserted.
+            Tier::Avx512Vnni => return unsafe { avx512::run(&work) },
+            // SAFETY: the processor has AVX2 with either tier; sizes are as asserted.
+            Tier::Avx2 | Tier::AvxVnni => return unsafe { avx2::run(&work) },
+            _ => {}
+        }
     }
+    // What compilers make of it suits ARM processors.
+    let _ = tier;
+    plain(queries, rows, lines, out);
 }
 
 fn plain(queries: &[ByteLine<i8>], rows: &[ByteLine<u8>], lines: usize, out: &mut [i32]) {
@@ -71,7 +80,7 @@ fn plain(queries: &[ByteLine<i8>], rows: &[ByteLine<u8>], lines: usize, out: &mu
 }
 
 /// What is to be done; `out` has room for the products of all queries with all rows.
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "plain Rust takes the slices themselves"))]
+#[cfg(target_arch = "x86_64")]
 struct Products<'a> {
     queries: &'a [ByteLine<i8>],
     rows: &'a [ByteLine<u8>],
@@ -100,6 +109,8 @@ macro_rules! blocks {
                     q += unsafe {
                         if n_queries - q >= $queries {
                             rows_of::<$queries>(work, q, first, end)
+                        } else if n_queries - q >= 2 {
+                            rows_of::<2>(work, q, first, end)
                         } else {
                             rows_of::<1>(work, q, first, end)
                         }

@@ -196,28 +196,46 @@ impl Sifted {
     }
 
     fn see(&mut self, query: &Query, block: &Block<'_>) {
-        let n = block.products.len();
+        let (products, last) = block.products.as_chunks();
+        let (scales, last_scales) = block.scales.as_chunks();
+        let (errors, last_errors) = block.errors.as_chunks();
+        for (i, ((products, scales), errors)) in products.iter().zip(scales).zip(errors).enumerate() {
+            self.see_chunk(query, block, i * CHUNK, (products, scales, errors));
+        }
+        if !last.is_empty() {
+            // What is put beside the last rows is not included.
+            let (mut products, mut scales, mut errors) = ([0; CHUNK], [0.0; CHUNK], [0.0; CHUNK]);
+            products[..last.len()].copy_from_slice(last);
+            scales[..last.len()].copy_from_slice(last_scales);
+            errors[..last.len()].copy_from_slice(last_errors);
+            self.see_chunk(query, block, block.products.len() - last.len(), (&products, &scales, &errors));
+        }
+    }
+
+    /// The same for the rows from `at` on. Most chunks have none that counts, and are done with here.
+    fn see_chunk(
+        &mut self,
+        query: &Query,
+        block: &Block<'_>,
+        at: usize,
+        (products, scales, errors): (&[i32; CHUNK], &[f32; CHUNK], &[f32; CHUNK]),
+    ) {
         let mut bound = self.bound();
-        let (mut most, mut estimates) = ([0.0_f32; CHUNK], [0.0_f32; CHUNK]);
-        for at in (0..n).step_by(CHUNK) {
-            let end = n.min(at + CHUNK);
-            let rows = block.products[at..end].iter().zip(&block.scales[at..end]).zip(&block.errors[at..end]);
-            let mut any = false;
-            for (((product, scale), error), (most, estimate)) in rows.zip(most.iter_mut().zip(&mut estimates)) {
-                *estimate = ((product - query.shift) as f32 * (query.scale * scale)).abs();
-                *most = *estimate + (query.length * error + query.error);
-                any |= *most >= bound;
-            }
-            if !any {
-                continue;
-            }
-            for i in 0..end - at {
-                if most[i] >= bound && block.included[at + i] {
-                    self.candidates.push((block.first + at + i, most[i]));
-                    // As far below the estimate as the most is above it.
-                    self.floor(2.0 * estimates[i] - most[i]);
-                    bound = self.bound();
-                }
+        let (mut most, mut estimates, mut any) = ([0.0_f32; CHUNK], [0.0_f32; CHUNK], false);
+        for i in 0..CHUNK {
+            estimates[i] = ((products[i] - query.shift) as f32 * (query.scale * scales[i])).abs();
+            most[i] = estimates[i] + (query.length * errors[i] + query.error);
+            any |= most[i] >= bound;
+        }
+        if !any {
+            return;
+        }
+        for i in 0..CHUNK.min(block.products.len() - at) {
+            if most[i] >= bound && block.included[at + i] {
+                self.candidates.push((block.first + at + i, most[i]));
+                // As far below the estimate as the most is above it.
+                self.floor(2.0 * estimates[i] - most[i]);
+                bound = self.bound();
             }
         }
     }
@@ -239,21 +257,35 @@ impl Sifted {
 /// Returns a vector's scale, its bytes, the length of what they leave over, and the length of what they stand for; both
 /// lengths not below what they are.
 fn quantised(unit: &[f32]) -> (f32, Vec<i8>, f32, f32) {
-    let largest = unit.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+    const LANES: usize = 8;
+    let largest = unit.iter().fold(0.0_f32, |largest, value| if value.abs() > largest { value.abs() } else { largest });
     // A unit vector has a value that is not small.
     let scale = (largest / LARGEST).max(f32::MIN_POSITIVE);
-    let (mut left, mut length) = (0.0, 0.0);
-    let byte = |&value: &f32| {
-        #[expect(clippy::cast_possible_truncation, reason = "a number of at most 127 in magnitude")]
-        let byte = (value / scale).round_ties_even().clamp(-LARGEST, LARGEST) as i8;
-        let stands_for = f64::from(scale) * f64::from(byte);
-        left += (f64::from(value) - stands_for).powi(2);
-        length += stands_for.powi(2);
-        byte
-    };
-    let bytes = unit.iter().map(byte).collect();
-    (scale, bytes, upper(left.sqrt() * ROUNDING), upper(length.sqrt() * ROUNDING))
+    let inverse = 1.0 / scale;
+    let mut bytes = Vec::with_capacity(unit.len().next_multiple_of(LANES));
+    let (mut left, mut length) = ([0.0_f64; LANES], [0.0_f64; LANES]);
+    for chunk in unit.chunks(LANES) {
+        let mut values = [0.0; LANES];
+        values[..chunk.len()].copy_from_slice(chunk);
+        // The nearest whole number, by what adding a large one leaves of the fraction. If it is not quite the nearest, that
+        // is part of what is left over.
+        let whole: [f32; LANES] = std::array::from_fn(|i| (values[i] * inverse + TO_WHOLE) - TO_WHOLE);
+        for i in 0..LANES {
+            let stands_for = f64::from(scale) * f64::from(whole[i]);
+            let over = f64::from(values[i]) - stands_for;
+            left[i] += over * over;
+            length[i] += stands_for * stands_for;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "whole numbers of at most 127 in magnitude")]
+        bytes.extend(whole.map(|whole| whole as i8));
+    }
+    bytes.truncate(unit.len());
+    let upper_length = |squares: [f64; LANES]| upper(squares.iter().sum::<f64>().sqrt() * ROUNDING);
+    (scale, bytes, upper_length(left), upper_length(length))
 }
+
+/// Added to a number of at most 2^22 in magnitude and taken off again, leaves the nearest whole number.
+const TO_WHOLE: f32 = 12_582_912.0;
 
 /// Returns a number in single precision that is not below this one.
 fn upper(value: f64) -> f32 {

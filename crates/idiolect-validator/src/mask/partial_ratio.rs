@@ -96,21 +96,32 @@ impl Tally {
 #[derive(Debug)]
 struct Indexed<T> {
     chars: T,
-    places: HashMap<char, Vec<usize>>,
+    /// Of characters of ASCII, by their number.
+    ascii: [Vec<usize>; 128],
+    others: HashMap<char, Vec<usize>>,
 }
 
 impl<T: AsRef<[char]>> Indexed<T> {
     fn new(chars: T) -> Self {
         let text = chars.as_ref();
-        let mut places: HashMap<char, Vec<usize>> = HashMap::new();
+        let mut ascii = [const { Vec::new() }; 128];
+        let mut others: HashMap<char, Vec<usize>> = HashMap::new();
         for (j, &c) in text.iter().enumerate() {
-            places.entry(c).or_default().push(j);
+            match ascii.get_mut(c as usize) {
+                Some(places) => places.push(j),
+                None => others.entry(c).or_default().push(j),
+            }
         }
         if text.len() >= 200 {
             let popular = text.len() / 100 + 1;
-            places.retain(|_, at| at.len() <= popular);
+            ascii.iter_mut().filter(|places| places.len() > popular).for_each(Vec::clear);
+            others.retain(|_, places| places.len() <= popular);
         }
-        Self { chars, places }
+        Self { chars, ascii, others }
+    }
+
+    fn places(&self, c: char) -> &[usize] {
+        self.ascii.get(c as usize).or_else(|| self.others.get(&c)).map_or(&[], Vec::as_slice)
     }
 }
 
@@ -164,11 +175,11 @@ impl Matcher {
         let (mut best_i, mut best_j, mut best_n) = (a_low, b_low, 0);
         // What was written for other ranges is two numbers away at least.
         self.n_characters += 2;
-        for (i, c) in a.iter().enumerate().take(a_high).skip(a_low) {
+        for (i, &c) in a.iter().enumerate().take(a_high).skip(a_low) {
             self.n_characters += 1;
             let (before, now) = (self.n_characters - 1, self.n_characters);
             let [last, current] = &mut self.rows;
-            for &j in b.places.get(c).map_or(&[][..], Vec::as_slice) {
+            for &j in b.places(c) {
                 if j < b_low {
                     continue;
                 }
