@@ -23,7 +23,8 @@ pub trait RewardModel: Debug + Send + Sync + 'static {
 ///
 /// Validators use cerebras/btlm-3b-8k-base, with prompt and reply as one plain text; a backend that puts messages into a
 /// chat template, or another model, gives other figures of the same kind. Backends return no rows of the prompt, so the
-/// floor of [`Repetition::NoRepeatNgram`](crate::dpo::Repetition::NoRepeatNgram) comes from the reply's rows alone.
+/// floor of [`Repetition::NoRepeatNgram`](crate::dpo::Repetition::NoRepeatNgram) comes from the reply's rows alone. A reply
+/// that does not fit the context after the prompt gets the lowest reward, where validators cut it.
 #[derive(Clone, Debug)]
 pub struct DpoModel {
     backend: Arc<dyn Backend>,
