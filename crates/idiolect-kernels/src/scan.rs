@@ -21,16 +21,15 @@
 //! assert_eq!(kept, [3.0, 2.0]);
 //! ```
 
-#![cfg_attr(
-    target_arch = "x86_64",
-    expect(unsafe_code, reason = "calls functions compiled for vector instructions that were detected")
-)]
+#![expect(unsafe_code, reason = "calls functions compiled for vector instructions that were detected")]
 #![expect(clippy::inline_always, reason = "what is not inlined into a tier is not compiled for it")]
 
 mod collect;
 mod pack;
 
-pub use collect::{collect_at_least, collect_best, collect_between, keep_at_least, keep_best, keep_between};
+pub use collect::{
+    collect_at_least, collect_best, collect_between, collect_few_at_least, keep_at_least, keep_best, keep_between,
+};
 use pack::Pack;
 
 /// Values that share one maximum in [`block_maxima`].
@@ -118,17 +117,6 @@ fn max(a: f32, b: f32) -> f32 {
 }
 
 #[inline(always)]
-fn greatest_of(lanes: &[f32; LANES]) -> f32 {
-    let mut greatest = *lanes;
-    for width in [8, 4, 2, 1] {
-        for i in 0..width {
-            greatest[i] = max(greatest[i], greatest[i + width]);
-        }
-    }
-    greatest[0]
-}
-
-#[inline(always)]
 fn sum_of(lanes: &[f32; LANES]) -> f32 {
     let mut sum = *lanes;
     for width in [8, 4, 2, 1] {
@@ -151,15 +139,15 @@ impl Scan for BlockMaxima<'_> {
     fn run<P: Pack>(self) -> f32 {
         self.maxima.clear();
         for block in self.values.chunks(BLOCK) {
-            self.maxima.push(maximum_of(block));
+            self.maxima.push(maximum_of::<P>(block));
         }
         self.maxima.iter().fold(f32::NEG_INFINITY, |greatest, block| max(*block, greatest))
     }
 }
 
-/// Returns the greatest value; negative infinity when there is none. NaN counts as nothing.
+/// Returns the greatest value; negative infinity when there is none. NaN counts as nothing, and zero has no sign.
 #[inline(always)]
-fn maximum_of(values: &[f32]) -> f32 {
+fn maximum_of<P: Pack>(values: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (rows, rest) = values.as_chunks::<LANES>();
     for row in rows {
@@ -167,7 +155,9 @@ fn maximum_of(values: &[f32]) -> f32 {
             lanes[i] = max(row[i], lanes[i]);
         }
     }
-    rest.iter().fold(greatest_of(&lanes), |greatest, value| max(*value, greatest))
+    // SAFETY: tiers run where their registers are.
+    let greatest = unsafe { P::maximum(&lanes) };
+    rest.iter().fold(greatest, |greatest, value| max(*value, greatest)) + 0.0
 }
 
 /// Writes the greatest value of each [`BLOCK`] to `maxima` and returns the greatest of all: negative infinity when there
@@ -219,7 +209,7 @@ impl Scan for SumExp<'_> {
         let scale = self.scale * LOG2_E;
         let mut sum = 0.0;
         for chunk in self.values.chunks(CHUNK) {
-            let own = maximum_of(chunk);
+            let own = maximum_of::<P>(chunk);
             let chunk = f64::from(sum_of_chunk(chunk, own, scale)) * weight_of_chunk(own, self.greatest, scale);
             sum += chunk;
             self.sums.push(chunk);
@@ -253,7 +243,7 @@ impl Scan for Begin<'_> {
         for chunk in self.values.chunks(CHUNK) {
             let mut own = f32::NEG_INFINITY;
             for block in chunk.chunks(BLOCK) {
-                let block = maximum_of(block);
+                let block = maximum_of::<P>(block);
                 own = max(block, own);
                 self.maxima.push(block);
             }
@@ -293,47 +283,42 @@ impl Scan for Masses<'_> {
     fn run<P: Pack>(self) -> [f64; LEVELS] {
         let scale = self.scale * LOG2_E;
         let mut masses = [0.0; LEVELS];
-        let mut values = [[f32::NEG_INFINITY; LANES]; CHUNK / LANES];
-        let mut weights = [[0f32; LANES]; CHUNK / LANES];
         for chunk in self.values.chunks(CHUNK) {
-            let n = chunk.len().div_ceil(LANES);
-            let padded = values.as_flattened_mut();
-            padded[..chunk.len()].copy_from_slice(chunk);
-            padded[chunk.len()..n * LANES].fill(f32::NEG_INFINITY);
-            for (weight, value) in weights.as_flattened_mut().iter_mut().zip(&padded[..n * LANES]) {
-                *weight = exp2((value - self.greatest) * scale);
+            let mut sums = [[0f32; LANES]; LEVELS];
+            let (rows, rest) = chunk.as_chunks::<LANES>();
+            for row in rows {
+                add_to_levels::<P>(&mut sums, row, self.thresholds, self.greatest, scale);
             }
-            for (mass, threshold) in masses.iter_mut().zip(self.thresholds) {
-                *mass += f64::from(mass_of(&values[..n], &weights[..n], *threshold));
+            if !rest.is_empty() {
+                let mut row = [f32::NEG_INFINITY; LANES];
+                row[..rest.len()].copy_from_slice(rest);
+                add_to_levels::<P>(&mut sums, &row, self.thresholds, self.greatest, scale);
+            }
+            for (mass, sum) in masses.iter_mut().zip(&sums) {
+                *mass += f64::from(sum_of(sum));
             }
         }
         masses
     }
 }
 
-/// Sums the weights of the values that reach a threshold.
+/// Adds the weights of sixteen values to the sums of those thresholds that they reach.
 #[inline(always)]
-fn mass_of(values: &[[f32; LANES]], weights: &[[f32; LANES]], threshold: f32) -> f32 {
-    // Two sums at once, as one alone would wait for itself.
-    let (mut even, mut odd) = ([0f32; LANES], [0f32; LANES]);
-    let add = |lanes: &mut [f32; LANES], values: &[f32; LANES], weights: &[f32; LANES]| {
-        for i in 0..LANES {
-            lanes[i] += if values[i] >= threshold { weights[i] } else { 0.0 };
-        }
-    };
-    let (values, last_values) = values.as_chunks::<2>();
-    let (weights, last_weights) = weights.as_chunks::<2>();
-    for (values, weights) in values.iter().zip(weights) {
-        add(&mut even, &values[0], &weights[0]);
-        add(&mut odd, &values[1], &weights[1]);
-    }
-    for (values, weights) in last_values.iter().zip(last_weights) {
-        add(&mut even, values, weights);
-    }
+fn add_to_levels<P: Pack>(
+    sums: &mut [[f32; LANES]; LEVELS],
+    row: &[f32; LANES],
+    thresholds: &[f32; LEVELS],
+    greatest: f32,
+    scale: f32,
+) {
+    let mut weights = [0f32; LANES];
     for i in 0..LANES {
-        even[i] += odd[i];
+        weights[i] = exp2((row[i] - greatest) * scale);
     }
-    sum_of(&even)
+    for (sum, threshold) in sums.iter_mut().zip(thresholds) {
+        // SAFETY: tiers run where their registers are.
+        unsafe { P::add_where(sum, &weights, row, *threshold) };
+    }
 }
 
 /// Returns, for each threshold, the sum of `exp((x - greatest) · scale)` of the values that reach it, under the conditions of
@@ -559,22 +544,25 @@ mod tests {
             }
             bits.extend(weights.iter().map(|w| w.to_bits()));
             let wish = AtLeast(top - 9.0);
-            tier.run(List { values, maxima: &maxima, bar: wish.0, wish, ids: &mut ids, kept: &mut kept });
+            tier.run(List {
+                values,
+                maxima: &maxima,
+                bar: wish.0,
+                wish,
+                most: usize::MAX,
+                ids: &mut ids,
+                kept: &mut kept,
+            });
             bits.extend(&ids);
             bits.extend(kept.iter().map(|k| k.to_bits()));
             let best = || Best { key: kept.last().copied().unwrap_or_default(), n_equal: 2 };
             let (mut best_ids, mut best_kept) = (ids.clone(), kept.clone());
             tier.run(Keep { wish: best(), ids: Some(&mut best_ids), kept: &mut best_kept });
             let (mut listed_ids, mut listed) = (Vec::new(), Vec::new());
-            let list = List {
-                values,
-                maxima: &maxima,
-                bar: best().key,
-                wish: best(),
-                ids: &mut listed_ids,
-                kept: &mut listed,
-            };
-            tier.run(list);
+            let (listed_in, listed_kept) = (&mut listed_ids, &mut listed);
+            let all = usize::MAX;
+            let (bar, wish) = (best().key, best());
+            tier.run(List { values, maxima: &maxima, bar, wish, most: all, ids: listed_in, kept: listed_kept });
             assert_eq!((&listed_ids, &listed), (&best_ids, &best_kept));
             bits.extend(listed_ids);
             let between = || Between { low: top - 5.0, above: top - 2.0 };
@@ -729,7 +717,14 @@ mod tests {
                 collect_at_least(&values, &maxima, threshold, &mut ids, &mut kept);
                 let expected: Vec<(u32, f32)> =
                     (0..).zip(values.iter().copied()).filter(|(_, v)| *v >= threshold).collect();
-                prop_assert_eq!(ids.iter().copied().zip(kept.iter().copied()).collect::<Vec<_>>(), expected);
+                prop_assert_eq!(ids.iter().copied().zip(kept.iter().copied()).collect::<Vec<_>>(), expected.clone());
+                for most in [0, expected.len().saturating_sub(1), expected.len(), usize::MAX] {
+                    let all = collect_few_at_least(&values, &maxima, (threshold, most), &mut ids, &mut kept);
+                    prop_assert_eq!(all, expected.len() <= most);
+                    let found: Vec<(u32, f32)> = ids.iter().copied().zip(kept.iter().copied()).collect();
+                    prop_assert_eq!(&found[..], &expected[..found.len()]);
+                    prop_assert!(!all || found.len() == expected.len());
+                }
             }
         }
 

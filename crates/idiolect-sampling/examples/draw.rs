@@ -1,7 +1,8 @@
 //! How long a draw takes: milliseconds a token, and how many plain scans for the greatest logit that is.
 //!
-//!     cargo run --release -p idiolect-sampling --example draw [VOCABULARY]
+//!     cargo run --release -p idiolect-sampling --example draw [VOCABULARY [CHAIN]]
 //!
+//! Of the chains those are timed whose name contains CHAIN; without it all.
 //! Eight rows of logits take turns, as those of eight candidates would. Of 21 rounds the fastest and the median are shown;
 //! the ratio is that of the fastest.
 
@@ -25,6 +26,7 @@ const ROUNDS: usize = 21;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let n = std::env::args().nth(1).map_or(Ok(49_152), |n| n.parse())?;
+    let wanted = std::env::args().nth(2).unwrap_or_default();
     let rows: Vec<Vec<f32>> = (0..ROWS as u64).map(|row| logits(row, n)).collect();
     // A prompt that repeats itself now and then, so that penalties and DRY have work.
     let prompt: Vec<u32> = (0..512u64).map(|i| (mix(i / 40 * 7 + i % 40) % 3000) as u32).collect();
@@ -45,7 +47,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     show("plain scan for the greatest logit", scan);
 
-    for (name, stages, n_top) in chains() {
+    for (name, stages, n_top) in chains().into_iter().filter(|(name, ..)| name.contains(&wanted)) {
         let chain = Arc::new(Chain::new(&stages, Some(&vocabulary))?);
         let mut samplers: Vec<Sampler> = (0..ROWS as u64)
             .map(|candidate| {

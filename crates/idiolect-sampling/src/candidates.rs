@@ -2,7 +2,7 @@
 
 use idiolect_kernels::scan;
 
-use crate::cut::{Cutter, Goal};
+use crate::cut::{Cut, Cutter, Goal};
 
 /// Below this temperature only the likeliest token is left, as everywhere.
 pub(crate) const COLDEST: f32 = 1e-5;
@@ -16,6 +16,8 @@ pub(crate) struct Candidates {
     /// All logits after changes, while `is_owned`.
     owned: Vec<f32>,
     is_owned: bool,
+    /// A few tokens that are impossible, in order, while nothing else was changed and all is there.
+    banned: Vec<u32>,
     /// The greatest logit of each block, while `is_fresh`; but for blocks of tokens that are in `touched`.
     maxima: Vec<f32>,
     /// Where logits were changed.
@@ -53,26 +55,30 @@ impl Candidates {
         self.touched.reserve(n);
     }
 
-    /// Begins with a whole vocabulary and returns its greatest logit.
-    pub(crate) fn begin(&mut self, logits: &[f32]) -> f32 {
+    /// Begins with a whole vocabulary and returns its greatest logit and the sum of all weights, of which the greatest is 1.
+    pub(crate) fn begin(&mut self, logits: &[f32]) -> (f32, f64) {
         self.is_owned = false;
         self.is_list = false;
         self.is_fresh = true;
         self.scale = 1.0;
-        self.total = None;
-        self.summed = None;
+        self.banned.clear();
         self.touched.clear();
-        self.greatest = scan::block_maxima(logits, &mut self.maxima);
-        self.greatest
+        self.stale.clear();
+        let (greatest, total) = scan::begin(logits, &mut self.maxima, &mut self.sums);
+        self.greatest = greatest;
+        self.summed = Some((greatest, 1.0));
+        self.total = Some(total);
+        (greatest, total)
     }
 
     /// Takes every change back.
     #[expect(clippy::float_cmp, reason = "no temperature is one exact value")]
     pub(crate) fn begin_again(&mut self) {
-        if self.is_owned || self.is_list || self.scale != 1.0 {
+        if self.is_owned || self.is_list || !self.banned.is_empty() || self.scale != 1.0 {
             self.is_owned = false;
             self.is_list = false;
             self.is_fresh = false;
+            self.banned.clear();
             self.scale = 1.0;
             self.total = None;
             self.summed = None;
@@ -87,19 +93,27 @@ impl Candidates {
         }
         let (mut sums, mut part) = (std::mem::take(&mut self.sums), std::mem::take(&mut self.part));
         let (greatest, scale) = (self.greatest, self.scale);
-        let values = self.values(logits);
-        let total = if self.summed == Some((greatest, scale)) && !self.is_list {
-            // Only what was changed is added up again; in the same order, so that the bits are the same.
-            for chunk in &self.stale {
-                let values = values.chunks(scan::CHUNK).nth(*chunk).unwrap_or_default();
-                if let Some(sum) = sums.get_mut(*chunk) {
-                    *sum = scan::sum_exp(values, greatest, scale, &mut part);
-                }
+        if self.is_list || self.summed != Some((greatest, scale)) {
+            scan::sum_exp(self.values(logits), greatest, scale, &mut sums);
+            self.stale.clear();
+            if !self.is_list {
+                self.stale.extend(self.banned.iter().map(|token| *token as usize / scan::CHUNK));
+                self.stale.dedup();
             }
-            sums.iter().fold(0.0, |total, sum| total + sum)
-        } else {
-            scan::sum_exp(values, greatest, scale, &mut sums)
-        };
+        }
+        // Only what was changed is added up again; in the same order, so that the bits are the same.
+        let mut changed = std::mem::take(&mut self.weights);
+        for chunk in &self.stale {
+            let values = self.values(logits).chunks(scan::CHUNK).nth(*chunk).unwrap_or_default();
+            changed.clear();
+            changed.extend_from_slice(values);
+            self.ban_in(&mut changed, chunk * scan::CHUNK);
+            if let Some(sum) = sums.get_mut(*chunk) {
+                *sum = scan::sum_exp(&changed, greatest, scale, &mut part);
+            }
+        }
+        self.weights = changed;
+        let total = sums.iter().fold(0.0, |total, sum| total + sum);
         (self.sums, self.part) = (sums, part);
         self.stale.clear();
         self.summed = (!self.is_list).then_some((greatest, scale));
@@ -107,14 +121,59 @@ impl Candidates {
         total
     }
 
+    /// Makes tokens impossible.
+    pub(crate) fn ban(&mut self, logits: &[f32], tokens: &[u32]) {
+        if tokens.is_empty() {
+            return;
+        }
+        if self.is_list || self.is_owned || self.banned.len() + tokens.len() > FEW_BANNED {
+            let mut edit = self.edit(logits);
+            tokens.iter().for_each(|token| edit.ban(*token));
+            return;
+        }
+        // A few need no copy of the whole vocabulary.
+        self.total = None;
+        for token in tokens.iter().filter(|token| (**token as usize) < logits.len()) {
+            if let Err(at) = self.banned.binary_search(token) {
+                self.banned.insert(at, *token);
+                self.touched.push(*token);
+            }
+        }
+    }
+
+    /// Makes banned tokens impossible in a part of the vocabulary that begins with the token `first`.
+    fn ban_in(&self, values: &mut [f32], first: usize) {
+        let begin = self.banned.partition_point(|token| (*token as usize) < first);
+        for token in &self.banned[begin..] {
+            match values.get_mut(*token as usize - first) {
+                Some(value) => *value = f32::NEG_INFINITY,
+                None => break,
+            }
+        }
+    }
+
+    /// Copies the vocabulary where all of it is there and tokens are banned, so that it can be read as it is.
+    fn own(&mut self, logits: &[f32]) {
+        if !self.is_list && !self.banned.is_empty() {
+            self.copy(logits);
+        }
+    }
+
+    fn copy(&mut self, logits: &[f32]) {
+        self.owned.clear();
+        self.owned.extend_from_slice(logits);
+        self.is_owned = true;
+        for token in self.banned.drain(..) {
+            self.owned[token as usize] = f32::NEG_INFINITY;
+        }
+    }
+
     /// Changes logits, one token at a time. Temperature comes first where it came first.
     pub(crate) fn edit(&mut self, logits: &[f32]) -> Edit<'_> {
         self.total = None;
         let is_list = self.is_list;
         if !is_list && !self.is_owned {
-            self.owned.clear();
-            self.owned.extend_from_slice(logits);
-            self.is_owned = true;
+            self.copy(logits);
         }
         let values = if is_list { &mut self.kept } else { &mut self.owned };
         #[expect(clippy::float_cmp, reason = "no temperature is one exact value")]
@@ -129,24 +188,19 @@ impl Candidates {
 
     /// Makes `greatest` and `maxima` true again; says whether anything is left.
     fn refresh(&mut self, logits: &[f32]) -> bool {
-        let values = if self.is_list {
-            &self.kept
-        } else if self.is_owned {
-            &self.owned
-        } else {
-            logits
-        };
-        if !self.is_fresh || self.touched.len() * scan::BLOCK > values.len() {
+        if !self.is_fresh || self.touched.len() * scan::BLOCK > self.values(logits).len() {
+            self.own(logits);
             self.summed = None;
-            self.greatest = scan::block_maxima(values, &mut self.maxima);
+            let mut maxima = std::mem::take(&mut self.maxima);
+            self.greatest = scan::block_maxima(self.values(logits), &mut maxima);
+            self.maxima = maxima;
         } else if !self.touched.is_empty() {
+            let touched = std::mem::take(&mut self.touched);
             let mut last = usize::MAX;
-            for at in &self.touched {
+            for at in &touched {
                 let block = *at as usize / scan::BLOCK;
                 if block != last {
-                    let end = values.len().min((block + 1) * scan::BLOCK);
-                    let values = &values[block * scan::BLOCK..end];
-                    self.maxima[block] = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    self.maxima[block] = self.maximum_of_block(logits, block);
                     last = block;
                     let chunk = *at as usize / scan::CHUNK;
                     if self.stale.last() != Some(&chunk) {
@@ -154,11 +208,24 @@ impl Candidates {
                     }
                 }
             }
+            self.touched = touched;
             self.greatest = self.maxima.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         }
         self.touched.clear();
         self.is_fresh = true;
         self.greatest > f32::NEG_INFINITY
+    }
+
+    fn maximum_of_block(&self, logits: &[f32], block: usize) -> f32 {
+        let values = self.values(logits);
+        let first = block * scan::BLOCK;
+        let values = &values[first..values.len().min(first + scan::BLOCK)];
+        let mut changed = [f32::NEG_INFINITY; scan::BLOCK];
+        changed[..values.len()].copy_from_slice(values);
+        if !self.is_list {
+            self.ban_in(&mut changed, first);
+        }
+        changed.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
 
     /// Divides by a temperature.
@@ -179,6 +246,7 @@ impl Candidates {
         if !self.refresh(logits) {
             return;
         }
+        self.own(logits);
         let values = self.values(logits);
         let n = values.iter().filter(|logit| **logit > f32::NEG_INFINITY).count();
         if n < 2 {
@@ -212,8 +280,7 @@ impl Candidates {
         #[expect(clippy::cast_precision_loss, reason = "k is at most the number of tokens")]
         let goal = Goal { weight: k as f64, exceeds: false };
         if let Some(cut) = self.cutter.cut(&self.kept, |_| 1.0, goal) {
-            let mut keeps = cut.keeps();
-            self.retain(|_, logit| keeps(logit));
+            self.keep_cut(cut);
         }
     }
 
@@ -224,88 +291,90 @@ impl Candidates {
         }
         let total = self.total(logits);
         let goal = Goal { weight: f64::from(share) * total, exceeds: false };
-        if !self.is_list {
-            // All tokens below this weight weigh less than what may be missing, even together.
-            #[expect(clippy::cast_precision_loss, reason = "a vocabulary has fewer than 2^53 tokens")]
-            let least = ((1.0 - f64::from(share)).max(1e-9) * total / logits.len() as f64).min(1.0);
-            #[expect(clippy::cast_possible_truncation, reason = "a small logarithm")]
-            let surely_enough = -least.ln() as f32;
-            self.list_from(logits, self.greatest - SHALLOW.min(surely_enough) / self.scale);
+        if self.is_list {
+            return self.keep_listed(goal, f32::MIN);
+        }
+        // All tokens below this weight weigh less than what may be missing, even together.
+        #[expect(clippy::cast_precision_loss, reason = "a vocabulary has fewer than 2^53 tokens")]
+        let least = ((1.0 - f64::from(share)).max(1e-9) * total / logits.len() as f64).min(1.0);
+        #[expect(clippy::cast_possible_truncation, reason = "a small logarithm")]
+        let deepest = -least.ln() as f32;
+        // Mostly a few are enough that are not much less likely than the likeliest.
+        let shallow = self.at_depth(SHALLOW.min(deepest));
+        if self.list_few_from(logits, shallow) {
             scan::exp_into(&self.kept, self.greatest, self.scale, &mut self.weights);
-            let listed = scan::sum(&self.weights);
-            if listed < goal.weight * MARGIN {
-                self.is_list = false;
-                if !self.list_by_sample(logits, goal, surely_enough, listed) {
-                    return self.keep_many(logits, goal, surely_enough);
-                }
-            } else if self.kept.len() > MANY {
-                self.is_list = false;
-                return self.keep_many(logits, goal, surely_enough);
+            if scan::sum(&self.weights) >= goal.weight * MARGIN {
+                return self.keep_listed(goal, shallow);
             }
+            self.is_list = false;
+        }
+        let mut keys = std::mem::take(&mut self.keys);
+        let border = self.narrow(self.allowed(logits), Border::above(self.at_depth(deepest)), goal, &mut keys);
+        match self.cut(&keys, border, goal) {
+            Some(cut) => self.list_best(logits, cut),
+            None => self.list_from(logits, border.low),
+        }
+        self.keys = keys;
+    }
+
+    /// Keeps the likeliest of a list that reach a weight; none lies below `low`.
+    fn keep_listed(&mut self, goal: Goal, low: f32) {
+        let mut keys = std::mem::take(&mut self.keys);
+        let border = self.narrow(std::iter::once(&self.kept[..]), Border::above(low), goal, &mut keys);
+        match self.cut(&keys, border, goal) {
+            Some(cut) => self.keep_cut(cut),
+            None => self.keep_from(&[], border.low),
+        }
+        self.keys = keys;
+    }
+
+    /// Returns the logit that lies so far below the greatest one after the temperature.
+    fn at_depth(&self, depth: f32) -> f32 {
+        (self.greatest - depth / self.scale).max(f32::MIN)
+    }
+
+    /// Narrows down where the last one of the likeliest is that reach a weight, by sums over all values and then over ever
+    /// fewer, so that only those near it need to be put in order. These are left in `keys`.
+    fn narrow<'a>(
+        &self,
+        parts: impl Iterator<Item = &'a [f32]> + Clone,
+        mut border: Border,
+        goal: Goal,
+        keys: &mut Vec<f32>,
+    ) -> Border {
+        let (greatest, scale) = (self.greatest, self.scale);
+        keys.clear();
+        if parts.clone().map(<[f32]>::len).sum::<usize>() <= FEW {
+            parts.for_each(|part| keys.extend_from_slice(part));
         } else {
-            scan::exp_into(&self.kept, self.greatest, self.scale, &mut self.weights);
+            // Few are much less likely than the likeliest, but those that are may lie very deep.
+            let steps = even_steps(greatest, border.low.max(self.at_depth(DEEP)), border.low);
+            let mut masses = [0.0; scan::LEVELS];
+            for part in parts.clone() {
+                let of_part = scan::masses(part, greatest, scale, &steps);
+                masses.iter_mut().zip(of_part).for_each(|(mass, of_part)| *mass += of_part);
+            }
+            border.narrow(&steps, &masses, goal);
+            parts.for_each(|part| scan::collect_between(part, border.low, border.above, keys));
         }
-        let Self { cutter, kept, weights, .. } = self;
-        if let Some(cut) = cutter.cut(kept, |i| f64::from(weights[i]), goal) {
-            let mut keeps = cut.keeps();
-            self.retain(|_, logit| keeps(logit));
-        }
-    }
-
-    /// Lists at least the likeliest that reach a weight, and their weights, where those so near the greatest logit that they
-    /// weigh `listed` are too few. A sample of the vocabulary says how deep they lie. Says whether it did.
-    fn list_by_sample(&mut self, logits: &[f32], goal: Goal, deepest: f32, listed: f64) -> bool {
-        let (greatest, scale) = (self.greatest, self.scale);
-        let at = |depth: f32| (greatest - depth / scale).max(f32::MIN);
-        let steps = even_steps(at(SHALLOW.min(deepest)), at(deepest));
-        let mut sample = std::mem::take(&mut self.keys);
-        sample.clear();
-        let rows = self.dense(logits).chunks(ROW).step_by(SAMPLED);
-        rows.for_each(|row| sample.extend_from_slice(row));
-        let masses = scan::masses(&sample, greatest, scale, &steps);
-        self.keys = sample;
-        // Somewhat more than is missing: a little more is listed more cheaply than twice.
-        let missing = (goal.weight * MARGIN - listed) * 1.2 / SAMPLED as f64;
-        let Some(step) = steps.iter().zip(masses).find(|(_, mass)| mass - masses[0] >= missing) else { return false };
-        self.list_from(logits, *step.0);
-        scan::exp_into(&self.kept, greatest, scale, &mut self.weights);
-        let is_enough = self.kept.len() <= MANY && scan::sum(&self.weights) >= goal.weight * MARGIN;
-        self.is_list = is_enough;
-        is_enough
-    }
-
-    /// Keeps the likeliest that reach a weight, of a whole vocabulary in which these may be many and none lies deeper than
-    /// `deepest`. Sums over all logits narrow down where the last one is, so that only those near it need to be put in order.
-    fn keep_many(&mut self, logits: &[f32], goal: Goal, deepest: f32) {
-        let (greatest, scale) = (self.greatest, self.scale);
-        let at = |depth: f32| (greatest - depth / scale).max(f32::MIN);
-        let low = at(deepest);
-        let mut border = Border { above: f32::INFINITY, low, reached: 0.0 };
-        let steps = even_steps(at(SHALLOW.min(deepest)), low);
-        let masses = scan::masses(self.dense(logits), greatest, scale, &steps);
-        border.narrow(&steps, &masses, goal);
-        self.list_from(logits, border.low);
-        let Self { kept, keys, weights, cutter, .. } = self;
-        for _ in 0..2 {
-            border.collect(kept, keys);
+        for _ in 0..ROUNDS {
             if keys.len() <= FEW {
                 break;
             }
-            let steps = even_steps(border.above.min(greatest), border.low);
+            let steps = even_steps(border.above.min(greatest), border.low, border.low);
             let mut masses = scan::masses(keys, greatest, scale, &steps);
             masses.iter_mut().for_each(|mass| *mass += border.reached);
             border.narrow(&steps, &masses, goal);
+            scan::keep_between(border.low, border.above, keys);
         }
-        keys.retain(|logit| border.holds(*logit));
-        scan::exp_into(keys, greatest, scale, weights);
-        let goal = Goal { weight: goal.weight - border.reached, ..goal };
-        match cutter.cut(keys, |i| f64::from(weights[i]), goal) {
-            Some(cut) => {
-                let mut keeps = cut.keeps();
-                self.retain(|_, logit| keeps(logit));
-            }
-            None => self.retain(|_, logit| logit >= border.low),
-        }
+        border
+    }
+
+    /// Returns where to cut the values that lie in a border.
+    fn cut(&mut self, keys: &[f32], border: Border, goal: Goal) -> Option<Cut> {
+        scan::exp_into(keys, self.greatest, self.scale, &mut self.weights);
+        let Self { cutter, weights, .. } = self;
+        cutter.cut(keys, |i| f64::from(weights[i]), Goal { weight: goal.weight - border.reached, ..goal })
     }
 
     /// Keeps what is at least a fraction as likely as the likeliest.
@@ -319,6 +388,7 @@ impl Candidates {
     /// Keeps what is at most so many standard deviations below the greatest logit.
     pub(crate) fn keep_sigmas(&mut self, logits: &[f32], n: f32) {
         if self.refresh(logits) {
+            self.own(logits);
             let sigma = scan::standard_deviation(self.values(logits), self.greatest);
             #[expect(clippy::cast_possible_truncation, reason = "computed in more than the precision of logits")]
             let threshold = (f64::from(self.greatest) - f64::from(n) * sigma) as f32;
@@ -406,6 +476,7 @@ impl Candidates {
             f32::NEG_INFINITY
         };
         best.clear();
+        self.own(logits);
         let values = self.values(logits).iter().copied();
         best.extend(values.filter(|logit| *logit >= threshold && *logit > f32::NEG_INFINITY));
         if best.len() > SLOPE {
@@ -437,6 +508,7 @@ impl Candidates {
     /// Returns the likeliest token; of equal ones that with the lowest id.
     pub(crate) fn likeliest(&mut self, logits: &[f32]) -> Option<Choice> {
         self.refresh(logits);
+        self.own(logits);
         let at = scan::first_greatest(self.values(logits), &self.maxima, self.greatest)?;
         Some(Choice { token: self.id(at), probability: 1.0 })
     }
@@ -447,6 +519,7 @@ impl Candidates {
             return None;
         }
         let total = self.total(logits);
+        self.own(logits);
         let mut weights = std::mem::take(&mut self.weights);
         let values = self.values(logits);
         let mut left = fraction * total;
@@ -472,14 +545,15 @@ impl Candidates {
     #[cfg(test)]
     pub(crate) fn left(&self, logits: &[f32]) -> Vec<u32> {
         let values = self.values(logits);
-        let left = (0..values.len()).filter(|at| values[*at] > f32::NEG_INFINITY);
-        left.map(|at| self.id(at)).collect()
+        let left = (0..values.len()).filter(|at| values[*at] > f32::NEG_INFINITY).map(|at| self.id(at));
+        left.filter(|token| self.is_list || self.banned.binary_search(token).is_err()).collect()
     }
 
     /// Returns the tokens that are left, with their probabilities.
     #[cfg(test)]
     pub(crate) fn probabilities(&mut self, logits: &[f32]) -> Vec<(u32, f64)> {
         let total = self.total(logits);
+        self.own(logits);
         let values = self.values(logits);
         let weight = |at: usize| f64::from(scan::exp_one(values[at], self.greatest, self.scale));
         let left = (0..values.len()).filter(|at| values[*at] > f32::NEG_INFINITY);
@@ -489,6 +563,14 @@ impl Candidates {
     fn id(&self, at: usize) -> u32 {
         #[expect(clippy::cast_possible_truncation, reason = "token ids are 32 bits wide")]
         if self.is_list { self.ids[at] } else { at as u32 }
+    }
+
+    /// The whole vocabulary but for what is banned, in parts.
+    fn allowed<'a>(&'a self, logits: &'a [f32]) -> impl Iterator<Item = &'a [f32]> + Clone {
+        let dense = self.dense(logits);
+        let ends = self.banned.iter().map(|token| *token as usize).chain(std::iter::once(dense.len()));
+        let begins = std::iter::once(0).chain(self.banned.iter().map(|token| *token as usize + 1));
+        begins.zip(ends).map(|(begin, end)| &dense[begin..end])
     }
 
     fn dense<'a>(&'a self, logits: &'a [f32]) -> &'a [f32] {
@@ -505,6 +587,41 @@ impl Candidates {
         // What is impossible is never listed.
         let threshold = threshold.max(f32::MIN);
         scan::collect_at_least(values, &self.maxima, threshold, &mut self.ids, &mut self.kept);
+        self.become_list();
+    }
+
+    /// Does so if they are few, and says whether.
+    fn list_few_from(&mut self, logits: &[f32], threshold: f32) -> bool {
+        let values = if self.is_owned { &self.owned } else { logits };
+        let few = (threshold.max(f32::MIN), MANY);
+        let are_few = scan::collect_few_at_least(values, &self.maxima, few, &mut self.ids, &mut self.kept);
+        if are_few {
+            self.become_list();
+        }
+        are_few
+    }
+
+    /// Makes a list of the whole vocabulary's best logits.
+    fn list_best(&mut self, logits: &[f32], cut: Cut) {
+        let values = if self.is_owned { &self.owned } else { logits };
+        // Banned ones do not count.
+        let equal = |token: &&u32| values[**token as usize].to_bits() == cut.key.to_bits();
+        let n_banned = self.banned.iter().filter(equal).count();
+        let best = (cut.key, cut.n_equal + n_banned);
+        scan::collect_best(values, &self.maxima, best, &mut self.ids, &mut self.kept);
+        self.become_list();
+        if n_banned > 0 {
+            self.keep_cut(cut);
+        }
+    }
+
+    fn become_list(&mut self) {
+        for token in &self.banned {
+            if let Ok(at) = self.ids.binary_search(token) {
+                self.ids.remove(at);
+                self.kept.remove(at);
+            }
+        }
         self.is_list = true;
         // The greatest is among them, but a list has maxima and a total of its own.
         self.is_fresh = false;
@@ -513,13 +630,22 @@ impl Candidates {
 
     fn keep_from(&mut self, logits: &[f32], threshold: f32) {
         if self.is_list {
-            self.retain(|_, logit| logit >= threshold);
+            scan::keep_at_least(threshold, &mut self.ids, &mut self.kept);
+            self.is_fresh = false;
+            self.total = None;
         } else {
             self.list_from(logits, threshold);
         }
     }
 
+    fn keep_cut(&mut self, cut: Cut) {
+        scan::keep_best((cut.key, cut.n_equal), &mut self.ids, &mut self.kept);
+        self.is_fresh = false;
+        self.total = None;
+    }
+
     fn keep_only(&mut self, token: u32) {
+        self.banned.clear();
         self.ids.clear();
         self.ids.push(token);
         self.kept.clear();
@@ -547,18 +673,20 @@ impl Candidates {
     }
 }
 
+/// So many tokens may be impossible without a copy of the vocabulary.
+const FEW_BANNED: usize = 32;
 /// How far below the greatest logit, divided by the temperature, the least of the likeliest mostly is.
 const SHALLOW: f32 = 6.0;
+/// How far it hardly ever is.
+const DEEP: f32 = 24.0;
 /// So few may be put in order.
-const FEW: usize = 512;
-/// Of more than so many it is found out first which need to be.
+const FEW: usize = 128;
+/// More than so many are not listed before it is known which.
 const MANY: usize = 4096;
+/// How often a border is narrowed further.
+const ROUNDS: usize = 4;
 /// Covers sums that round differently in another order.
 const MARGIN: f64 = 1.0 + 1e-5;
-/// Logits that lie side by side in a sample ...
-const ROW: usize = 16;
-/// ... of one in so many.
-const SAMPLED: usize = 8;
 
 /// Where the last one of the likeliest lies that are kept: at `low` or above it, and below `above`.
 #[derive(Clone, Copy, Debug)]
@@ -570,21 +698,8 @@ struct Border {
 }
 
 impl Border {
-    fn holds(&self, logit: f32) -> bool {
-        (logit >= self.low) & (logit < self.above)
-    }
-
-    /// Collects the logits that lie in it.
-    fn collect(&self, logits: &[f32], into: &mut Vec<f32>) {
-        into.clear();
-        into.resize(logits.len(), 0.0);
-        let mut n = 0;
-        for logit in logits {
-            // Without branches, which nobody could predict.
-            into[n] = *logit;
-            n += usize::from(self.holds(*logit));
-        }
-        into.truncate(n);
+    const fn above(low: f32) -> Self {
+        Self { above: f32::INFINITY, low, reached: 0.0 }
     }
 
     /// Narrows it to what lies between two steps, given the weight of what reaches each of them. Where only rounding keeps
@@ -600,14 +715,14 @@ impl Border {
     }
 }
 
-/// Goes from one logit down to another one in even steps.
-fn even_steps(from: f32, to: f32) -> [f32; scan::LEVELS] {
-    let mut steps = [to; scan::LEVELS];
-    let (first, last) = (f64::from(from), f64::from(to));
+/// Goes from one logit down to another one in even steps, but for the last, which is `last`.
+fn even_steps(from: f32, to: f32, last: f32) -> [f32; scan::LEVELS] {
+    let mut steps = [last; scan::LEVELS];
+    let (first, to) = (f64::from(from), f64::from(to));
     for (i, step) in (0u32..).zip(&mut steps[..scan::LEVELS - 1]) {
         let part = f64::from(i) / (scan::LEVELS - 1) as f64;
         #[expect(clippy::cast_possible_truncation, reason = "between two logits")]
-        let between = (first - (first - last) * part) as f32;
+        let between = (first - (first - to) * part) as f32;
         *step = between;
     }
     steps
@@ -725,7 +840,7 @@ mod tests {
         #[test]
         fn a_mass_is_that_of_the_fewest_likeliest(logits in logits(), share in 0.05f32..0.9999, temperature in 0.2f32..4.0) {
             let mut candidates = Candidates::default();
-            prop_assume!(candidates.begin(&logits) > f32::NEG_INFINITY);
+            prop_assume!(candidates.begin(&logits).0 > f32::NEG_INFINITY);
             candidates.cool(&logits, temperature);
             candidates.keep_mass(&logits, share);
             let left = candidates.left(&logits);
@@ -746,7 +861,7 @@ mod tests {
         #[test]
         fn sums_after_changes_are_those_of_what_is_left(logits in logits(), banned in prop::collection::vec(0u32..6000, 0..20)) {
             let mut candidates = Candidates::default();
-            prop_assume!(candidates.begin(&logits) > f32::NEG_INFINITY);
+            prop_assume!(candidates.begin(&logits).0 > f32::NEG_INFINITY);
             candidates.total(&logits);
             let mut changed = logits.clone();
             for token in banned {

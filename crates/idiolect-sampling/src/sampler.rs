@@ -138,11 +138,10 @@ impl Sampler {
     /// # Errors
     /// [`DrawError`]: then the candidate has come to its end.
     pub fn draw(&mut self, logits: &[f32], banned: &[u32]) -> Result<Drawn, DrawError> {
-        let greatest = self.candidates.begin(logits);
+        let (greatest, sum) = self.candidates.begin(logits);
         if !greatest.is_finite() {
             return Err(DrawError::NotFinite);
         }
-        let sum = self.candidates.total(logits);
         #[expect(clippy::cast_possible_truncation, reason = "the logarithm of a sum over a vocabulary")]
         let log_sum = greatest + sum.ln() as f32;
         if !log_sum.is_finite() {
@@ -166,12 +165,9 @@ impl Sampler {
     /// Runs the chain and returns the token. Changes nothing that later draws depend on but mirostat's state.
     fn run(&mut self, chain: &Chain, logits: &[f32], banned: &[u32], holds_back: bool) -> Result<u32, DrawError> {
         self.candidates.begin_again();
-        if holds_back || !banned.is_empty() {
-            let mut edit = self.candidates.edit(logits);
-            banned.iter().for_each(|token| edit.ban(*token));
-            if holds_back {
-                self.ends.iter().for_each(|token| edit.ban(*token));
-            }
+        self.candidates.ban(logits, banned);
+        if holds_back {
+            self.candidates.ban(logits, &self.ends);
         }
         let mut mirostat = None;
         let mut chosen = None;
@@ -214,10 +210,7 @@ impl Sampler {
                     }
                 }
             }
-            Step::Ban(tokens) => {
-                let mut edit = candidates.edit(logits);
-                tokens.iter().for_each(|token| edit.ban(*token));
-            }
+            Step::Ban(tokens) => candidates.ban(logits, tokens),
             Step::BanPhrases(range) => {
                 if let Some(vocabulary) = &chain.vocabulary {
                     let mut edit = candidates.edit(logits);
