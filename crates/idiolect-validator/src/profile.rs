@@ -103,7 +103,8 @@ impl CriteriaPenalties {
     #[must_use]
     pub fn penalty(&self, kind: TaskKind, criteria: &[Criterion], reply: &str) -> f64 {
         let cost = |criterion: &Criterion| self.most(kind, criterion) * criterion.breach(reply, self.length_steepness);
-        criteria.iter().map(cost).sum()
+        // A sum of nothing would be minus nought.
+        criteria.iter().map(cost).fold(0.0, |sum, cost| sum + cost)
     }
 }
 

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! by Cauchy and Schwarz. `b·c` is a sum of integers and exact. A vector is passed over only if, by these bounds, there are
-//! `k` others that are nearer for certain. Of vectors of language the bounds leave some tens of 15,500.
+//! `k` others that are nearer for certain. Of 5,900 replies of forty language models, by all-MiniLM-L6-v2, two to nine are left.
 
 use idiolect_kernels::{ByteLine, byte_products};
 

@@ -64,6 +64,13 @@ fn a_file_extends_a_built_in_profile() {
 }
 
 #[test]
+fn no_criteria_cost_nothing() {
+    let criteria = Profile::text_prompting_2_1().penalties.unwrap().criteria;
+    let penalty = criteria.penalty(TaskKind::Answer, &[], "A reply.");
+    assert!(penalty == 0.0 && penalty.is_sign_positive());
+}
+
+#[test]
 fn a_profile_is_found_by_name_or_path() {
     assert_eq!(Profile::find("openvalidators-1.2").unwrap(), Profile::openvalidators_1_2());
     assert_eq!(Profile::find("nothing").unwrap_err(), ProfileError::Unknown("nothing".to_owned()));
