@@ -1,3 +1,5 @@
+use std::sync::LazyLock;
+
 use regex::Regex;
 
 /// What the length of a reply is counted in.
@@ -225,14 +227,12 @@ fn has_bullets(text: &str) -> bool {
     false
 }
 
-/// A digit, a full stop and white space, anywhere: a sentence that ends in a year counts.
+/// A decimal digit, a full stop and white space, anywhere: a sentence that ends in a year counts. As in Python a digit is one of
+/// Unicode's category Nd, of whatever script; superscripts, fractions and Roman numerals are none.
+static NUMBER: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\p{Nd}\.\s").ok());
+
 fn has_numbers(text: &str) -> bool {
-    let mut last = ['\0'; 2];
-    text.chars().any(|c| {
-        let found = last[0].is_numeric() && last[1] == '.' && c.is_whitespace();
-        last = [last[1], c];
-        found
-    })
+    NUMBER.as_ref().is_some_and(|number| number.is_match(text))
 }
 
 fn has_words(place: ContentMatch, words: &[String], text: &str) -> bool {

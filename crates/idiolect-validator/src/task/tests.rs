@@ -194,3 +194,21 @@ fn words_in_their_places() {
     assert_eq!(Criterion::NoQuestionMarks.breach("Why? So.", 10.0), 1.0);
     assert_eq!(Criterion::Other("Be kind.".to_owned()).breach("No.", 10.0), 0.0);
 }
+
+#[test]
+fn lists_are_numbered_in_decimal_digits() {
+    for plain in [
+        "The area is 5 m\u{b2}. The rest is sea.",
+        "Take \u{bd}. Then stir.",
+        "Volume \u{2163}. The end.",
+        "Step \u{2460}. Begin.",
+        "In the end, none.",
+    ] {
+        assert_eq!(Criterion::NoLists.breach(plain, 10.0), 0.0, "{plain}");
+        assert_eq!(Criterion::Numbers.breach(plain, 10.0), 1.0, "{plain}");
+    }
+    for list in ["1. Begin.", "It was in 1999. Then came", "\u{661}. Begin.", "\u{967}.\nBegin.", "12.\tBegin."] {
+        assert_eq!(Criterion::NoLists.breach(list, 10.0), 1.0, "{list}");
+        assert_eq!(Criterion::Numbers.breach(list, 10.0), 0.0, "{list}");
+    }
+}
