@@ -1,7 +1,8 @@
 //! Winning replies that later prompts of a round quote.
 //!
 //! The best summary of a round stands in all its later prompts, the best question in the prompt for its answer, and in
-//! openvalidators 1.2 the best answers in the prompts after that: other miners' replies, and those that were paid for.
+//! openvalidators 1.2 and earlier versions of text-prompting 2 questions and answers in all prompts after that: other miners'
+//! replies, and those that were paid for.
 
 use super::{Prompt, TaskKind, openvalidators, text_prompting};
 
@@ -74,14 +75,43 @@ fn of_context(context: &str) -> Vec<Winner<'_>> {
 
 fn of_base_text(task: &text_prompting::Task) -> Vec<Winner<'_>> {
     let Some(text) = task.base_text.strip_prefix(SUMMARY) else { return Vec::new() };
-    let heading = (0..10).filter_map(|k| {
-        let heading = format!("\n### QUESTION {k}:\n");
-        Some((text.rfind(&heading)?, heading.len()))
-    });
-    let last = heading.max().filter(|_| task.kind == TaskKind::Answer);
-    let (summary, question) = last.map_or((text, None), |(at, length)| (&text[..at], text.get(at + length..)));
-    let summary = Winner { kind: TaskKind::Augment, text: summary };
-    std::iter::once(summary).chain(question.map(|text| Winner { kind: TaskKind::Followup, text })).collect()
+    chained(text, task.kind).unwrap_or_else(|| {
+        let heading = (0..10).filter_map(|k| {
+            let heading = question_heading(k);
+            Some((text.rfind(&heading)?, heading.len()))
+        });
+        let last = heading.max().filter(|_| task.kind == TaskKind::Answer);
+        let (summary, question) = last.map_or((text, None), |(at, length)| (&text[..at], text.get(at + length..)));
+        let summary = Winner { kind: TaskKind::Augment, text: summary };
+        std::iter::once(summary).chain(question.map(|text| Winner { kind: TaskKind::Followup, text })).collect()
+    })
+}
+
+fn question_heading(k: usize) -> String {
+    format!("\n### QUESTION {k}:\n")
+}
+
+/// Reads what earlier 2.x versions quote: the summary and all that was asked and answered since, counted from 0. `None` where
+/// no answer is quoted, or where the last heading is not the one that the task comes after.
+fn chained(text: &str, task: TaskKind) -> Option<Vec<Winner<'_>>> {
+    let mut winners = Vec::new();
+    let (mut kind, mut rest) = (TaskKind::Augment, text);
+    for step in 0.. {
+        let (heading, next) = match (step / 2, step % 2) {
+            (k, 0) => (question_heading(k), TaskKind::Followup),
+            (k, _) => (format!("\n### ANSWER {k}:\n"), TaskKind::Answer),
+        };
+        let Some((before, after)) = rest.split_once(&heading) else { break };
+        winners.push(Winner { kind, text: before });
+        (kind, rest) = (next, after);
+    }
+    winners.push(Winner { kind, text: rest });
+    let is_whole = match task {
+        TaskKind::Augment => false,
+        TaskKind::Followup => kind == TaskKind::Answer,
+        TaskKind::Answer => kind == TaskKind::Followup && winners.len() > 2,
+    };
+    is_whole.then_some(winners)
 }
 
 #[cfg(test)]
@@ -141,5 +171,40 @@ mod tests {
         let bare =
             text_prompting::Task { kind: TaskKind::Followup, base_text: "No heading.".to_owned(), criteria: vec![] };
         assert_eq!(Prompt::parse(&bare.compose()).winners(), []);
+    }
+
+    #[test]
+    fn chained_prompts_quote_all_that_was_asked_and_answered() {
+        use TaskKind::{Answer, Augment, Followup};
+
+        let read = |kind: TaskKind, base_text: &str| {
+            let task = text_prompting::Task { kind, base_text: base_text.to_owned(), criteria: vec![] };
+            let prompt = Prompt::parse(&task.compose());
+            prompt.winners().iter().map(|winner| (winner.kind, winner.text.to_owned())).collect::<Vec<_>>()
+        };
+        let quoted = |parts: &[(TaskKind, &str)]| parts.iter().map(|(k, t)| (*k, (*t).to_owned())).collect::<Vec<_>>();
+        let parts = [
+            (Augment, "A summary.\nOf two lines."),
+            (Followup, "Why?"),
+            (Answer, "Because.\n\nThat is why."),
+            (Followup, "When?"),
+            (Answer, "Now."),
+            (Followup, "Where?"),
+        ];
+        let mut text = format!("### SUMMARY CONTEXT:\n{}", parts[0].1);
+        assert_eq!(read(Followup, &text), quoted(&parts[..1]));
+        for (i, (kind, part)) in parts.iter().enumerate().skip(1) {
+            let heading = if *kind == Followup { "QUESTION" } else { "ANSWER" };
+            text += &format!("\n### {heading} {}:\n{part}", (i - 1) / 2);
+            let asked = if *kind == Followup { Answer } else { Followup };
+            assert_eq!(read(asked, &text), quoted(&parts[..=i]), "{text}");
+        }
+        // Of version 2.1 itself: the last question alone, with its number.
+        let alone = "### SUMMARY CONTEXT:\nA summary.\n### QUESTION 2:\nWhere?";
+        assert_eq!(read(Answer, alone), quoted(&[(Augment, "A summary."), (Followup, "Where?")]));
+        let heading_inside = "### SUMMARY CONTEXT:\nIt says\n### ANSWER 0:\nNo.\n### QUESTION 0:\nWhere?";
+        let summary = "It says\n### ANSWER 0:\nNo.";
+        assert_eq!(read(Answer, heading_inside), quoted(&[(Augment, summary), (Followup, "Where?")]));
+        assert_eq!(read(Followup, &format!("### SUMMARY CONTEXT:\n{summary}")), quoted(&[(Augment, summary)]));
     }
 }
