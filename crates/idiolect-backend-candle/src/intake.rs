@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use idiolect_backend::{Error, Event, Preset, Request, Score, ScoreRequest};
+use idiolect_backend::{Error, Event, Moments, Preset, Request, Score, ScoreRequest};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::clock::Clock;
@@ -16,6 +16,7 @@ use crate::forecast::{Forecast, Wish};
 use crate::prompt::{Prompt, Prompter, count};
 use crate::sampling::{Plan, Texts};
 use crate::speed::Meter;
+use crate::tokenizer::TokenizeError;
 
 /// What a backend is asked to do. The permit is a place in the queue.
 pub(crate) enum Job {
@@ -85,6 +86,13 @@ pub(crate) struct Generate {
     pub(crate) place: Option<OwnedSemaphorePermit>,
 }
 
+impl Scoring {
+    /// Returns of which token on the logits are wanted.
+    pub(crate) const fn first_wanted(&self) -> usize {
+        if self.prompt_logits { 0 } else { self.begin - 1 }
+    }
+}
+
 impl Generate {
     /// Returns what `n` candidates of it would be.
     pub(crate) fn wish(&self, n: usize, now: Instant) -> Wish {
@@ -102,6 +110,8 @@ pub(crate) struct Scoring {
     pub(crate) ids: Vec<u32>,
     /// Whether the caller wants the rows of logits.
     pub(crate) rows: bool,
+    /// Whether the caller wants the moments of those before the reply.
+    pub(crate) prompt_logits: bool,
     /// Of keys and values, and of the rows of logits where they are kept for the caller.
     pub(crate) cost: Cost,
     pub(crate) reply: oneshot::Sender<Result<Score, Error>>,
@@ -197,12 +207,14 @@ impl Intake {
                 }
                 match self.prepare_score(&request) {
                     Ok(Some(Scored { tokens, begin, ids, cost })) => {
-                        let (rows, place) = (request.rows, Some(place));
-                        Some(Arrival::Score(Scoring { tokens, begin, ids, rows, cost, reply, place }))
+                        let (rows, prompt_logits, place) = (request.rows, request.prompt_logits, Some(place));
+                        Some(Arrival::Score(Scoring { tokens, begin, ids, rows, prompt_logits, cost, reply, place }))
                     }
                     Ok(None) => {
                         let rows = request.rows.then(Vec::new);
-                        drop(reply.send(Ok(Score { tokens: Vec::new(), token_ids: Vec::new(), rows })));
+                        let prompt_logits = request.prompt_logits.then(Moments::default);
+                        let score = Score { tokens: Vec::new(), token_ids: Vec::new(), rows, prompt_logits };
+                        drop(reply.send(Ok(score)));
                         None
                     }
                     Err(error) => {
@@ -247,28 +259,60 @@ impl Intake {
         )))
     }
 
-    fn prepare_score(&self, request: &ScoreRequest) -> Result<Option<Scored>, Error> {
-        let ScoreRequest { messages, completion, .. } = request;
+    /// Returns the tokens before a text that is to be scored, and those of the text.
+    fn split_score(&self, request: &ScoreRequest) -> Result<(Vec<u32>, Vec<u32>), Error> {
         let context = self.prompter.context;
         let too_long = |tokens| Error::ContextTooLong { prompt_tokens: count(tokens), context_tokens: count(context) };
-        let ids = self.prompter.tokenizer.encode(completion).map_err(|e| Error::InvalidRequest(e.to_string()))?;
+        let tokenizer = &self.prompter.tokenizer;
+        let failed = |error: TokenizeError| Error::InvalidRequest(error.to_string());
+        let (before, mut ids) = if let Some(plain) = &request.plain {
+            let before = tokenizer.encode_from_beginning(plain).map_err(failed)?;
+            let both = format!("{plain}{}", request.completion);
+            let mut both = tokenizer.encode_from_beginning(&both).map_err(failed)?;
+            // At the border both may have become one token: it counts as one before the text.
+            let ids = both.split_off(before.len().min(both.len()));
+            (both, ids)
+        } else {
+            let mut ids = tokenizer.encode(&request.completion).map_err(failed)?;
+            if request.cut {
+                ids.truncate(context);
+            }
+            if ids.len() >= context && !request.cut {
+                return Err(too_long(ids.len()));
+            }
+            let room = if request.cut { 1 } else { count(ids.len()) };
+            let prompt = self.prompter.prompt(&request.messages, room)?;
+            if prompt.trimmed > 0 {
+                // After part of the prompt only, the text would have other log-probabilities.
+                return Err(too_long(prompt.tokens.len() + prompt.trimmed as usize + ids.len()));
+            }
+            (prompt.tokens, ids)
+        };
+        if before.len() >= context {
+            return Err(too_long(before.len()));
+        }
+        if request.cut {
+            ids.truncate(context - before.len());
+        }
+        if before.len() + ids.len() > context {
+            return Err(too_long(before.len() + ids.len()));
+        }
+        Ok((before, ids))
+    }
+
+    fn prepare_score(&self, request: &ScoreRequest) -> Result<Option<Scored>, Error> {
+        if request.completion.is_empty() {
+            return Ok(None);
+        }
+        let (mut tokens, ids) = self.split_score(request)?;
         if ids.is_empty() {
             return Ok(None);
         }
-        if ids.len() >= context {
-            return Err(too_long(ids.len()));
-        }
-        let prompt = self.prompter.prompt(messages, count(ids.len()))?;
-        if prompt.trimmed > 0 {
-            // After part of the prompt only, the text would have other log-probabilities.
-            return Err(too_long(prompt.tokens.len() + prompt.trimmed as usize + ids.len()));
-        }
-        let mut tokens = prompt.tokens;
         let begin = tokens.len();
-        tokens.extend_from_slice(&ids);
-        if tokens.len() > context {
-            return Err(too_long(tokens.len()));
+        if begin == 0 {
+            return Err(Error::InvalidRequest("no token is before the text to be scored".to_owned()));
         }
+        tokens.extend_from_slice(&ids);
         tokens.pop();
         let rows = if request.rows { (ids.len() as u64).saturating_mul(self.vocabulary as u64 * 4) } else { 0 };
         let cost = Cost::new(self.portion, tokens.len(), 0).and_bytes(self.portion, rows);

@@ -29,7 +29,7 @@
 //! ```
 //!
 //! # The contract
-//! [`Backend`], [`Request`], [`Completion`], [`Event`], [`Capabilities`], [`Score`], [`Error`], [`Embedder`].
+//! [`Backend`], [`Request`], [`Completion`], [`Event`], [`Capabilities`], [`Score`], [`Moments`], [`Error`], [`Embedder`].
 //!
 //! How tokens are drawn is data, [`Sampling`] and the [`ChainSpec`] in it, whose types are those of `idiolect-sampling`
 //! without its sampler: an engine takes the sampler from there, or has one of its own.
@@ -90,6 +90,6 @@ pub use ledger::{Charge, FileLedger, MemoryLedger, SpendLedger, UtcDay};
 pub use limit::{Limit, LimitConfig};
 pub use pool::{Member, MemberSnapshot, Pool, PoolConfig, Strategy};
 pub use request::{Message, Request, Role, Sampling};
-pub use score::{Score, ScoreRequest};
+pub use score::{Moments, Score, ScoreRequest};
 pub use spend::{Prices, SpendingCap, SpendingConfig};
 pub use timeout::{Timeout, TimeoutConfig, end_at};

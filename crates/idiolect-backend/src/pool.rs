@@ -406,10 +406,10 @@ impl Backend for Pool {
 
     async fn score(&self, request: ScoreRequest) -> Result<Score, Error> {
         request.check_support(&self.config.name, &self.capabilities)?;
-        let (completion, rows) = (request.completion.as_str(), request.rows);
+        let wish = &ScoreRequest { messages: Vec::new(), ..request };
         let request = Request::new(request.messages);
         let ask = |mut attempt: Attempt, request: Request| async move {
-            let scored = ScoreRequest { messages: request.messages, completion: completion.to_owned(), rows };
+            let scored = ScoreRequest { messages: request.messages, ..wish.clone() };
             match attempt.backend().score(scored).await {
                 Ok(score) => {
                     attempt.succeeded();

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use idiolect_backend::Moments;
 use serde::Deserialize;
 
 /// The figures of the `dpo` reward.
@@ -50,24 +51,29 @@ impl DpoRules {
 
     /// Returns a reply's reward: the mean log-probability of its tokens, each drawn from its row of logits.
     ///
-    /// `prompt_rows` are the rows before those, from which the prompt's tokens but the first were drawn. They count in the
-    /// mean and deviation of [`Repetition::NoRepeatNgram`] only, and may be left out where a backend has none: the floor
-    /// then comes from the reply's rows alone. The lowest where there are no tokens, rows do not fit them, or the result is
-    /// not finite.
+    /// `before` are the moments of the rows before those, from which the prompt's tokens but the first were drawn. They count
+    /// in the mean and deviation of [`Repetition::NoRepeatNgram`] only: see [`wants_prompt`](Self::wants_prompt). The lowest
+    /// where there are no tokens, rows do not fit them, or the result is not finite.
     #[must_use]
-    pub fn reward(&self, tokens: &[u32], rows: &[Vec<f32>], prompt_rows: &[Vec<f32>]) -> f32 {
-        mean(tokens, rows, prompt_rows, self.repetition).filter(|mean| mean.is_finite()).unwrap_or(self.lowest)
+    pub fn reward(&self, tokens: &[u32], rows: &[Vec<f32>], before: Moments) -> f32 {
+        mean(tokens, rows, before, self.repetition).filter(|mean| mean.is_finite()).unwrap_or(self.lowest)
+    }
+
+    /// Says whether the logits before the reply count.
+    #[must_use]
+    pub const fn wants_prompt(&self) -> bool {
+        matches!(self.repetition, Repetition::NoRepeatNgram { .. })
     }
 }
 
-fn mean(tokens: &[u32], rows: &[Vec<f32>], prompt_rows: &[Vec<f32>], repetition: Repetition) -> Option<f32> {
+fn mean(tokens: &[u32], rows: &[Vec<f32>], before: Moments, repetition: Repetition) -> Option<f32> {
     if tokens.is_empty() || rows.len() != tokens.len() {
         return None;
     }
     let ban = match repetition {
         Repetition::NoRepeatNgram { n, deviations } => {
             let banned = banned(tokens, n);
-            if banned.is_empty() { None } else { Some((banned, floor(prompt_rows.iter().chain(rows), deviations))) }
+            if banned.is_empty() { None } else { Some((banned, floor(rows, before, deviations))) }
         }
         Repetition::Ignored | Repetition::Scaled { .. } => None,
     };
@@ -117,12 +123,10 @@ fn banned(tokens: &[u32], n: usize) -> Vec<u32> {
 }
 
 /// The mean of all logits less some (unbiased) standard deviations.
-fn floor<'a>(rows: impl Iterator<Item = &'a Vec<f32>> + Clone, deviations: f64) -> f64 {
-    let all = rows.flatten().map(|&logit| f64::from(logit));
-    let (count, sum) = all.clone().fold((0.0, 0.0), |(count, sum), logit| (count + 1.0, sum + logit));
-    let mean = sum / count;
-    let squares: f64 = all.map(|logit| (logit - mean).powi(2)).sum();
-    mean - deviations * (squares / (count - 1.0)).sqrt()
+fn floor(rows: &[Vec<f32>], before: Moments, deviations: f64) -> f64 {
+    let mut all = before;
+    rows.iter().for_each(|row| all.add(row));
+    all.mean() - deviations * all.variance().sqrt()
 }
 
 fn log_sum_exp(logits: &[f64]) -> f64 {

@@ -2,7 +2,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use idiolect_backend::{Backend, Error, Message, ScoreRequest};
+use idiolect_backend::{Backend, Error, ScoreRequest};
 
 use crate::dpo::DpoRules;
 
@@ -21,10 +21,9 @@ pub trait RewardModel: Debug + Send + Sync + 'static {
 
 /// The `dpo` reward by a backend that scores texts with whole rows of logits.
 ///
-/// Validators use cerebras/btlm-3b-8k-base, with prompt and reply as one plain text; a backend that puts messages into a
-/// chat template, or another model, gives other figures of the same kind. Backends return no rows of the prompt, so the
-/// floor of [`Repetition::NoRepeatNgram`](crate::dpo::Repetition::NoRepeatNgram) comes from the reply's rows alone. A reply
-/// that does not fit the context after the prompt gets the lowest reward, where validators cut it.
+/// Prompt and reply are one plain text, without a chat template; what of the reply does not fit the model's context behind
+/// the prompt is cut off, and a prompt that does not fit gets the lowest reward. Validators use cerebras/btlm-3b-8k-base;
+/// another model gives other figures of the same kind.
 #[derive(Clone, Debug)]
 pub struct DpoModel {
     backend: Arc<dyn Backend>,
@@ -42,11 +41,16 @@ impl DpoModel {
         if self.rules.too_short(reply) {
             return Ok(self.rules.lowest);
         }
-        let request = ScoreRequest::new([Message::user(prompt)], reply).with_rows();
+        if prompt.is_empty() {
+            // Nothing would say how likely the reply's first token is.
+            return Ok(self.rules.lowest);
+        }
+        let mut request = ScoreRequest::plain(prompt, reply).with_rows().cut_to_context();
+        request.prompt_logits = self.rules.wants_prompt();
         match self.backend.score(request).await {
             Ok(score) => {
                 let rows = score.rows.unwrap_or_default();
-                Ok(self.rules.reward(&score.token_ids, &rows, &[]))
+                Ok(self.rules.reward(&score.token_ids, &rows, score.prompt_logits.unwrap_or_default()))
             }
             Err(Error::ContextTooLong { .. }) => Ok(self.rules.lowest),
             Err(error) => Err(error),

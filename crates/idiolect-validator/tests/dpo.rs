@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use idiolect_backend::{Backend, Message, Score, ScoreRequest};
+use idiolect_backend::{Backend, Error, Score, ScoreRequest};
 use idiolect_backend_candle::{CandleBackend, CandleConfig};
 use idiolect_validator::dpo::{DpoRules, Repetition};
 use idiolect_validator::{DpoModel, Profile, RewardModel};
@@ -23,12 +23,20 @@ fn load() -> Arc<CandleBackend> {
     Arc::new(CandleBackend::load(&weights, config).expect("it loads"))
 }
 
-async fn rows(backend: &CandleBackend, reply: &str) -> (Score, Vec<Vec<f64>>) {
-    let request = ScoreRequest::new([Message::user(PROMPT)], reply).with_rows();
-    let score = backend.score(request).await.unwrap();
-    let rows = score.rows.as_ref().expect("rows were asked for");
-    let doubles = rows.iter().map(|row| row.iter().map(|&logit| f64::from(logit)).collect()).collect();
-    (score, doubles)
+/// Returns how a reply is scored behind the prompt as a plain text, the rows that its tokens come from, and those that the
+/// prompt's do, but its first: which is all of them scored behind that first one.
+async fn rows(backend: &CandleBackend, reply: &str) -> (Score, Vec<Vec<f64>>, Vec<Vec<f64>>) {
+    let doubles = |rows: &[Vec<f32>]| -> Vec<Vec<f64>> {
+        rows.iter().map(|row| row.iter().map(|&logit| f64::from(logit)).collect()).collect()
+    };
+    let score = backend.score(ScoreRequest::plain(PROMPT, reply).with_rows()).await.unwrap();
+    let (first, rest) = PROMPT.split_at("Why".len());
+    let whole = backend.score(ScoreRequest::plain(first, format!("{rest}{reply}")).with_rows()).await.unwrap();
+    let n_reply = score.token_ids.len();
+    assert!(whole.token_ids.ends_with(&score.token_ids) && whole.token_ids.len() > n_reply);
+    let rows = whole.rows.expect("rows were asked for");
+    let (of_prompt, of_reply) = rows.split_at(rows.len() - n_reply);
+    (score, doubles(of_reply), doubles(of_prompt))
 }
 
 /// The log-probability of a token, in the order of the definition: no shift by the largest logit.
@@ -54,11 +62,12 @@ fn scaled(tokens: &[u32], rows: &[Vec<f64>]) -> f64 {
     mean(tokens, &rows)
 }
 
-/// Version 2.1: whatever followed the last four tokens before.
-fn without_repeats(tokens: &[u32], rows: &[Vec<f64>]) -> f64 {
-    let n: f64 = rows.iter().map(|row| row.len() as f64).sum();
-    let average = rows.iter().flatten().sum::<f64>() / n;
-    let variance = rows.iter().flatten().map(|logit| (logit - average) * (logit - average)).sum::<f64>() / (n - 1.0);
+/// Version 2.1: whatever followed the last four tokens before gets ten deviations less than the mean of all, the prompt's too.
+fn without_repeats(tokens: &[u32], rows: &[Vec<f64>], of_prompt: &[Vec<f64>]) -> f64 {
+    let all = || of_prompt.iter().chain(rows).flatten();
+    let n = all().count() as f64;
+    let average = all().sum::<f64>() / n;
+    let variance = all().map(|logit| (logit - average) * (logit - average)).sum::<f64>() / (n - 1.0);
     let mut changed = rows.to_vec();
     for at in 4..tokens.len() {
         if tokens[at - 4..at] == tokens[tokens.len() - 4..] {
@@ -80,9 +89,9 @@ async fn rewards_are_those_of_the_rows() {
     let plain = rewards(DpoRules { repetition: Repetition::Ignored, ..v1 }).await;
     let (first, second) = (rewards(v1).await, rewards(v2).await);
     for (i, reply) in REPLIES.iter().enumerate().take(3) {
-        let (score, rows) = rows(&backend, reply).await;
+        let (score, rows, of_prompt) = rows(&backend, reply).await;
         let tokens = &score.token_ids;
-        let expected = [mean(tokens, &rows), scaled(tokens, &rows), without_repeats(tokens, &rows)];
+        let expected = [mean(tokens, &rows), scaled(tokens, &rows), without_repeats(tokens, &rows, &of_prompt)];
         for (ours, expected) in [plain[i], first[i], second[i]].into_iter().zip(expected) {
             assert!((f64::from(ours) - expected).abs() < 1e-4, "{reply}: {ours}, expected {expected}");
         }
@@ -102,4 +111,18 @@ async fn a_prompt_beyond_the_context_gets_the_lowest() {
     let model = DpoModel::new(backend, Profile::text_prompting_2_1().dpo);
     let rewards = model.scores(&"word ".repeat(2_000), &["a reply of some length".to_owned()]).await.unwrap();
     assert_eq!(rewards, [-11.0]);
+}
+
+#[tokio::test]
+async fn of_a_reply_beyond_the_context_counts_what_fits() {
+    let backend = load();
+    let reply = "The sky is blue because air scatters light. ".repeat(100);
+    let model = DpoModel::new(Arc::<CandleBackend>::clone(&backend), Profile::text_prompting_2_1().dpo);
+    let rewards = model.scores(PROMPT, std::slice::from_ref(&reply)).await.unwrap();
+    let cut = backend.score(ScoreRequest::plain(PROMPT, reply.as_str()).cut_to_context()).await.unwrap();
+    let whole = backend.score(ScoreRequest::plain(PROMPT, reply.as_str())).await.unwrap_err();
+    assert!(matches!(whole, Error::ContextTooLong { context_tokens: 512, .. }), "{whole}");
+    assert!(cut.token_ids.len() > 490 && cut.token_ids.len() < 512, "{}", cut.token_ids.len());
+    // Repetition of the end is held against it: less likely than without the rule.
+    assert!(rewards[0] > -11.0 && rewards[0] < cut.mean_logprob().unwrap(), "{rewards:?}");
 }

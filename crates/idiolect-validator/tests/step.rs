@@ -6,11 +6,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use idiolect_backend::{Embedding, Error};
+use idiolect_validator::dpo::{DpoRules, Repetition};
 use idiolect_validator::mask::WordList;
 use idiolect_validator::task::{Criterion, TaskKind, Unit, text_prompting};
 use idiolect_validator::{
-    BertPart, Cell, Column, DpoModel, FactorKind, Missing, Models, Profile, Reply, Stack, StepReport, StepTask,
-    Validator,
+    BertPart, Cell, Column, DpoModel, FactorKind, Missing, Models, Profile, Reply, RewardModel, Stack, StepReport,
+    StepTask, Validator,
 };
 use serde_json::Value;
 use support::{Lengths, Rows, Table, Told, Words, doubles, floats, minilm, near, recorded, strings};
@@ -335,7 +336,7 @@ async fn best_questions_are_blacklisted_once_they_are_answered() {
         (TaskKind::Followup, "Why?"),
         (TaskKind::Answer, "Why?"),
         (TaskKind::Answer, "Why?"),
-        (TaskKind::Augment, "Because."),
+        (TaskKind::Followup, "Because?"),
     ];
     let mut masks = Vec::new();
     for (kind, text) in steps {
@@ -459,6 +460,25 @@ async fn a_backend_with_rows_of_no_numbers_gives_the_lowest_reward() {
     let report = validator.step(&answer_task("prompt"), &replies).await.unwrap();
     assert_eq!(report.factor("dpo").unwrap().raw, [Some(-11.0), Some(-11.0)]);
     assert_eq!(report.factor("dpo").unwrap().applied, [0.5, 0.5]);
+}
+
+#[tokio::test]
+async fn recorded_dpo_rewards_come_from_a_backend() {
+    let v = recorded("dpo");
+    let backend = Arc::new(Rows::with_context(false, 48));
+    let (first, second) = (Profile::openvalidators_1_2().dpo, Profile::text_prompting_2_1().dpo);
+    let rules = [first, DpoRules { repetition: Repetition::Ignored, ..first }, second];
+    let mut n_cut = 0;
+    for case in v["cases"].as_array().unwrap() {
+        let (prompt, reply) = (case["prompt"].as_str().unwrap(), case["completion"].as_str().unwrap());
+        n_cut += usize::from(prompt.chars().count() < 48 && prompt.chars().count() + reply.chars().count() > 48);
+        for (rules, key) in rules.into_iter().zip(["v1", "v1_no_penalty", "v2"]) {
+            let model = DpoModel::new(Arc::<Rows>::clone(&backend), rules);
+            let ours = model.scores(prompt, &[reply.to_owned()]).await.unwrap();
+            near(&format!("{key} of {reply:?}"), &[f64::from(ours[0])], &[case[key].as_f64().unwrap()]);
+        }
+    }
+    assert!(n_cut > 0, "some replies are cut");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use idiolect_backend::Echo;
-use idiolect_backend::Embedder;
+use idiolect_backend::{Embedder, Moments};
 use idiolect_backend_candle::SentenceEncoder;
 use idiolect_models::{NoProgress, Resolver, ResolverConfig};
 use idiolect_validator::dpo::{DpoRules, Repetition};
@@ -171,7 +171,9 @@ fn dpo_rewards() {
             if rules.too_short(reply) || n_prompt >= limit {
                 return rules.lowest;
             }
-            let (before, of_reply) = rows.split_at(n_prompt - 1);
+            let (prompt_rows, of_reply) = rows.split_at(n_prompt - 1);
+            let mut before = Moments::default();
+            prompt_rows.iter().for_each(|row| before.add(row));
             rules.reward(&all[n_prompt..], of_reply, before)
         };
         let v1 = Profile::openvalidators_1_2().dpo;
@@ -283,8 +285,8 @@ fn bad_input_has_defined_results() {
     assert_eq!(average.update(&[(2, 1.0)]).unwrap_err().to_string(), "uid 2 is not below the number of miners, 2");
     average.update(&[(0, f32::NAN)]).unwrap();
     assert_eq!(average.scores(), [0.0, 0.0]);
-    assert_eq!(profile.dpo.reward(&[9], &[vec![0.0; 3]], &[]), -11.0);
-    assert_eq!(profile.dpo.reward(&[], &[], &[]), -11.0);
+    assert_eq!(profile.dpo.reward(&[9], &[vec![0.0; 3]], Moments::default()), -11.0);
+    assert_eq!(profile.dpo.reward(&[], &[], Moments::default()), -11.0);
     let long = "word ".repeat(20_000);
     assert!(Criterion::Length { target: 0, unit: Unit::Words }.breach(&long, 10.0) == 1.0);
     assert_eq!(content_match(&long, Profile::text_prompting_2_1().penalties.unwrap().openings), 0.0);

@@ -264,6 +264,13 @@ impl Tokenizer {
         Ok(ids)
     }
 
+    /// Tokenises a text that stands at the beginning, behind the beginning's own token where the model has one there.
+    pub(crate) fn encode_from_beginning(&self, text: &str) -> Result<Vec<u32>, TokenizeError> {
+        let mut ids: Vec<u32> = self.bos.filter(|_| self.add_bos).into_iter().collect();
+        self.encode_into(text, Before::Nothing, &mut ids)?;
+        Ok(ids)
+    }
+
     /// Tokenises plain text.
     fn encode_into(&self, text: &str, mut before: Before, ids: &mut Vec<u32>) -> Result<(), TokenizeError> {
         for part in self.user_defined.split(text) {

@@ -1,6 +1,6 @@
 //! Who is let in, with how much memory.
 
-use idiolect_backend::{Error, Usage};
+use idiolect_backend::{Error, Moments, Usage};
 
 use super::Desk;
 use super::run::{Failure, Growth, Judgement, Progress, Rank, Run, What};
@@ -150,6 +150,8 @@ impl<E: Engine> Desk<E> {
                         progress: Progress::Waits,
                         rows: Vec::new(),
                         logprobs: Vec::new(),
+                        before: Moments::default(),
+                        n_rows: 0,
                     }))
                 }
             };

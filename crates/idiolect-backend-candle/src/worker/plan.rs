@@ -117,7 +117,7 @@ impl<E: Engine> Desk<E> {
                 // Tokens whose rows of logits are wanted are computed in any case.
                 let (tokens, known, room) = match &run.what {
                     What::Generate(growth) => (&growth.job.prompt[..], growth.job.prompt.len() - 1, growth.length),
-                    What::Score(judgement) => (&judgement.job.tokens[..], judgement.job.begin - 1, 0),
+                    What::Score(judgement) => (&judgement.job.tokens[..], judgement.job.first_wanted(), 0),
                 };
                 let (seq, done) = engine.begin(tokens, known, room)?;
                 *run.progress_mut() = Progress::Computes { seq, done, found: done };
@@ -126,7 +126,7 @@ impl<E: Engine> Desk<E> {
         };
         let (len, first_wanted) = match &run.what {
             What::Generate(growth) => (growth.job.prompt.len(), growth.job.prompt.len()),
-            What::Score(judgement) => (judgement.job.tokens.len(), judgement.job.begin - 1),
+            What::Score(judgement) => (judgement.job.tokens.len(), judgement.job.first_wanted()),
         };
         let is_score = matches!(run.what, What::Score(_));
         let (mut end, mut wants) = (len.min(begin + budget), Wants::Nothing);

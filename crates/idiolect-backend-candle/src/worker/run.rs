@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use idiolect_backend::{Error, Usage};
+use idiolect_backend::{Error, Moments, Usage};
 
 use crate::assembly::Assembly;
 use crate::candidate::Candidate;
@@ -66,6 +66,10 @@ pub(super) struct Judgement {
     pub(super) rows: Vec<Vec<f32>>,
     /// Of the tokens that were computed.
     pub(super) logprobs: Vec<f32>,
+    /// Of the logits before the text, where they are wanted.
+    pub(super) before: Moments,
+    /// Rows of logits that came so far.
+    pub(super) n_rows: usize,
 }
 
 /// Why a request ended without an answer.
@@ -228,6 +232,12 @@ impl Judgement {
     /// Takes in the next rows of logits.
     pub(super) fn take<'a>(&mut self, rows: impl Iterator<Item = &'a [f32]>) {
         for row in rows {
+            let at = self.job.first_wanted() + self.n_rows;
+            self.n_rows += 1;
+            if at + 1 < self.job.begin {
+                self.before.add(row);
+                continue;
+            }
             let logit = self.job.ids.get(self.logprobs.len()).and_then(|id| row.get(*id as usize));
             self.logprobs.push(logit.map_or(f32::NAN, |logit| logit - crate::math::log_sum_exp(row)));
             if self.job.rows {

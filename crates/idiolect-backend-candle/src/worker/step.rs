@@ -252,8 +252,11 @@ impl<E: Engine> Desk<E> {
                 drop(growth.job.answer.events.try_send(Ok(done)));
             }
             What::Score(judgement) => {
-                let Judgement { job: Scoring { ids, reply, rows: wanted, .. }, rows, logprobs, .. } = *judgement;
-                drop(reply.send(self.judge(ids, wanted.then_some(rows), &logprobs)));
+                let Judgement { job, rows, logprobs, before, .. } = *judgement;
+                let Scoring { ids, reply, rows: wanted, prompt_logits, .. } = job;
+                let score = self.judge(ids, wanted.then_some(rows), &logprobs);
+                let before = prompt_logits.then_some(before);
+                drop(reply.send(score.map(|score| Score { prompt_logits: before, ..score })));
             }
         }
     }
@@ -277,7 +280,7 @@ impl<E: Engine> Desk<E> {
             logprob: logprob.min(0.0),
             top: Vec::new(),
         };
-        Ok(Score { tokens: ids.iter().zip(logprobs).map(token).collect(), token_ids: ids, rows })
+        Ok(Score { tokens: ids.iter().zip(logprobs).map(token).collect(), token_ids: ids, rows, prompt_logits: None })
     }
 }
 

@@ -463,6 +463,7 @@ impl Conformance {
             check_kind(with_rows.map(|_| ()), ErrorKind::Unsupported, "rows without support for them");
         } else {
             check_rows(&with_rows.expect("a score with rows"));
+            self.scores_plain_texts().await;
         }
         let score = backend.score(plain.clone()).await;
         if support == ScoreSupport::None {
@@ -476,6 +477,36 @@ impl Conformance {
         let again = backend.score(plain).await.expect("a score");
         let means = (score.mean_logprob().unwrap_or(0.0), again.mean_logprob().unwrap_or(0.0));
         assert!((means.0 - means.1).abs() < 1e-3, "the same text scores the same, got {means:?}");
+    }
+}
+
+impl Conformance {
+    async fn scores_plain_texts(&self) {
+        let backend = self.backend();
+        let text = "Red, orange and yellow are warm colours.";
+        let request = ScoreRequest::plain("The colours are these:", text);
+        let score =
+            backend.score(request.clone().with_rows().with_prompt_logits()).await.expect("a plain text's score");
+        check_rows(&score);
+        let vocabulary = score.rows.as_ref().and_then(|rows| rows.first()).map_or(0, Vec::len);
+        let before = score.prompt_logits.expect("moments that were asked for");
+        assert!(
+            before.count() > 0 && before.count() % vocabulary as u64 == 0,
+            "{} logits before the text",
+            before.count()
+        );
+        assert!(before.mean().is_finite() && before.variance() >= 0.0, "{before:?}");
+        let without = backend.score(request).await.expect("a plain text's score");
+        assert_eq!((&without.token_ids, without.prompt_logits), (&score.token_ids, None));
+        let Some(context) = backend.capabilities().context_tokens.filter(|context| *context <= 4096) else { return };
+        let long = ScoreRequest::plain("The colours are these:", " red".repeat(context as usize * 2));
+        match backend.score(long.clone()).await {
+            Err(Error::ContextTooLong { .. }) => {}
+            other => panic!("a text beyond the context: expected ContextTooLong, got {other:?}"),
+        }
+        let cut = backend.score(long.cut_to_context()).await.expect("as much as the context has room for");
+        let n = cut.token_ids.len();
+        assert!(n > 0 && n < context as usize, "{n} tokens were left of a text in a context of {context}");
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use idiolect_backend::{
-    Backend, Capabilities, Completion, CompletionStream, Embedder, Embedding, Error, Health, Request, Score,
+    Backend, Capabilities, Completion, CompletionStream, Embedder, Embedding, Error, Health, Moments, Request, Score,
     ScoreRequest, ScoreSupport,
 };
 use idiolect_backend_candle::SentenceEncoder;
@@ -151,19 +151,25 @@ impl Embedder for Words {
     }
 }
 
-/// A backend whose rows of logits follow a formula; tokens are characters.
+/// A backend whose rows of logits follow the formula of the recorded `dpo` cases; tokens are characters.
 #[derive(Debug)]
 pub(crate) struct Rows {
     capabilities: Capabilities,
     /// Puts a value that is no number into each row.
     pub(crate) is_broken: bool,
+    /// Tokens of prompt and reply.
+    context: usize,
 }
 
 impl Rows {
     pub(crate) fn new(is_broken: bool) -> Self {
+        Self::with_context(is_broken, 1 << 20)
+    }
+
+    pub(crate) fn with_context(is_broken: bool, context: usize) -> Self {
         let mut capabilities = Capabilities::new("rows");
         capabilities.score = ScoreSupport::Rows;
-        Self { capabilities, is_broken }
+        Self { capabilities, is_broken, context }
     }
 
     fn unsupported() -> Error {
@@ -186,18 +192,30 @@ impl Backend for Rows {
     }
 
     async fn score(&self, request: ScoreRequest) -> Result<Score, Error> {
-        let token_ids: Vec<u32> = request.completion.chars().map(|c| (c as u32 * 7) % 24).collect();
+        request.validate()?;
+        let before = request.plain.expect("a plain text");
+        let n = before.chars().count();
+        let all = before.chars().chain(request.completion.chars()).map(|c| (c as u32 * 7) % 24);
+        let mut all: Vec<u32> = all.collect();
+        if n >= self.context || (all.len() > self.context && !request.cut) {
+            let (prompt_tokens, context_tokens) = (all.len() as u32, self.context as u32);
+            return Err(Error::ContextTooLong { prompt_tokens, context_tokens });
+        }
+        all.truncate(self.context);
         let row = |t: usize| -> Vec<f32> {
-            let t = t as f32 + 1.0;
-            let mut row: Vec<f32> =
-                (0..24_u16).map(|v| 3.0 * (0.37 * t * (f32::from(v) + 1.0) + 0.11 * f32::from(v)).sin()).collect();
+            let t = t as f64 + 1.0;
+            let logit = |v: u32| (3.0 * (0.37 * t * (f64::from(v) + 1.0) + 0.11 * f64::from(v)).sin()) as f32;
+            let mut row: Vec<f32> = (0..24).map(logit).collect();
             if self.is_broken {
                 row[3] = f32::NAN;
             }
             row
         };
-        let rows = request.rows.then(|| (0..token_ids.len()).map(row).collect());
-        Ok(Score { tokens: Vec::new(), token_ids, rows })
+        let mut prompt_logits = Moments::default();
+        (0..n - 1).for_each(|t| prompt_logits.add(&row(t)));
+        let rows = request.rows.then(|| (n - 1..all.len() - 1).map(row).collect());
+        let token_ids = all.split_off(n);
+        Ok(Score { tokens: Vec::new(), token_ids, rows, prompt_logits: request.prompt_logits.then_some(prompt_logits) })
     }
 
     async fn health(&self) -> Health {
