@@ -180,14 +180,32 @@ pub fn batch_distances(embeddings: &[Embedding]) -> Vec<f32> {
 /// As [`batch_distances`], to the other one of a rank: 1 is the nearest. Where there are not so many the distance is 0.
 fn ranked_distances(embeddings: &[Embedding], rank: usize) -> Vec<f32> {
     let units: Vec<Option<Vec<f32>>> = embeddings.iter().map(|e| normalised(e)).collect();
-    let ranked = |i: usize, unit: &[f32]| {
-        let others = units.iter().enumerate().filter(|&(j, _)| j != i).filter_map(|(_, other)| other.as_deref());
-        let others = others.filter(|other| other.len() == unit.len());
-        let mut distances: Vec<f32> = others.map(|other| distance(unit, other)).collect();
-        let index = rank.checked_sub(1).filter(|index| *index < distances.len())?;
-        Some(*distances.select_nth_unstable_by(index, f32::total_cmp).1)
-    };
-    units.iter().enumerate().map(|(i, unit)| unit.as_ref().and_then(|u| ranked(i, u)).unwrap_or(0.0)).collect()
+    (0..units.len()).map(|i| ranked(others(i, &units), rank).map_or(0.0, |(_, distance)| distance)).collect()
+}
+
+/// Returns the others that an embedding at unit length can be compared with, each with its distance; none where it has no
+/// direction itself.
+pub(crate) fn others(i: usize, units: &[Option<Vec<f32>>]) -> impl Iterator<Item = (usize, f32)> {
+    let unit = units.get(i).and_then(Option::as_deref);
+    let others = units.iter().enumerate().filter(move |&(j, _)| j != i);
+    others.filter_map(move |(j, other)| {
+        let (unit, other) = (unit?, other.as_deref()?);
+        (unit.len() == other.len()).then(|| (j, distance(unit, other)))
+    })
+}
+
+/// Returns which one comes at a rank by distance, and how far it is: 1 is the nearest, of equal ones the first. `None` where
+/// there are not so many.
+pub(crate) fn ranked<T>(found: impl IntoIterator<Item = (T, f32)>, rank: usize) -> Option<(T, f32)> {
+    let mut nearest: Vec<(T, f32)> = Vec::new();
+    for (which, distance) in found {
+        let at = nearest.partition_point(|(_, kept)| kept.total_cmp(&distance).is_le());
+        if at < rank {
+            nearest.insert(at, (which, distance));
+            nearest.truncate(rank);
+        }
+    }
+    nearest.into_iter().nth(rank.checked_sub(1)?)
 }
 
 /// A validator's history of everyone's replies, kept as it keeps it.
@@ -258,18 +276,27 @@ impl GateHistory {
         self.vectors.is_empty()
     }
 
-    /// Returns the historic reward of each reply, or `None` while the history is too short to have a second-nearest.
+    /// Returns the historic reward of each reply of a batch, or `None` while the history is too short to have a second-nearest.
     ///
     /// The *oldest* `history_skip` kept replies are never compared with. The curve is applied to the second-nearest
-    /// distance (or of the profile's own rank), so one earlier near-copy is free. An embedding without a direction has
-    /// distance 0.
+    /// distance (or of the profile's own rank), so one earlier near-copy is free. But the rank is never more than there are
+    /// replies in the batch: a reply that came alone is held against the nearest (`min(history_reward_bottom_k,
+    /// len(similarity))` in `reward/diversity.py` of text-prompting 2.1, where `similarity` has a row for each reply). An
+    /// embedding without a direction has distance 0.
     #[must_use]
     pub fn rewards(&self, embeddings: &[Embedding]) -> Option<Vec<f32>> {
+        self.rewards_among(embeddings, embeddings.len())
+    }
+
+    /// As [`rewards`](Self::rewards), of some of the replies of a batch that has `n_batch` of them.
+    #[must_use]
+    pub fn rewards_among(&self, embeddings: &[Embedding], n_batch: usize) -> Option<Vec<f32>> {
         if self.len() < self.skip.saturating_add(self.rank) {
             return None;
         }
-        let nearest = self.vectors.nearest_of_each(embeddings, self.rank, self.skip);
-        let ranked = |found: &Vec<(usize, f32)>| found.get(self.rank.wrapping_sub(1)).map_or(0.0, |found| found.1);
+        let rank = self.rank.min(n_batch);
+        let nearest = self.vectors.nearest_of_each(embeddings, rank, self.skip);
+        let ranked = |found: &Vec<(usize, f32)>| found.get(rank.wrapping_sub(1)).map_or(0.0, |found| found.1);
         Some(nearest.iter().map(|found| self.curve.at(ranked(found))).collect())
     }
 

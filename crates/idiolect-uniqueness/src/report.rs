@@ -21,7 +21,7 @@
 use idiolect_backend::Embedding;
 use serde::Serialize;
 
-use crate::gate::{GateHistory, GateProfile};
+use crate::gate::{GateHistory, GateProfile, others, ranked};
 use crate::lexical::{
     compression, distinct, jaccard, minhash, ncd, openings, rouge_l, self_bleu, shared_ngrams, simhash, vendi,
 };
@@ -59,7 +59,9 @@ pub struct Report {
 pub struct Row {
     /// The reply.
     pub id: String,
-    /// The nearest other reply of the batch; `None` when there is no other, or the embedding has no direction.
+    /// The other reply of the batch whose distance counts, which is the nearest unless the profile's
+    /// [`batch_rank`](GateProfile::batch_rank) is another; `None` when there are not so many others, or the embedding has no
+    /// direction.
     pub nearest: Option<String>,
     /// Distance to that one, 1 - |cos|, in [0, 1]. Without one it is 0, as validators have it.
     pub distance: f32,
@@ -75,7 +77,7 @@ pub struct Row {
     pub lexical: Lexical,
 }
 
-/// Lexical measures of one reply.
+/// Lexical measures of one reply. The nearest other reply is that of [`Row::nearest`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Lexical {
     /// Jaccard similarity of the words' sets, with the nearest other reply.
@@ -152,9 +154,9 @@ impl Report {
         history: Option<&GateHistory>,
     ) -> Self {
         let batch: Vec<Reply<'_>> = replies.iter().chain(others).copied().collect();
-        let nearest = nearest_others(&batch, replies.len());
+        let nearest = counting_others(&batch, replies.len(), profile.batch_rank);
         let embeddings: Vec<Embedding> = replies.iter().map(|reply| reply.embedding.clone()).collect();
-        let historic = history.and_then(|history| history.rewards(&embeddings));
+        let historic = history.and_then(|history| history.rewards_among(&embeddings, batch.len()));
         let words = Words::new(prompt, &batch);
         let rows = replies.iter().zip(&nearest).enumerate().map(|(i, (reply, nearest))| {
             let distance = nearest.map_or(0.0, |(_, distance)| distance);
@@ -236,16 +238,10 @@ impl<'a> Words<'a> {
     }
 }
 
-/// Returns for each of the first `n` replies which other one is nearest, and how far that is.
-fn nearest_others(batch: &[Reply<'_>], n: usize) -> Vec<Option<(usize, f32)>> {
+/// Returns for each of the first `n` replies which other one comes at the rank, and how far that is.
+fn counting_others(batch: &[Reply<'_>], n: usize, rank: usize) -> Vec<Option<(usize, f32)>> {
     let units = units(batch.iter().map(|reply| reply.embedding));
-    let nearest = |i: usize| {
-        let unit = units[i].as_ref()?;
-        let others = units.iter().enumerate().filter(|&(j, _)| j != i);
-        let distances = others.filter_map(|(j, other)| Some((j, distance(unit, other.as_ref()?))));
-        distances.min_by(|a, b| a.1.total_cmp(&b.1))
-    };
-    (0..n).map(nearest).collect()
+    (0..n).map(|i| ranked(others(i, &units), rank)).collect()
 }
 
 /// Returns the distance of each embedding to each, in [0, 1], row by row: what a heat map shows. An embedding without a

@@ -166,9 +166,27 @@ fn which_of_the_nearest_counts_is_the_profiles() {
         let profile = GateProfile { history_skip: 1, history_rank, ..GateProfile::TEXT_PROMPTING_2_1 };
         let mut history = GateHistory::new(&profile, 2);
         history.push_batch(&[unit(0.0), unit(10.0), unit(20.0), unit(40.0)]);
-        let reward = history.rewards(&[unit(0.0)]).map(|rewards| rewards[0]);
+        let reward = history.rewards(&[unit(0.0), unit(0.0), unit(0.0)]).map(|rewards| rewards[0]);
         assert_eq!(reward, expected.map(|degrees| profile.historic.at(distance(&unit(0.0), &unit(degrees)))));
     }
+}
+
+#[test]
+fn a_reply_that_came_alone_is_held_against_the_nearest_of_the_history() {
+    let unit = |degrees: f32| vec![degrees.to_radians().cos(), degrees.to_radians().sin()];
+    let profile = GateProfile { history_skip: 1, ..GateProfile::TEXT_PROMPTING_2_1 };
+    let mut history = GateHistory::new(&profile, 2);
+    let reward = |degrees: f32| profile.historic.at(distance(&unit(0.0), &unit(degrees)));
+    history.push_batch(&[unit(50.0), unit(17.0)]);
+    // It is not compared with before there is a second-nearest.
+    assert_eq!(history.rewards(&[unit(0.0)]), None);
+    history.push_batch(&[unit(18.5)]);
+    let [nearest, second] = [reward(17.0), reward(18.5)];
+    assert!(nearest < 0.1 && second > 0.8, "{nearest} {second}");
+    assert_eq!(history.rewards(&[unit(0.0)]), Some(vec![nearest]));
+    assert_eq!(history.rewards(&[unit(0.0), unit(0.0)]), Some(vec![second; 2]));
+    assert_eq!(history.rewards_among(&[unit(0.0)], 2), Some(vec![second]));
+    assert_eq!(history.rewards_among(&[unit(0.0)], 0), Some(vec![profile.historic.at(0.0)]));
 }
 
 #[test]
