@@ -65,6 +65,8 @@ pub struct PipelineConfig {
     pub selector: SelectorConfig,
     /// Replies of ours that candidates are compared with.
     pub history: usize,
+    /// How many others answer the same prompt: what is not seen of them is estimated.
+    pub rivals: usize,
     /// Where draws of recipes start from: with one seed the same requests in the same order draw alike, and in any order where
     /// `sampling` has a seed, too. `None` takes the one of `sampling`, or else a new number at each start; two miners should
     /// not share one.
@@ -91,6 +93,7 @@ impl Default for PipelineConfig {
             max_dictated_tokens: 4096,
             selector: SelectorConfig::default(),
             history: 4096,
+            rivals: 49,
             seed: None,
             tasks: ["TextPrompting", "Prompting", "InferenceTask"].map(str::to_owned).to_vec(),
             score_reserve: Duration::from_millis(150),

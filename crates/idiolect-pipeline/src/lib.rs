@@ -41,12 +41,21 @@
 //! to take; what is unfinished then is used up to its last whole sentence. When even the encoder runs out of time,
 //! quality alone decides, and the reply is embedded after it was sent. Only with no text at all there is an error.
 //!
+//! # History
+//! With an encoder and a store, a reply is in the history before it is sent, and only there if nothing came in since it was
+//! chosen; otherwise the choice is made anew, beside what came in. So miners that share a history
+//! ([`Parts::shared_history`]) know of each other's replies, and a process that is killed loses none that was sent. It takes
+//! half a second at most: with a history that fails or is slower the reply is sent all the same, and the history left alone
+//! for five seconds. What another miner of a shared history sent within the last two minutes in answer to the same prompt is
+//! not sent again; where a caller would get nothing else, it gets an error.
+//!
 //! # Records
 //! Each reply's [`Provenance`] is written behind its back, through a bounded queue, into the SQLite file that
 //! `idiolect_uniqueness::store::open` opens; [`Pipeline::flush`] waits for it. What is kept, and for how long, is in
 //! [`RecordConfig`]; [`Pipeline::erase`] forgets.
 
 mod ask;
+mod claim;
 mod config;
 mod error;
 mod generate;

@@ -11,6 +11,8 @@ const STAGE_SECONDS: &str = "idiolect_pipeline_stage_seconds";
 const IN_FLIGHT: &str = "idiolect_pipeline_replies_in_flight";
 const CANDIDATES: &str = "idiolect_pipeline_candidates_total";
 const SELECTIONS: &str = "idiolect_pipeline_selections_total";
+const NEAREST: &str = "idiolect_pipeline_nearest_total";
+const CLAIMS: &str = "idiolect_pipeline_claims_total";
 const GATE_DISTANCE: &str = "idiolect_pipeline_gate_distance_ratio";
 const PREDICTED: &str = "idiolect_pipeline_predicted_reward_ratio";
 const FLAGS: &str = "idiolect_pipeline_flags_total";
@@ -37,6 +39,14 @@ pub fn describe() {
     describe_counter!(
         SELECTIONS,
         "Choices by `reason` (best_that_clears, none_clears, highest_expected, quality_only, only_candidate, passthrough)"
+    );
+    describe_counter!(
+        NEAREST,
+        "Sent replies by the `source` of the nearest text known (no_op, the plain answer; sibling, another candidate of the model; sibling_model, a candidate of another model; panel, a recorded rival; quoted, a winner in the prompt; history, an earlier reply to the same prompt)"
+    );
+    describe_counter!(
+        CLAIMS,
+        "Replies written to the history before they were sent, by `outcome` (claimed; lost, chosen anew since something else came in; slow, failed, resting or contended, sent without; refused, nothing sent as another miner just sent the same)"
     );
     describe_histogram!(
         GATE_DISTANCE,
@@ -123,6 +133,14 @@ pub(crate) fn gate(distance: Option<f32>, predicted: f32) {
         histogram!(GATE_DISTANCE).record(f64::from(distance));
     }
     histogram!(PREDICTED).record(f64::from(predicted));
+}
+
+pub(crate) fn nearest(source: &'static str) {
+    counter!(NEAREST, "source" => source).increment(1);
+}
+
+pub(crate) fn claim(outcome: &'static str) {
+    counter!(CLAIMS, "outcome" => outcome).increment(1);
 }
 
 pub(crate) fn flag(kind: &'static str) {

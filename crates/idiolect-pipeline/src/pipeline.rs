@@ -6,19 +6,22 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use idiolect_axon::{Dictated, HandlerError, Reply, ReplyLogprob};
-use idiolect_backend::{Backend, Embedder, Embedding, FinishReason, Request, Role, Sampling};
+use idiolect_backend::{Backend, Embedder, Embedding, FinishReason, Message, Request, Role, Sampling};
 use idiolect_mutation::guard::{self, Flag};
 use idiolect_mutation::{Facts, Library, Mode, RecipeSampler, Task};
 use idiolect_protocol::Category;
 use idiolect_uniqueness::quality::{self, Quality};
 use idiolect_uniqueness::{
-    Candidate, Erase, Panel, Population, ReplyHistory, Selection, Selector, SqliteHistory, StoreError, StoredReply,
+    Candidate, Erase, HistoryStore, Neighbour, Panel, Panels, Population, ReplyHistory, Selection, Selector,
+    SqliteHistory, StoreError, StoredReply,
 };
+use idiolect_validator::task::Prompt as TaskPrompt;
 use sqlx::SqlitePool;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::ask::Job;
+use crate::claim::{About, Claims, Settled};
 use crate::config::{RecordConfig, StorePrompts};
 use crate::error::to_handler_error;
 use crate::generate::{Draft, Generated, Planned, generate, share_time};
@@ -34,12 +37,12 @@ const LEAST_BUDGET: Duration = Duration::from_millis(5);
 const FINISH: Duration = Duration::from_millis(60);
 /// How much earlier than our own end the backend is told to stop, so that it can end its candidates properly.
 const BACKEND_GRACE: Duration = Duration::from_millis(40);
-/// Longest time for reading what others added to the store: where the disk is slow, what is in memory must do.
-const REFRESH: Duration = Duration::from_millis(50);
 /// Longest time for embedding a reply after it was sent.
 const LATE: Duration = Duration::from_secs(10);
 /// Numbers between the seeds of two recipes: backends count their candidates up from a request's seed.
 const SEEDS_APART: u64 = 1 << 20;
+/// Most quoted winners that candidates are compared with, the last ones: each costs an embedding.
+const MOST_QUOTED: usize = 8;
 /// Searching more earlier replies than this is moved off the executor.
 const SEARCH_INLINE: usize = 256;
 
@@ -54,15 +57,18 @@ pub struct Parts {
     pub library: Arc<Library>,
     /// Where replies are kept; without one the last few live in memory.
     pub store: Option<SqlitePool>,
-    /// Recorded rivals, compared with whatever the prompt.
-    pub panel: Option<Arc<Panel>>,
+    /// A history that several miners share, in place of the one in `store`. None of them then sends what another one just
+    /// sent in answer to the same prompt.
+    pub shared_history: Option<Arc<dyn HistoryStore>>,
+    /// Recorded rivals.
+    pub panels: Option<Arc<Panels>>,
 }
 
 impl Parts {
     /// Takes a backend and nothing else: no encoder, no operators, no store.
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>) -> Self {
-        Self { backend, embedder: None, library: Arc::default(), store: None, panel: None }
+        Self { backend, embedder: None, library: Arc::default(), store: None, shared_history: None, panels: None }
     }
 }
 
@@ -81,8 +87,11 @@ pub struct Pipeline {
     embedder: Option<Arc<dyn Embedder>>,
     sampler: RecipeSampler,
     selector: Arc<Selector>,
-    panel: Option<Arc<Panel>>,
-    history: Option<Arc<ReplyHistory>>,
+    panels: Option<Arc<Panels>>,
+    pub(crate) history: Option<Arc<ReplyHistory>>,
+    /// Whether other miners have the same history.
+    pub(crate) is_shared: bool,
+    pub(crate) claims: Claims,
     recorder: Recorder,
     reserve: Reserve,
     seed: u64,
@@ -97,7 +106,7 @@ pub struct Pipeline {
 }
 
 /// What was settled before anything was generated.
-struct Plan {
+pub(crate) struct Plan {
     task: Task,
     task_name: String,
     mode: Mode,
@@ -106,23 +115,26 @@ struct Plan {
     n_candidates: usize,
     /// Texts are sent exactly as the model said them.
     verbatim: bool,
+    /// The last thing that the user said, where recorded rivals are found by it.
+    asked: String,
+    /// Winning replies of others that the prompt quotes, with what they are called.
+    quoted: Vec<(String, String)>,
 }
 
 /// What was found out about the candidates.
-struct Examined {
+pub(crate) struct Examined {
     qualities: Vec<Quality>,
     flags: Vec<Vec<Flag>>,
-    embeddings: Option<Vec<Embedding>>,
+    pub(crate) embeddings: Option<Vec<Embedding>>,
+    quoted: Option<Arc<Panel>>,
 }
 
-/// What was found out about the candidates, and the choice.
-struct Scored {
-    qualities: Vec<Quality>,
-    flags: Vec<Vec<Flag>>,
+/// Which candidates are best, and why.
+#[derive(Debug)]
+pub(crate) struct Choice {
     selection: Option<Selection>,
-    ranking: Vec<usize>,
+    pub(crate) ranking: Vec<usize>,
     reason: &'static str,
-    embeddings: Option<Vec<Embedding>>,
     n_history: usize,
 }
 
@@ -134,14 +146,19 @@ impl Pipeline {
     pub async fn start(config: PipelineConfig, parts: Parts) -> Result<Self, PipelineError> {
         check(&config, &parts)?;
         metrics::describe();
-        let Parts { backend, embedder, library, store, panel } = parts;
-        let history = match (&embedder, &store) {
+        let Parts { backend, embedder, library, store, shared_history, panels } = parts;
+        let is_shared = shared_history.is_some();
+        let kept: Option<Arc<dyn HistoryStore>> = match (shared_history, &store) {
+            (Some(shared), _) => Some(shared),
+            (None, Some(pool)) if embedder.is_some() => Some(Arc::new(SqliteHistory::open(pool.clone()).await?)),
+            (None, _) => None,
+        };
+        let history = match (&embedder, kept) {
             (None, _) => None,
             (Some(embedder), None) => {
                 Some(ReplyHistory::in_memory(embedder.name(), embedder.dimensions(), config.history))
             }
-            (Some(embedder), Some(pool)) => {
-                let kept = Arc::new(SqliteHistory::open(pool.clone()).await?);
+            (Some(embedder), Some(kept)) => {
                 Some(ReplyHistory::load(kept, embedder.name(), embedder.dimensions(), config.history).await?)
             }
         };
@@ -159,8 +176,10 @@ impl Pipeline {
             config,
             backend,
             embedder,
-            panel,
+            panels,
             history,
+            is_shared,
+            claims: Claims::default(),
             recorder,
             seed,
             n_requests: AtomicU64::new(0),
@@ -310,7 +329,15 @@ impl Pipeline {
             return Err(to_handler_error(error));
         }
         let verbatim = mode.is_passthrough() || job.logprobs.is_some();
-        Ok(Plan { task, task_name, mode, seed, requests, n_candidates, verbatim })
+        let asked = last_asked(&job.messages);
+        let quoted = if self.scores(&mode) { quoted(asked) } else { Vec::new() };
+        let asked = self.panels.as_ref().map_or_else(String::new, |_| asked.to_owned());
+        Ok(Plan { task, task_name, mode, seed, requests, n_candidates, verbatim, asked, quoted })
+    }
+
+    /// Says whether candidates are embedded and compared.
+    fn scores(&self, mode: &Mode) -> bool {
+        self.embedder.is_some() && !mode.is_passthrough()
     }
 
     fn dictated(&self, dictated: &Dictated) -> Sampling {
@@ -334,8 +361,8 @@ impl Pipeline {
         if budget < LEAST_BUDGET {
             return Err(HandlerError::new(Category::Timeout, "out of time"));
         }
-        let scores = self.embedder.is_some() && !plan.mode.is_passthrough();
-        let reserve = if scores { self.reserve.of(plan.n_candidates, budget) } else { Duration::ZERO };
+        let n_texts = plan.n_candidates + plan.quoted.len();
+        let reserve = if self.scores(&plan.mode) { self.reserve.of(n_texts, budget) } else { Duration::ZERO };
         metrics::reserve(reserve);
         let generate_until = job.deadline - reserve.max(finish(budget));
         let grace = BACKEND_GRACE.min(budget / 20);
@@ -360,19 +387,21 @@ impl Pipeline {
         let looked_at = self.examine(&job, &plan, &mut generated).await;
         // Neither a slow disk nor a full house may cost the reply.
         let until = job.deadline - finish(job.deadline.saturating_duration_since(Instant::now()));
-        if looked_at.embeddings.is_some() {
-            self.catch_up(until).await;
-        }
         let choosing = timeout_at(until, self.choosing.lock()).await;
-        let scored = self.choose(looked_at, &plan, &generated.drafts, &prompt_hash, job.deadline).await;
-        if let Some(Selection { n_unsearched: n @ 1.., scores, .. }) = &scored.selection {
-            metrics::search_cut();
-            let n_candidates = scores.len();
-            let note = format!("no time to compare {n} of {n_candidates} candidates with earlier replies");
-            generated.notes.push(note);
-        }
+        let about = About {
+            id: &id,
+            caller: &job.caller,
+            prompt_hash: &prompt_hash,
+            time_ms,
+            n_completions: job.n_completions,
+            is_local: job.transport == "local",
+            deadline: job.deadline,
+        };
+        let Settled { choice, sent, is_claimed, note } =
+            self.settle(&looked_at, &plan, &generated.drafts, about, until).await?;
+        generated.notes.extend(note);
+        let nearest_source = self.count_choice(&choice, &plan, &mut generated, looked_at.embeddings.is_some(), sent[0]);
         let scored_at = Instant::now();
-        let sent = distinct(&scored.ranking, &generated.drafts, job.n_completions);
 
         let timings = Timings {
             plan_ms: milliseconds(planned_at - started),
@@ -389,10 +418,15 @@ impl Pipeline {
 
         let deadline = job.deadline;
         let reply = reply(&generated.drafts, &sent, job.logprobs.is_some());
-        let embeddings = scored.embeddings.clone();
-        let provenance = self.provenance(id, time_ms, job, &plan, generated, scored, sent, prompt_hash, timings);
-        let history = self.remember(&provenance, embeddings.as_deref());
+        let embeddings = looked_at.embeddings.clone();
+        let mut provenance =
+            self.provenance(id, time_ms, job, &plan, generated, looked_at, choice, sent, prompt_hash, timings);
+        provenance.nearest_source = nearest_source.map(str::to_owned);
+        let mut history = self.remember(&provenance, embeddings.as_deref());
         drop(choosing);
+        if is_claimed {
+            history.clear();
+        }
         self.recorder.reply(&provenance, history, deadline).await;
         Ok(Answer { reply, provenance })
     }
@@ -435,76 +469,114 @@ impl Pipeline {
     /// Finds out what there is to know of the candidates in the time that is left.
     async fn examine(&self, job: &Job, plan: &Plan, generated: &mut Generated) -> Examined {
         let drafts = &generated.drafts;
-        let asked = job.messages.iter().rev().find(|m| m.role == Role::User).map_or("", |m| &m.content);
+        let asked = last_asked(&job.messages);
         let flags: Vec<Vec<Flag>> = drafts.iter().map(|d| guard::check(plan.task, asked, &d.candidate.text)).collect();
         for flag in flags.iter().flatten() {
             metrics::flag(flag.kind.as_str());
         }
         let qualities = quality::estimate(&described(drafts, &flags));
         if plan.mode.is_passthrough() {
-            return Examined { qualities, flags, embeddings: None };
+            return Examined { qualities, flags, embeddings: None, quoted: None };
         }
-        let embeddings = match self.embed(drafts, job.deadline).await {
-            Ok(embeddings) => Some(embeddings),
+        let mut quoted = None;
+        let embeddings = match self.embed(drafts, &plan.quoted, job.deadline).await {
+            Ok(mut embeddings) => {
+                quoted = self.panel_of(&plan.quoted, embeddings.split_off(drafts.len()));
+                Some(embeddings)
+            }
             Err(why) => {
                 metrics::unscored(why.label());
                 generated.notes.push(format!("chosen without embeddings: {}", why.text()));
                 None
             }
         };
-        Examined { qualities, flags, embeddings }
+        Examined { qualities, flags, embeddings, quoted }
     }
 
-    /// Takes in the replies that other processes wrote into the store.
-    async fn catch_up(&self, until: Instant) {
-        let Some(history) = &self.history else { return };
-        match timeout_at(until.min(Instant::now() + REFRESH), history.refresh()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(error = &error as &dyn std::error::Error, "history not read"),
-            Err(_) => tracing::warn!("history not read in time"),
+    fn panel_of(&self, quoted: &[(String, String)], embeddings: Vec<Embedding>) -> Option<Arc<Panel>> {
+        let embedder = self.embedder.as_ref().filter(|_| !quoted.is_empty())?;
+        let mut panel = Panel::new(embedder.name(), embedder.dimensions());
+        for ((label, _), embedding) in quoted.iter().zip(&embeddings) {
+            panel.push(label.as_str(), embedding);
         }
+        Some(Arc::new(panel))
     }
 
     /// Chooses, beside all that is known of earlier replies by now and can be compared with in time.
-    async fn choose(
+    pub(crate) async fn choose(
         &self,
-        Examined { qualities, flags, embeddings }: Examined,
+        looked_at: &Examined,
         plan: &Plan,
         drafts: &[Draft],
         prompt_hash: &str,
         deadline: Instant,
-    ) -> Scored {
+    ) -> Choice {
         if plan.mode.is_passthrough() {
-            metrics::selection("passthrough");
             let ranking = (0..drafts.len()).collect();
-            let (selection, embeddings) = (None, None);
-            return Scored { qualities, flags, selection, ranking, reason: "passthrough", embeddings, n_history: 0 };
+            return Choice { selection: None, ranking, reason: "passthrough", n_history: 0 };
         }
         let n_history = self.history.as_ref().map_or(0, |history| history.len());
-        let selection = self.select(drafts, &qualities, embeddings.as_deref(), prompt_hash, deadline).await;
-        let ranking = selection.ranking.clone();
-        let reason = selection.reason.as_str();
-        metrics::selection(reason);
-        if embeddings.is_some()
-            && let Some(score) = selection.scores.get(selection.chosen)
-        {
-            metrics::gate(score.distance, score.predicted);
-        }
-        Scored { qualities, flags, selection: Some(selection), ranking, reason, embeddings, n_history }
+        let selection = self.select(drafts, looked_at, plan, prompt_hash, deadline).await;
+        let (ranking, reason) = (selection.ranking.clone(), selection.reason.as_str());
+        Choice { selection: Some(selection), ranking, reason, n_history }
     }
 
-    async fn embed(&self, drafts: &[Draft], deadline: Instant) -> Result<Vec<Embedding>, NotEmbedded> {
+    /// Counts the choice that counts, notes what there was no time for, and returns what the sent reply is nearest to.
+    fn count_choice(
+        &self,
+        choice: &Choice,
+        plan: &Plan,
+        generated: &mut Generated,
+        is_embedded: bool,
+        sent: usize,
+    ) -> Option<&'static str> {
+        metrics::selection(choice.reason);
+        let selection = choice.selection.as_ref()?;
+        if selection.n_unsearched > 0 {
+            metrics::search_cut();
+            let (n, n_candidates) = (selection.n_unsearched, selection.scores.len());
+            let note = format!("no time to compare {n} of {n_candidates} candidates with earlier replies");
+            generated.notes.push(note);
+        }
+        let score = selection.scores.get(sent).filter(|_| is_embedded)?;
+        metrics::gate(score.distance, score.predicted);
+        let source = match score.nearest.as_ref()? {
+            Neighbour::Sibling(i) => {
+                let (own, other) = (generated.drafts.get(sent)?, generated.drafts.get(*i)?);
+                let is_no_op = plan.requests.get(other.recipe).is_some_and(|r| r.recipe.operators.is_empty());
+                match (own.model == other.model, is_no_op) {
+                    (false, _) => "sibling_model",
+                    (true, true) => "no_op",
+                    (true, false) => "sibling",
+                }
+            }
+            Neighbour::Panel(_) => "panel",
+            Neighbour::Quoted(_) => "quoted",
+            _ => "history",
+        };
+        metrics::nearest(source);
+        Some(source)
+    }
+
+    /// Returns the embeddings of the candidates, and behind them those of the winners that the prompt quotes.
+    async fn embed(
+        &self,
+        drafts: &[Draft],
+        quoted: &[(String, String)],
+        deadline: Instant,
+    ) -> Result<Vec<Embedding>, NotEmbedded> {
         let embedder = self.embedder.as_ref().ok_or(NotEmbedded::NoEncoder)?;
         let started = Instant::now();
         let until = deadline - finish(deadline.saturating_duration_since(started));
-        let texts: Vec<String> = drafts.iter().map(|draft| draft.candidate.text.clone()).collect();
+        let candidates = drafts.iter().map(|draft| draft.candidate.text.clone());
+        let texts: Vec<String> = candidates.chain(quoted.iter().map(|(_, text)| text.clone())).collect();
         let result = tokio::time::timeout_at(until, embedder.embed(&texts)).await;
         if result.is_ok() {
-            self.reserve.measured(drafts.len(), started.elapsed());
+            self.reserve.measured(texts.len(), started.elapsed());
         }
         match result {
             Err(_) => {
-                self.reserve.given_up(drafts.len(), started.elapsed());
+                self.reserve.given_up(texts.len(), started.elapsed());
                 Err(NotEmbedded::NoTime)
             }
             Ok(Err(error)) => {
@@ -515,7 +587,7 @@ impl Pipeline {
                 let n_values = embedder.dimensions();
                 let is_usable = |e: &Embedding| e.len() == n_values && e.iter().all(|v| v.is_finite());
                 // One text that cannot be placed counts as a repeat; where none can, the encoder is to blame.
-                if embeddings.len() == texts.len() && embeddings.iter().any(is_usable) {
+                if embeddings.len() == texts.len() && embeddings.iter().take(drafts.len()).any(is_usable) {
                     return Ok(embeddings);
                 }
                 tracing::warn!(n_texts = texts.len(), n = embeddings.len(), "the encoder gave nothing of use");
@@ -527,30 +599,39 @@ impl Pipeline {
     async fn select(
         &self,
         drafts: &[Draft],
-        qualities: &[Quality],
-        embeddings: Option<&[Embedding]>,
+        looked_at: &Examined,
+        plan: &Plan,
         prompt_hash: &str,
         deadline: Instant,
     ) -> Selection {
+        let Examined { qualities, embeddings, quoted, .. } = looked_at;
         let known: Vec<(String, f32)> =
             drafts.iter().zip(qualities).map(|(draft, quality)| (draft.model.clone(), quality.score)).collect();
-        let embeddings: Option<Vec<Embedding>> = embeddings.map(<[Embedding]>::to_vec);
-        let (selector, history, panel) = (Arc::clone(&self.selector), self.history.clone(), self.panel.clone());
+        let (embeddings, quoted) = (embeddings.clone(), quoted.clone());
+        let (selector, history, panels) = (Arc::clone(&self.selector), self.history.clone(), self.panels.clone());
+        let n_rivals = self.config.rivals;
+        let asked = panels.as_ref().map(|_| plan.asked.clone()).unwrap_or_default();
         let encoder = self.embedder.as_ref().map_or(String::new(), |embedder| embedder.name().to_owned());
         let prompt_hash = prompt_hash.to_owned();
-        let n_rows = history.as_ref().map_or(0, |h| h.len()) + panel.as_ref().map_or(0, |panel| panel.len());
+        let n_rows =
+            history.as_ref().map_or(0, |h| h.len()) + panels.as_ref().map_or(0, |panels| panels.elsewhere().len());
         let search = move |until: std::time::Instant| {
             let embedding = |i: usize| embeddings.as_ref().and_then(|e| e.get(i)).map(Vec::as_slice);
             let with_place = known.iter().enumerate();
             let candidates: Vec<Candidate<'_>> = with_place
                 .map(|(i, (source, quality))| Candidate { embedding: embedding(i), quality: *quality, source })
                 .collect();
-            let mut population = Population::new(&encoder);
-            // Both were made for this encoder: `start` checks it.
+            let mut population = Population::new(&encoder).with_rivals(n_rivals);
+            // All were made for this encoder: `start` checks it.
             if let Some(with) = history.as_deref().and_then(|h| population.with_history(h, &prompt_hash).ok()) {
                 population = with;
             }
-            if let Some(with) = panel.as_deref().and_then(|panel| population.with_panel(panel).ok()) {
+            if let Some(panels) = panels.as_deref() {
+                let to_prompt = panels.to_prompt(&asked).and_then(|panel| population.with_panel(panel).ok());
+                population = to_prompt.unwrap_or(population);
+                population = population.with_elsewhere(panels.elsewhere()).unwrap_or(population);
+            }
+            if let Some(with) = quoted.as_deref().and_then(|panel| population.with_quoted(panel).ok()) {
                 population = with;
             }
             selector.select_until(&candidates, &population, until)
@@ -595,17 +676,18 @@ impl Pipeline {
         job: Job,
         plan: &Plan,
         generated: Generated,
-        scored: Scored,
+        looked_at: Examined,
+        choice: Choice,
         sent: Vec<usize>,
         prompt_hash: String,
         timings: Timings,
     ) -> Provenance {
-        let mut details = scored.qualities.into_iter().zip(scored.flags);
+        let mut details = looked_at.qualities.into_iter().zip(looked_at.flags);
         let mut candidates = Vec::with_capacity(generated.drafts.len());
         for (index, draft) in generated.drafts.into_iter().enumerate() {
             let Some((quality, flags)) = details.next() else { break };
             let recipe = &plan.requests[draft.recipe].recipe;
-            let gate = scored.selection.as_ref().filter(|_| scored.embeddings.is_some());
+            let gate = choice.selection.as_ref().filter(|_| looked_at.embeddings.is_some());
             candidates.push(CandidateRecord {
                 index,
                 recipe: recipe.to_string(),
@@ -620,7 +702,7 @@ impl Pipeline {
                 flags,
                 quality,
                 score: gate.and_then(|selection| selection.scores.get(index)).cloned(),
-                rank: scored.ranking.iter().position(|&i| i == index).unwrap_or(index),
+                rank: choice.ranking.iter().position(|&i| i == index).unwrap_or(index),
                 sent: sent.contains(&index),
             });
         }
@@ -638,10 +720,11 @@ impl Pipeline {
             seed: plan.seed,
             candidates,
             sent,
-            reason: scored.reason.to_owned(),
-            encoder: scored.embeddings.and(self.embedder.as_ref().map(|embedder| embedder.name().to_owned())),
+            reason: choice.reason.to_owned(),
+            nearest_source: None,
+            encoder: looked_at.embeddings.and(self.embedder.as_ref().map(|embedder| embedder.name().to_owned())),
             profile: self.selector.config().profile.name.clone().into_owned(),
-            n_history: scored.n_history,
+            n_history: choice.n_history,
             prompt_tokens: generated.usage.prompt_tokens,
             cached_tokens: generated.usage.cached_tokens,
             trimmed_tokens: generated.usage.trimmed_tokens,
@@ -726,10 +809,13 @@ fn check(config: &PipelineConfig, parts: &Parts) -> Result<(), PipelineError> {
     if let Err(error) = config.sampling.validate() {
         bad.push(error.to_string());
     }
-    if let (Some(panel), Some(embedder)) = (&parts.panel, &parts.embedder)
-        && panel.encoder() != embedder.name()
+    if let (Some(panels), Some(embedder)) = (&parts.panels, &parts.embedder)
+        && panels.encoder() != embedder.name()
     {
-        bad.push(format!("the panel was embedded by {}, the encoder is {}", panel.encoder(), embedder.name()));
+        bad.push(format!("the panel was embedded by {}, the encoder is {}", panels.encoder(), embedder.name()));
+    }
+    if parts.shared_history.is_some() && parts.embedder.is_none() {
+        bad.push("a history is shared, but there is no encoder to compare replies with".to_owned());
     }
     if bad.is_empty() { Ok(()) } else { Err(PipelineError::Config(bad.join("; "))) }
 }
@@ -755,8 +841,24 @@ fn described<'a>(drafts: &'a [Draft], flags: &[Vec<Flag>]) -> Vec<quality::Draft
     described.collect()
 }
 
+/// Returns the last thing that the user said.
+fn last_asked(messages: &[Message]) -> &str {
+    messages.iter().rev().find(|m| m.role == Role::User).map_or("", |m| &m.content)
+}
+
+/// Returns the last of the winning replies that a validator's prompt quotes, with what they are called.
+fn quoted(asked: &str) -> Vec<(String, String)> {
+    let prompt = TaskPrompt::parse(asked);
+    let mut winners = prompt.winners();
+    let winners = winners.split_off(winners.len().saturating_sub(MOST_QUOTED));
+    let labelled = |(nth, winner): (usize, idiolect_validator::task::Winner<'_>)| {
+        (format!("quoted {} {}", winner.kind, nth + 1), winner.text.to_owned())
+    };
+    winners.into_iter().enumerate().map(labelled).collect()
+}
+
 /// Returns the best `n` candidates with different texts; where there are fewer, the best of the rest fill up.
-fn distinct(ranking: &[usize], drafts: &[Draft], n: usize) -> Vec<usize> {
+pub(crate) fn distinct(ranking: &[usize], drafts: &[Draft], n: usize) -> Vec<usize> {
     let mut seen = HashSet::new();
     let (first, again): (Vec<usize>, Vec<usize>) =
         ranking.iter().partition(|&&i| seen.insert(drafts[i].candidate.text.trim()));

@@ -101,6 +101,10 @@ pub struct Provenance {
     pub sent: Vec<usize>,
     /// Why the first of them was chosen.
     pub reason: String,
+    /// What the sent reply is nearest to of all that it was compared with: `no_op`, `sibling`, `sibling_model`, `panel`,
+    /// `quoted` or `history`.
+    #[serde(default)]
+    pub nearest_source: Option<String>,
     /// The encoder, when candidates were embedded.
     pub encoder: Option<String>,
     /// The profile of the gate.
@@ -172,6 +176,9 @@ impl fmt::Display for Provenance {
         let encoder = self.encoder.as_deref().unwrap_or("no encoder");
         writeln!(f, "gate      {}, {encoder}, {} earlier replies", self.profile, self.n_history)?;
         writeln!(f, "chosen    {}", self.reason)?;
+        if let Some(source) = &self.nearest_source {
+            writeln!(f, "nearest   {source}")?;
+        }
         for note in &self.notes {
             writeln!(f, "note      {note}")?;
         }
@@ -210,7 +217,7 @@ impl fmt::Display for CandidateRecord {
             }
             match &score.nearest {
                 Some(Neighbour::Sibling(i)) => write!(f, " (candidate {i})")?,
-                Some(Neighbour::Panel(label)) => write!(f, " ({label})")?,
+                Some(Neighbour::Panel(label) | Neighbour::Quoted(label)) => write!(f, " ({label})")?,
                 Some(Neighbour::Earlier(id)) => write!(f, " (reply {id})")?,
                 _ => {}
             }

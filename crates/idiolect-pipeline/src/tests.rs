@@ -1,5 +1,6 @@
 //! The pipeline with small doubles for model and encoder.
 
+mod claims;
 mod deadline;
 mod double;
 mod passthrough;

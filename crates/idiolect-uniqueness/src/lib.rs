@@ -41,6 +41,7 @@ pub mod chance;
 pub mod gate;
 pub mod history;
 pub mod lexical;
+pub mod panels;
 pub mod population;
 pub mod quality;
 pub mod report;
@@ -54,9 +55,10 @@ pub use gate::{GateHistory, GateMode, GateProfile, NotUnit, Sigmoid};
 #[cfg(feature = "postgres")]
 pub use history::PostgresHistory;
 pub use history::{
-    Erase, HistoryStore, JsonlError, Newer, Page, ReplyHistory, Retention, SqliteHistory, StoredReply, export_jsonl,
-    import_jsonl,
+    Erase, HistoryStore, ImportError, JsonlError, Newer, Page, ReplyHistory, Retention, SqliteHistory, StoredReply,
+    check_jsonl, export_jsonl, import_jsonl,
 };
+pub use panels::{PanelError, Panels, read_panel};
 pub use population::{EncoderMismatch, Panel, Population};
 pub use selector::{Candidate, CandidateScore, Neighbour, Reason, Selection, Selector, SelectorConfig};
 pub use store::StoreError;

@@ -50,13 +50,18 @@ impl Panel {
     /// Returns the nearest rival's label and distance.
     #[must_use]
     pub fn nearest(&self, embedding: &[f32]) -> Option<(&str, f32)> {
-        self.search(embedding, NO_LIMIT).ok()?
+        self.search(embedding, 1, NO_LIMIT).ok()?.next()
     }
 
-    /// As [`nearest`](Self::nearest), but stops as soon as `is_over` says so.
-    pub(crate) fn search(&self, embedding: &[f32], is_over: IsOver<'_>) -> Result<Option<(&str, f32)>, OutOfTime> {
-        let found = self.vectors.search(embedding, 1, |_| true, is_over)?;
-        Ok(found.first().and_then(|&(index, distance)| Some((self.labels.get(index)?.as_str(), distance))))
+    /// Returns the nearest `k` rivals, the nearest first; stops as soon as `is_over` says so.
+    pub(crate) fn search(
+        &self,
+        embedding: &[f32],
+        k: usize,
+        is_over: IsOver<'_>,
+    ) -> Result<impl Iterator<Item = (&str, f32)>, OutOfTime> {
+        let found = self.vectors.search(embedding, k, |_| true, is_over)?;
+        Ok(found.into_iter().filter_map(|(index, distance)| Some((self.labels.get(index)?.as_str(), distance))))
     }
 }
 
@@ -75,6 +80,8 @@ pub struct EncoderMismatch {
 pub struct Population<'a> {
     pub(crate) encoder: &'a str,
     pub(crate) panel: Option<&'a Panel>,
+    pub(crate) elsewhere: Option<&'a Panel>,
+    pub(crate) quoted: Option<&'a Panel>,
     pub(crate) history: Option<&'a ReplyHistory>,
     pub(crate) prompt_hash: &'a str,
     pub(crate) n_rivals: usize,
@@ -87,7 +94,7 @@ impl<'a> Population<'a> {
     /// Makes a population of which nothing is known, in an encoder's space.
     #[must_use]
     pub const fn new(encoder: &'a str) -> Self {
-        Self { encoder, panel: None, history: None, prompt_hash: "", n_rivals: N_RIVALS }
+        Self { encoder, panel: None, elsewhere: None, quoted: None, history: None, prompt_hash: "", n_rivals: N_RIVALS }
     }
 
     /// Adds rivals' replies to the same prompt.
@@ -97,6 +104,25 @@ impl<'a> Population<'a> {
     pub fn with_panel(self, panel: &'a Panel) -> Result<Self, EncoderMismatch> {
         self.check(panel.encoder())?;
         Ok(Self { panel: Some(panel), ..self })
+    }
+
+    /// Adds rivals' replies to other prompts. They are kept away from, and say nothing of how near rivals are this time.
+    ///
+    /// # Errors
+    /// [`EncoderMismatch`] when they come from another encoder.
+    pub fn with_elsewhere(self, panel: &'a Panel) -> Result<Self, EncoderMismatch> {
+        self.check(panel.encoder())?;
+        Ok(Self { elsewhere: Some(panel), ..self })
+    }
+
+    /// Adds the winning replies that the prompt quotes, which others gave to earlier prompts. They count as those of
+    /// [`with_elsewhere`](Self::with_elsewhere).
+    ///
+    /// # Errors
+    /// [`EncoderMismatch`] when they come from another encoder.
+    pub fn with_quoted(self, panel: &'a Panel) -> Result<Self, EncoderMismatch> {
+        self.check(panel.encoder())?;
+        Ok(Self { quoted: Some(panel), ..self })
     }
 
     /// Adds our own earlier replies. Those to the same prompt (equal, non-empty hash) also stand in for rivals with the
@@ -140,6 +166,8 @@ mod tests {
         assert_eq!(error.to_string(), "embeddings of mpnet cannot be compared with those of minilm");
         let history = ReplyHistory::in_memory("mpnet", 2, 1);
         assert!(Population::new("minilm").with_history(&history, "").is_err());
+        assert!(Population::new("minilm").with_quoted(&panel).is_err());
+        assert!(Population::new("minilm").with_elsewhere(&panel).is_err());
         assert!(Population::new("mpnet").with_history(&history, "").unwrap().with_panel(&panel).is_ok());
     }
 

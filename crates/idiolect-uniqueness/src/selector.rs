@@ -8,10 +8,10 @@ use idiolect_backend::Embedding;
 use serde::{Deserialize, Serialize};
 
 use crate::chance::{Calibration, Chance};
-use crate::gate::{GateMode, GateProfile};
+use crate::gate::{GateMode, GateProfile, others, ranked};
 use crate::lexical::vendi::vendi_score_of_embeddings;
 use crate::population::{Panel, Population};
-use crate::vectors::{IsOver, NO_LIMIT, OutOfTime, distance, normalised};
+use crate::vectors::{IsOver, NO_LIMIT, OutOfTime, normalised};
 
 /// How the choice is made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -64,6 +64,8 @@ pub enum Neighbour {
     Sibling(usize),
     /// A panel member, by label.
     Panel(String),
+    /// A winning reply that the prompt quotes, by label.
+    Quoted(String),
     /// An earlier reply of ours to the same prompt, by id.
     Earlier(String),
 }
@@ -71,12 +73,14 @@ pub enum Neighbour {
 /// What is predicted for one candidate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CandidateScore {
-    /// Whom it is nearest to; `None` when there was nothing to compare with.
+    /// Whom it is nearest to, or who else comes at the profile's [`batch_rank`](GateProfile::batch_rank); `None` when there
+    /// was nothing, or not so much, to compare with.
     pub nearest: Option<Neighbour>,
     /// Distance to that one in our encoder's space, in [0, 1]: 0 is a repeat. `None` when there was nothing to compare
     /// with; 0 for an embedding without a direction.
     pub distance: Option<f32>,
-    /// Distance to the second-nearest of all our earlier replies, in [0, 1]; `None` with fewer than two.
+    /// Distance to the second-nearest of all our earlier replies (or of the profile's
+    /// [`history_rank`](GateProfile::history_rank)), in [0, 1]; `None` with fewer.
     pub history_distance: Option<f32>,
     /// Predicted batch reward, in [0, 1]; 1 when there was nothing to compare with, which is ignorance, not proof.
     pub batch: f32,
@@ -85,7 +89,7 @@ pub struct CandidateScore {
     /// Predicted factor on the reward before any mask: batch times historic, in [0, 1]. 1 is unlike anything seen.
     pub predicted: f32,
     /// How likely the gate is to mask it once all rivals are there; `None` without a usable embedding, where there was no time to
-    /// find out, and for an encoder without a calibration. Rivals that are seen are the panel and candidates of other models.
+    /// find out, for an encoder without a calibration, and under a profile where another than the nearest counts. Rivals that are seen are the panel and candidates of other models.
     #[serde(default)]
     pub masked: Option<Chance>,
     /// Whether it clears the gate with the margin. False without a usable embedding, and where there was no time to find
@@ -269,13 +273,14 @@ impl Selector {
         let Some(unit) = &units[index] else {
             return (Self::score_unusable(candidate, quality), true);
         };
-        let found = search(unit, population, self.config.profile.history_rank, is_over);
-        let is_searched = found.is_ok();
-        let Found { nearest, history_distance, n_compared } = found.unwrap_or_default();
-        let rivals = is_searched.then(|| self.rivals(index, candidates, units, population, &nearest));
-        let nearest = siblings(index, unit, units).chain(nearest).min_by(|a, b| a.1.total_cmp(&b.1));
-
         let profile = &self.config.profile;
+        let found = search(unit, population, profile, is_over);
+        let is_searched = found.is_ok();
+        let Found { nearest, seen_rival, history_distance, n_compared } = found.unwrap_or_default();
+        let rivals = is_searched.then(|| Self::rivals(index, candidates, units, population, seen_rival));
+        let siblings = others(index, units).map(|(j, distance)| (Neighbour::Sibling(j), distance));
+        let nearest = ranked(siblings.chain(nearest), profile.batch_rank);
+
         let scale = self.config.distance_scale.unwrap_or_else(|| distance_scale(population.encoder));
         let reward = |less: f32| nearest.as_ref().map_or(1.0, |&(_, d)| profile.batch.at((d * scale - less).max(0.0)));
         let historic = history_distance.map(|d| profile.historic.at(d * scale));
@@ -296,20 +301,16 @@ impl Selector {
 
     /// Returns the distance to the nearest that stands for a rival, and how many do.
     fn rivals(
-        &self,
         index: usize,
         candidates: &[Candidate<'_>],
         units: &[Option<Vec<f32>>],
         population: &Population<'_>,
-        found: &[(Neighbour, f32)],
+        seen_rival: Option<f32>,
     ) -> (Option<f32>, usize) {
-        let unit = units[index].as_deref().unwrap_or_default();
-        let is_other = |whom: &Neighbour| matches!(whom, Neighbour::Sibling(j) if candidates[*j].source != candidates[index].source);
-        let others: Vec<f32> =
-            siblings(index, unit, units).filter(|(whom, _)| is_other(whom)).map(|(_, d)| d).collect();
-        let panel = found.iter().filter(|(whom, _)| matches!(whom, Neighbour::Panel(_))).map(|&(_, d)| d);
-        let n_seen = others.len() + population.panel.map_or(0, Panel::len);
-        (others.iter().copied().chain(panel).min_by(f32::total_cmp), n_seen)
+        let of_others = others(index, units).filter(|&(j, _)| candidates[j].source != candidates[index].source);
+        let of_others: Vec<f32> = of_others.map(|(_, distance)| distance).collect();
+        let n_seen = of_others.len() + population.panel.map_or(0, Panel::len);
+        (of_others.into_iter().chain(seen_rival).min_by(f32::total_cmp), n_seen)
     }
 
     fn chance(
@@ -328,6 +329,10 @@ impl Selector {
             }
         };
         let profile = &self.config.profile;
+        if profile.batch_rank != 1 {
+            // The model is one of the nearest rival.
+            return None;
+        }
         // What the batch reward has to be above, for the product to pass.
         let bound = profile.batch.distance_at(profile.pass_above / historic.unwrap_or(1.0));
         let n_unseen = population.n_rivals.saturating_sub(n_seen);
@@ -370,8 +375,10 @@ impl Selector {
 /// What the search of panel and history gave for one candidate.
 #[derive(Default)]
 struct Found {
-    /// The nearest of the panel, and of our earlier replies to the same prompt.
+    /// The nearest of the panel, and of our earlier replies to the same prompt: as many of each as the rank may need.
     nearest: Vec<(Neighbour, f32)>,
+    /// Distance to the nearest of the panel that answered the same prompt.
+    seen_rival: Option<f32>,
     history_distance: Option<f32>,
     n_compared: usize,
 }
@@ -379,31 +386,32 @@ struct Found {
 fn search(
     unit: &[f32],
     population: &Population<'_>,
-    history_rank: usize,
+    profile: &GateProfile,
     is_over: IsOver<'_>,
 ) -> Result<Found, OutOfTime> {
+    let &GateProfile { batch_rank, history_rank, .. } = profile;
     let mut found = Found::default();
     if let Some(panel) = population.panel {
-        let nearest = panel.search(unit, is_over)?;
-        found.nearest.extend(nearest.map(|(label, d)| (Neighbour::Panel(label.to_owned()), d)));
+        found.nearest.extend(panel.search(unit, batch_rank, is_over)?.map(|(label, d)| (Neighbour::Panel(label.to_owned()), d)));
+        found.seen_rival = found.nearest.first().map(|&(_, distance)| distance);
+        found.n_compared += panel.len();
+    }
+    let others: [(_, fn(String) -> Neighbour); 2] =
+        [(population.elsewhere, Neighbour::Panel), (population.quoted, Neighbour::Quoted)];
+    for (panel, neighbour) in others {
+        let Some(panel) = panel else { continue };
+        let nearest = panel.search(unit, batch_rank, is_over)?;
+        found.nearest.extend(nearest.map(|(label, d)| (neighbour(label.to_owned()), d)));
         found.n_compared += panel.len();
     }
     if let Some(history) = population.history {
-        let earlier = history.search(unit, 1, Some(population.prompt_hash), is_over)?;
+        let earlier = history.search(unit, batch_rank, Some(population.prompt_hash), is_over)?;
         found.nearest.extend(earlier.into_iter().map(|n| (Neighbour::Earlier(n.reply_id), n.distance)));
         let ranked = history.search(unit, history_rank, None, is_over)?;
         found.history_distance = ranked.get(history_rank.wrapping_sub(1)).map(|ranked| ranked.distance);
         found.n_compared += history.len();
     }
     Ok(found)
-}
-
-fn siblings(index: usize, unit: &[f32], units: &[Option<Vec<f32>>]) -> impl Iterator<Item = (Neighbour, f32)> {
-    let others = units.iter().enumerate().filter(move |&(j, _)| j != index);
-    others.filter_map(move |(j, other)| {
-        let other = other.as_ref().filter(|other| other.len() == unit.len())?;
-        Some((Neighbour::Sibling(j), distance(unit, other)))
-    })
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ async fn with_store(dir: &Path, record: RecordConfig) -> Pipeline {
 }
 
 /// A caller that proved its key, as the axon would hand it over.
-fn caller(uri: &str) -> Caller {
+pub(super) fn caller(uri: &str) -> Caller {
     let key = Keypair::from_uri(uri).unwrap();
     let nonces = Arc::new(NonceStore::new(10));
     let verifier = Verifier::new(key.hotkey(), Limits::default(), Arc::new(SystemClock), nonces);
@@ -40,7 +40,7 @@ fn caller(uri: &str) -> Caller {
     verifier.verify(claim).unwrap()
 }
 
-fn call(caller: Caller, text: &str) -> Call {
+pub(super) fn call(caller: Caller, text: &str) -> Call {
     Call {
         caller,
         synapse: "TextPrompting.Forward".to_owned(),

@@ -6,7 +6,7 @@ use idiolect_backend::testkit::{FaultyBackend, Step};
 use idiolect_backend::{Echo, Embedding, ErrorKind, HashEmbedder, Message, Usage};
 use idiolect_mutation::Library;
 use idiolect_protocol::{Category, Prompt, Role};
-use idiolect_uniqueness::Panel;
+use idiolect_uniqueness::Panels;
 use proptest::prelude::*;
 
 use super::double::{OTHER, SKY, SKY_AGAIN, Scripted, Slow, ask, config, parts, prompt, says, start};
@@ -57,13 +57,13 @@ async fn the_same_prompt_at_the_same_time_is_not_answered_alike() {
 async fn a_recorded_rival_is_kept_away_from() {
     let embedder = idiolect_backend::HashEmbedder::new(256);
     let embedded: Vec<Embedding> = idiolect_backend::Embedder::embed(&embedder, &[OTHER.to_owned()]).await.unwrap();
-    let mut panel = Panel::new("hash-256", 256);
-    panel.push("rival", &embedded[0]);
+    let mut panel = Panels::new("hash-256", 256);
+    panel.push(None, "rival", &embedded[0]);
     let with_panel =
-        |panel| Parts { panel: Some(Arc::new(panel)), ..parts(Scripted::new(vec![says(OTHER), says(SKY)])) };
+        |panel| Parts { panels: Some(Arc::new(panel)), ..parts(Scripted::new(vec![says(OTHER), says(SKY)])) };
     let answer = start(2, with_panel(panel)).await.answer(ask()).await.unwrap();
     assert_eq!(answer.reply.completions, [SKY]);
-    let error = Pipeline::start(config(2), with_panel(Panel::new("mpnet", 3))).await.unwrap_err();
+    let error = Pipeline::start(config(2), with_panel(Panels::new("mpnet", 3))).await.unwrap_err();
     assert!(error.to_string().contains("the panel was embedded by mpnet"), "{error}");
 }
 

@@ -233,6 +233,30 @@ fn a_costly_history_makes_masking_more_likely() {
     assert!(p(0) >= p(1), "{selection:?}");
 }
 
+#[test]
+fn another_than_the_nearest_counts_under_a_profile_that_says_so() {
+    const MPNET: &str = "all-mpnet-base-v2";
+    let profile = GateProfile { batch_rank: 2, ..GateProfile::TEXT_PROMPTING_2_1 };
+    let selector = Selector::new(SelectorConfig { profile, ..SelectorConfig::default() });
+    let copies = [c(X, 0.9), c(X, 0.8), c(Y, 0.1)];
+    let selection = selector.select(&copies, &Population::new(MPNET)).unwrap();
+    let first = &selection.scores[0];
+    assert_eq!((&first.nearest, first.distance), (&Some(Neighbour::Sibling(2)), Some(1.0)), "one copy is free");
+    assert_eq!((selection.chosen, selection.reason), (0, Reason::BestThatClears));
+    assert_eq!(first.masked, None, "the chance is that of the nearest rival");
+
+    // Ranks go through all sources together, and as deep into each as needed.
+    let mut panel = Panel::new(MPNET, 3);
+    panel.push("same", &X.to_vec());
+    panel.push("again", &vec![1.0, 0.01, 0.0]);
+    let known = Population::new(MPNET).with_panel(&panel).unwrap();
+    let selection = selector.select(&[c(X, 0.9), c(Y, 0.1)], &known).unwrap();
+    assert_eq!(selection.scores[0].nearest, Some(Neighbour::Panel("again".to_owned())));
+    assert_eq!((selection.chosen, selection.scores[0].clears), (1, false));
+    let alone = selector.select(&[c(X, 0.9), c(X, 0.8)], &Population::new(MPNET)).unwrap();
+    assert_eq!((&alone.scores[0].nearest, alone.scores[0].batch), (&None, 1.0), "nothing is known of a second");
+}
+
 fn any_candidates() -> impl Strategy<Value = Vec<(Vec<f32>, f32)>> {
     proptest::collection::vec((proptest::collection::vec(proptest::num::f32::ANY, 0..5), proptest::num::f32::ANY), 1..7)
 }
@@ -283,4 +307,27 @@ proptest! {
         let some_clear = selection.scores.iter().any(|s| s.clears);
         prop_assert_eq!(some_clear, selection.scores[selection.chosen].clears);
     }
+}
+
+#[test]
+fn replies_to_other_prompts_are_kept_away_from_and_no_rivals_that_are_seen() {
+    const MPNET: &str = "all-mpnet-base-v2";
+    let mut panel = Panel::new(MPNET, 3);
+    panel.push("won before", &vec![1.0, 0.0, 0.0]);
+    let near = [1.0, 0.1, 0.0];
+    let candidates = [
+        Candidate { embedding: Some(&near), quality: 0.9, source: "m" },
+        Candidate { embedding: Some(&[0.0, 0.0, 1.0]), quality: 0.5, source: "m" },
+    ];
+    let nothing = select(&candidates, &Population::new(MPNET));
+    for (population, whom) in [
+        (Population::new(MPNET).with_quoted(&panel).unwrap(), Neighbour::Quoted("won before".to_owned())),
+        (Population::new(MPNET).with_elsewhere(&panel).unwrap(), Neighbour::Panel("won before".to_owned())),
+    ] {
+        let selection = select(&candidates, &population);
+        assert_eq!((selection.chosen, selection.scores[0].nearest.as_ref()), (1, Some(&whom)));
+        assert!(!selection.scores[0].clears && selection.scores[0].n_compared == 2);
+        assert_eq!(selection.scores[0].masked, nothing.scores[0].masked);
+    }
+    assert_eq!(nothing.chosen, 0);
 }
