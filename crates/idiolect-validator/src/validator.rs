@@ -168,13 +168,15 @@ impl Validator {
         }
     }
 
-    /// Begins a round: version 1.2 forgets the best questions and answers of the last one.
+    /// Begins a round: version 1.2 forgets the best questions and answers of the last one. [`step`](Self::step) does so before
+    /// it scores summaries, which are what a round of the validators begins with.
     pub fn begin_round(&mut self) {
         self.blacklist.reset();
         self.asked = None;
     }
 
-    /// Computes a step and takes it in: statistics, counts, history and moving average are those after it.
+    /// Computes a step and takes it in: statistics, counts, history and moving average are those after it. A step that asks
+    /// for summaries begins a round.
     ///
     /// What is not asked of models is computed where this is polled: some milliseconds for 50 replies and a full history.
     ///
@@ -187,6 +189,9 @@ impl Validator {
             texts.iter().zip(&succeeded).filter(|(_, ok)| **ok).map(|(text, _)| text.trim().to_owned()).collect();
         let opinions = self.ask_models(task, &came).await?;
 
+        if task.kind == TaskKind::Augment {
+            self.begin_round();
+        }
         if let Some(ngrams) = &mut self.ngrams {
             ngrams.add(replies.iter().map(|reply| reply.text.as_str()).filter(|text| !text.is_empty()));
         }

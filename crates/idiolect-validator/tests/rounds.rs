@@ -12,7 +12,8 @@ use support::Told;
 async fn a_summary_begins_a_round_which_forgets_the_best_of_the_last() {
     let profile = Profile::from_toml("extends = \"openvalidators-1.2\"\nmasks = [\"blacklist\"]\n").unwrap();
     // The first reply is the best of each step.
-    let models = Models { rewards: vec![Told::new("rlhf", [vec![1.0, 0.0]; 8])], ..Models::default() };
+    let models =
+        Models { rewards: vec![Told::new("rlhf", std::iter::repeat_n(vec![1.0, 0.0], 8))], ..Models::default() };
     let mut validator = Validator::new(profile, models, Missing::Renormalise).unwrap();
     let mut masks = Vec::new();
     for _ in 0..2 {
