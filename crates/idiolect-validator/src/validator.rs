@@ -413,9 +413,10 @@ fn historic_rewards(history: &GateHistory, embeddings: &[Embedding]) -> Option<V
     if n_products < WORTH_A_THREAD || n_threads == 1 {
         return history.rewards(embeddings);
     }
+    let n_batch = embeddings.len();
     let shares = embeddings.chunks(embeddings.len().div_ceil(n_threads));
     std::thread::scope(|scope| {
-        let searches: Vec<_> = shares.map(|share| scope.spawn(move || history.rewards(share))).collect();
+        let searches: Vec<_> = shares.map(|share| scope.spawn(move || history.rewards_among(share, n_batch))).collect();
         let found =
             searches.into_iter().map(|search| search.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
         found.collect::<Option<Vec<_>>>().map(|shares| shares.concat())
