@@ -11,5 +11,7 @@ mod real_models;
 mod reference_miners;
 mod restart;
 mod selfquery;
+#[cfg(target_os = "linux")]
+mod sharing;
 mod support;
 mod watching;

@@ -27,7 +27,7 @@ use crate::capped::Capped;
 use crate::config::{Config, Network};
 use crate::identity::{self, Identity};
 use crate::metrics_server::{Health, MetricsServer};
-use crate::{metrics_server, models, settings, telemetry};
+use crate::{history, metrics_server, models, settings, telemetry};
 
 /// How often a metagraph snapshot is looked at.
 const SNAPSHOT_EVERY: Duration = Duration::from_secs(30);
@@ -58,9 +58,19 @@ impl Core {
         let pipeline_config = settings::pipeline(config)?;
         let store = open_store(&config.data_dir).await?;
         let resolver = models::resolver(&config.models, env)?;
+        let shared_history = match &config.uniqueness.shared_history {
+            Some(place) => Some(history::open(place).await?),
+            None => None,
+        };
         let engines = Loader { resolver: &resolver, progress }.load(config).await?;
+        let panels = match (&config.uniqueness.panel, &engines.encoder) {
+            (Some(path), Some(encoder)) => Some(Arc::new(history::panels(path, &**encoder).await?)),
+            _ => None,
+        };
         let parts = Parts {
             embedder: engines.encoder.clone(),
+            shared_history,
+            panels,
             library: Arc::new(library),
             store: Some(store.clone()),
             ..Parts::new(engines.pool.clone())
@@ -319,6 +329,7 @@ impl Status {
         let facts = json!({
             "version": env!("CARGO_PKG_VERSION"), "hotkey": hotkey.to_string(), "network": config.network.to_string(),
             "models": core.engines.models, "encoder": config.uniqueness.encoder.as_str(),
+            "shared_history": config.uniqueness.shared_history.as_ref().map(ToString::to_string),
         });
         Self { is_serving: AtomicBool::new(false), pool: core.engines.pool.clone(), facts }
     }

@@ -13,7 +13,7 @@ use idiolect_models::{Progress, Resolver, Spec};
 
 #[cfg(feature = "candle")]
 use crate::candle;
-use crate::config::{BackendConfig, BackendKind, Config, EncoderKind, PoolStrategy};
+use crate::config::{BackendConfig, BackendKind, Config, EncoderKind, PoolStrategy, UniquenessSection};
 use crate::models;
 
 /// The concrete backends behind their pool, and the encoder.
@@ -156,6 +156,7 @@ impl Loader<'_> {
     pub async fn encoder(&self, config: &Config) -> anyhow::Result<Option<Arc<dyn Embedder>>> {
         let alias = match config.uniqueness.encoder {
             EncoderKind::Off => return Ok(None),
+            EncoderKind::OpenAi => return served_encoder(&config.uniqueness).map(Some),
             kind => kind.as_str(),
         };
         let files = self.resolver.resolve(&alias.parse::<Spec>()?, self.progress).await?;
@@ -165,6 +166,40 @@ impl Loader<'_> {
         tracing::info!(encoder = alias, load_ms = elapsed_ms(began), "encoder is loaded");
         Ok(Some(encoder))
     }
+}
+
+/// Makes the encoder that a server has. Nothing is asked of it yet.
+#[cfg(feature = "openai")]
+fn served_encoder(config: &UniquenessSection) -> anyhow::Result<Arc<dyn Embedder>> {
+    use idiolect_backend_openai::{Flavour, KeySource, OpenAiEmbedder, OpenAiEmbedderConfig};
+
+    let model = config
+        .encoder_model
+        .as_deref()
+        .context("uniqueness.encoder is openai, which needs uniqueness.encoder_model")?;
+    let dimensions =
+        config.encoder_dimensions.context("uniqueness.encoder is openai, which needs uniqueness.encoder_dimensions")?;
+    let mut encoder = OpenAiEmbedderConfig::new(model, dimensions);
+    encoder.send_dimensions = config.encoder_send_dimensions;
+    encoder.flavour = config.encoder_flavour.as_str().parse::<Flavour>()?;
+    let server = &mut encoder.server;
+    server.key = match (&config.encoder_key_env, &config.encoder_url) {
+        (Some(name), _) => KeySource::Env(name.clone()),
+        // The key for OpenAI is nobody else's business.
+        (None, None) => KeySource::Env("OPENAI_API_KEY".to_owned()),
+        (None, Some(_)) => KeySource::None,
+    };
+    if let Some(url) = &config.encoder_url {
+        server.base_url.clone_from(url);
+    }
+    server.timeouts.whole = config.encoder_timeout;
+    Ok(Arc::new(OpenAiEmbedder::new(encoder).with_context(|| format!("encoder {model}"))?))
+}
+
+/// Makes the encoder that a server has, which this build cannot.
+#[cfg(not(feature = "openai"))]
+fn served_encoder(_: &UniquenessSection) -> anyhow::Result<Arc<dyn Embedder>> {
+    anyhow::bail!("this build has no openai, which the encoder needs; build with --features openai")
 }
 
 /// Loads the encoder in a folder; `alias` is what messages call it.

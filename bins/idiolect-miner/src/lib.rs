@@ -20,6 +20,7 @@ mod candle;
 mod capped;
 pub mod cli;
 pub mod config;
+pub mod history;
 pub mod identity;
 pub mod metric_docs;
 pub mod metrics_server;

@@ -105,6 +105,7 @@ pub(crate) fn pipeline(config: &Config) -> anyhow::Result<PipelineConfig> {
         max_dictated_tokens: pipeline.max_dictated_tokens,
         selector: SelectorConfig { profile, margin: config.uniqueness.margin, ..SelectorConfig::default() },
         history: config.uniqueness.history,
+        rivals: config.uniqueness.rivals,
         seed: config.mutation.seed,
         record: RecordConfig {
             store_prompts: match pipeline.store_prompts {

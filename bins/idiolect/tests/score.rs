@@ -53,21 +53,21 @@ impl Place {
 
     #[track_caller]
     fn says(&self, args: &[&str]) -> String {
-        let output = self.score(args, b"");
+        let output = self.score(&plain(args), b"");
         assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
         text(&output.stdout)
     }
 
     #[track_caller]
     fn rows(&self, args: &[&str], input: &[u8]) -> Vec<Value> {
-        let output = self.score(&[args, &["--json"]].concat(), input);
+        let output = self.score(&plain(&[args, &["--json"]].concat()), input);
         assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
         text(&output.stdout).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
     }
 
     #[track_caller]
     fn fails(&self, args: &[&str], code: i32, words: &[&str]) {
-        let output = self.score(args, b"");
+        let output = self.score(&plain(args), b"");
         let errors = text(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{args:?}: {errors}");
         for word in words {
@@ -75,6 +75,12 @@ impl Place {
         }
         assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
     }
+}
+
+/// Without a language model where none is named: it takes a while to load, and few tests are about its reward.
+fn plain<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    let off: &[&str] = if args.contains(&"--model") { &[] } else { &["--model", "off"] };
+    [args, off].concat()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -129,6 +135,7 @@ fn a_step_of_version_2_1() {
     for row in &rows {
         near(&row["rewards"], reward(row));
         near(&row["moving_average"], 0.05 * reward(row));
+        near(&row["weight"], reward(row) / rows.iter().map(reward).sum::<f64>());
     }
     assert!(rows[1]["rewards"].as_f64() > Some(0.0) && rows[1]["best"] == true, "{}", rows[1]);
     let left_out = place.rows(&[&args[..], &["--missing", "leave-out"]].concat(), b"");
@@ -136,7 +143,7 @@ fn a_step_of_version_2_1() {
 
     let said = place.says(&args);
     let head = said.lines().next().expect("a line");
-    let expected = "uid  hotkey    time s  dpo raw  dpo  blacklist  relevance  diversity raw  diversity  nsfw  task_validation  content_match  keyword_match  reward  average";
+    let expected = "uid  hotkey    time s  dpo raw  dpo  blacklist  relevance  diversity raw  diversity  nsfw  task_validation  content_match  keyword_match  reward  average  weight";
     assert_eq!(head.split_whitespace().collect::<Vec<_>>(), expected.split_whitespace().collect::<Vec<_>>());
     for words in [
         "5GrwvaEF ",
@@ -171,16 +178,68 @@ fn a_step_of_version_1_2() {
 #[test]
 fn without_an_encoder_there_are_the_factors_that_need_none() {
     let place = Place::new();
-    let rows = place.rows(&[&PLAIN[..], &["--encoder", "off"]].concat(), b"");
+    let off = [&PLAIN[..], &["--encoder", "off"]].concat();
+    let rows = place.rows(&[&off[..], &["--nsfw-words", "off"]].concat(), b"");
     assert!(rows[0].get("diversity_reward_model").is_none() && rows[0].get("blacklist_filter").is_none());
+    assert!(rows[0].get("nsfw_filter").is_none());
     let missing = ["dpo", "reciprocate", "blacklist", "relevance.bert", "relevance.mpnet", "diversity", "nsfw"];
     assert_eq!(rows[0]["missing"], json!(missing));
     near(&rows[1]["task_validation_penalty_applied"], 0.75);
+    // A small list of words is there by itself.
+    let rows = place.rows(&off, b"");
+    assert_eq!(column(&rows, "nsfw_filter_normalized"), [1.0, 1.0, 1.0, 0.0, 1.0]);
+    assert_eq!(rows[0]["missing"], json!(missing[..6]));
+    let rude = ["--encoder", "off", "--prompt", "prompt.txt", "-"];
+    let rows = place.rows(&rude, b"\"Leaves make sugar.\"\n\"Shitty question.\"\n");
+    assert_eq!(column(&rows, "nsfw_filter_normalized"), [1.0, 0.0]);
+    place.fails(&[&off[..], &["--nsfw-words", "none.txt"]].concat(), 1, &["cannot read none.txt"]);
     place.fails(
         &[&PLAIN[..], &["--encoder", "off", "--missing", "refuse"]].concat(),
         1,
         &["nothing to compute dpo, reciprocate"],
     );
+}
+
+#[test]
+fn the_default_model_gives_a_reward() {
+    let place = Place::new();
+    let args = [&PLAIN[..], &["--encoder", "off", "--json"]].concat();
+    let output = place.score(&args, b"");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let named = place.score(&[&args[..], &["--model", idiolect_models::DEFAULT_MODEL]].concat(), b"");
+    assert_eq!(text(&output.stdout), text(&named.stdout));
+    let row: Value = serde_json::from_str(text(&output.stdout).lines().next().expect("a row")).expect("JSON");
+    assert!(row["dpo_reward_model"].as_f64() < Some(0.0) && row["rewards"].is_number(), "{row}");
+    // Where the profile does not weigh it, nothing is loaded for it.
+    place.write("mine.toml", b"extends = \"text-prompting-2.1\"\n[rewards]\ndpo = 0\nreciprocate = 1\n");
+    let output = place.score(&[&args[..], &["--profile", "mine.toml"]].concat(), b"");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let row: Value = serde_json::from_str(text(&output.stdout).lines().next().expect("a row")).expect("JSON");
+    assert!(row.get("dpo_reward_model").is_none() && row["rewards"].is_null(), "{row}");
+}
+
+#[test]
+fn a_new_round_forgets_the_best_of_the_last() {
+    let place = Place::new();
+    place.write("p.txt", b"A prompt.");
+    let reward = format!("rlhf={}", classifier("deberta"));
+    let step = |task: &str, replies: [&str; 2]| {
+        let args = ["--prompt", "p.txt", "--task", task, "--profile", "openvalidators-1.2", "--encoder", "off"];
+        let more = ["--reward", &reward, "--state", "state.json", "-"];
+        let rows = place
+            .rows(&[&args[..], &more].concat(), replies.map(|reply| json!(reply).to_string()).join("\n").as_bytes());
+        let best = usize::from(rows[1]["best"] == true);
+        (column(&rows, "blacklist_filter"), replies[best].to_owned())
+    };
+    let saved =
+        || -> Value { serde_json::from_slice(&fs::read(place.path("state.json")).expect("saved")).expect("JSON") };
+    let (_, question) = step("followup", ["Why?", "When does it rain?"]);
+    let (_, answer) = step("answer", ["Because.", "It rains in winter."]);
+    assert_eq!(saved()["best"].as_array().map(Vec::len), Some(2));
+    assert_eq!(step("followup", [&question, &answer]).0, [0.0, 0.0]);
+    step("augment", ["A summary.", "Another one."]);
+    assert_eq!((&saved()["best"], &saved()["asked"]), (&json!([]), &Value::Null));
+    assert_eq!(step("followup", [&question, &answer]).0, [1.0, 1.0]);
 }
 
 #[test]

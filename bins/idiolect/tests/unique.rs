@@ -158,6 +158,6 @@ fn what_cannot_be_read_is_refused() {
     fails(&["-", "--profile", path(&bad)], b"\"a\"", 1, &["profile.toml", "mode"]);
     fails(&["-", "--plot", "map.jpg"], b"\"a\"", 64, &["map.jpg", ".png or .svg"]);
     fails(&["-", "--plot", path(&dir.path().join("none/map.png"))], b"\"a\"", 1, &["map.png"]);
-    fails(&["-", "--encoder", "off"], b"\"a\"", 64, &["minilm or mpnet"]);
+    fails(&["-", "--encoder", "off"], b"\"a\"", 64, &["minilm, mpnet or openai"]);
     fails(&["-", "--encoder", "gpt"], b"\"a\"", 64, &["gpt"]);
 }

@@ -98,6 +98,9 @@ impl OpenAiEmbedder {
         if rows.len() != n {
             return Err(Fault::Malformed(format!("{} embeddings for {n} texts", rows.len())));
         }
+        if rows.iter().enumerate().any(|(i, row)| row.index.is_some_and(|index| index != i)) {
+            return Err(Fault::Malformed("embeddings of other texts than were sent".to_owned()));
+        }
         rows.into_iter().map(|row| self.normalised(row.embedding)).collect()
     }
 

@@ -9,7 +9,8 @@ use idiolect_uniqueness::GateProfile;
 use super::BACKEND_KEYS;
 use super::backend::CPU;
 use super::{
-    BackendConfig, BackendKind, EncoderKind, Loaded, Network, Origin, PresetKind, Problem, ServerFlavour, preset,
+    BackendConfig, BackendKind, EncoderKind, Loaded, Network, Origin, PresetKind, Problem, PromptRecord, ServerFlavour,
+    preset,
 };
 
 /// Adds what contradicts itself to `problems`.
@@ -117,7 +118,31 @@ fn uniqueness(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
     if let Err(error) = uniqueness.profile.parse::<GateProfile>() {
         problem(loaded.origin("uniqueness.profile"), format!("uniqueness.profile: {error}"));
     }
-    if uniqueness.encoder != EncoderKind::Off && !cfg!(feature = "candle") {
+    encoder(loaded, problem);
+    if let (Some(place), EncoderKind::Off) = (&uniqueness.shared_history, uniqueness.encoder) {
+        problem(
+            loaded.origin("uniqueness.shared_history"),
+            format!(
+                "uniqueness.shared_history is {place}, but without an encoder (uniqueness.encoder is off) replies are not compared"
+            ),
+        );
+    }
+    if let (Some(place), PromptRecord::None) = (&uniqueness.shared_history, loaded.config.pipeline.store_prompts) {
+        problem(
+            loaded.origin("pipeline.store_prompts"),
+            format!(
+                "pipeline.store_prompts is none, but uniqueness.shared_history is {place}: miners that share a history tell by a hash that \
+                 they answer the same prompt, expected all or hash"
+            ),
+        );
+    }
+    if let (Some(panel), EncoderKind::Off) = (&uniqueness.panel, uniqueness.encoder) {
+        problem(
+            loaded.origin("uniqueness.panel"),
+            format!("uniqueness.panel is {}, but uniqueness.encoder is off: replies are not compared", panel.display()),
+        );
+    }
+    if matches!(uniqueness.encoder, EncoderKind::MiniLm | EncoderKind::Mpnet) && !cfg!(feature = "candle") {
         let encoder = uniqueness.encoder.as_str();
         problem(
             loaded.origin("uniqueness.encoder"),
@@ -132,6 +157,49 @@ fn uniqueness(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
             loaded.origin("uniqueness.device"),
             format!("uniqueness.device: this build has no {device}; build with --features {feature}"),
         );
+    }
+}
+
+/// What an encoder on a server needs, and no other one has.
+fn encoder(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
+    let uniqueness = &loaded.config.uniqueness;
+    if uniqueness.encoder == EncoderKind::OpenAi {
+        let needed = [
+            ("uniqueness.encoder_model", uniqueness.encoder_model.is_none(), "the server's name of the encoder"),
+            (
+                "uniqueness.encoder_dimensions",
+                uniqueness.encoder_dimensions.is_none(),
+                "how many values an embedding has",
+            ),
+        ];
+        for (key, _, what) in needed.into_iter().filter(|(_, is_missing, _)| *is_missing) {
+            problem(
+                loaded.origin("uniqueness.encoder"),
+                format!("uniqueness.encoder is openai, which needs {key}: {what}"),
+            );
+        }
+        if let Some(url) = &uniqueness.encoder_url
+            && !(url.starts_with("http://") || url.starts_with("https://"))
+        {
+            let origin = loaded.origin("uniqueness.encoder_url");
+            problem(origin, format!("uniqueness.encoder_url is {url:?}, expected http:// or https://"));
+        }
+        if !cfg!(feature = "openai") {
+            let message = "uniqueness.encoder is openai, which this build cannot ask; build with --features openai";
+            problem(loaded.origin("uniqueness.encoder"), message.to_owned());
+        }
+        return;
+    }
+    let foreign = [
+        ("uniqueness.encoder_model", uniqueness.encoder_model.is_some()),
+        ("uniqueness.encoder_dimensions", uniqueness.encoder_dimensions.is_some()),
+        ("uniqueness.encoder_url", uniqueness.encoder_url.is_some()),
+        ("uniqueness.encoder_key_env", uniqueness.encoder_key_env.is_some()),
+        ("uniqueness.encoder_send_dimensions", uniqueness.encoder_send_dimensions),
+    ];
+    for (key, _) in foreign.into_iter().filter(|(_, is_given)| *is_given) {
+        let encoder = uniqueness.encoder.as_str();
+        problem(loaded.origin(key), format!("{key} is for uniqueness.encoder = openai, which is {encoder}"));
     }
 }
 

@@ -125,14 +125,29 @@ pub static KEYS: &[Key<Config>] = &[
     key!(Config: mutation.seed, "Makes the drawing of recipes repeatable: the same prompts in the same order, the same recipes (in any order with `sampling.seed`). For tests: two miners with one seed vary alike."),
 
     key!(Config: uniqueness.profile, "The validators' arithmetic to satisfy: `openvalidators-1.2` or `text-prompting-2.1`."),
-    key!(Config: uniqueness.encoder, "Sentence encoder that measures likeness: `minilm`, `mpnet` (the validators' own) or `off`.")
+    key!(Config: uniqueness.encoder, "Sentence encoder that measures likeness: `minilm`, `mpnet` (the validators' own), `openai` (any other, on a server: see `uniqueness.encoder_model`) or `off`.")
         .flags(&["encoder"]),
     key!(Config: uniqueness.device, "Where the encoder computes: `cpu`, `cuda`, `cuda:1`, `metal` …; all but `cpu` need a build with the feature of that name.")
         .expect("cpu, cuda, cuda:N, metal or metal:N", |c| super::backend::names_device(&c.uniqueness.device)),
+    key!(Config: uniqueness.encoder_model, "openai: the server's name of the encoder, needed. Embeddings are kept under this name, and compared with those of the same name only."),
+    key!(Config: uniqueness.encoder_dimensions, "openai: values that an embedding has, needed.").unit("values")
+        .expect("1 to 65536", |c| c.uniqueness.encoder_dimensions.is_none_or(|n| (1..=65_536).contains(&n))),
+    key!(Config: uniqueness.encoder_send_dimensions, "openai: ask for `uniqueness.encoder_dimensions` values, of models that can shorten their embeddings (`text-embedding-3-small`).").boolean(),
+    key!(Config: uniqueness.encoder_url, "openai: where the API is, with its version, as in `http://127.0.0.1:8000/v1`; OpenAI's own where none is given."),
+    key!(Config: uniqueness.encoder_flavour, "openai: what kind of server it is: `openai`, `vllm`, `tgi`, `ollama`, `llamacpp` or `openrouter`."),
+    key!(Config: uniqueness.encoder_key_env, "openai: environment variable that holds the key. OpenAI itself is given `OPENAI_API_KEY` where none is named; other servers are given no key."),
+    key!(Config: uniqueness.encoder_timeout, "openai: longest time that one request for embeddings may take.").unit("seconds")
+        .expect("1ms to 1d", |c| up_to_a_day(c.uniqueness.encoder_timeout)),
     key!(Config: uniqueness.margin, "Distance by which a reply should clear the gate, above the bound itself.").unit("1 - cosine")
         .expect("0 to 0.5", |c| (0.0..=0.5).contains(&c.uniqueness.margin)),
+    key!(Config: uniqueness.rivals, "Miners that answer the same prompt besides this one; the replies that are not seen of so many are estimated.").unit("miners")
+        .expect("at most 1000", |c| c.uniqueness.rivals <= 1000),
+    key!(Config: uniqueness.panel, "Recorded replies of rivals to keep away from: a file with a JSON object a line, `{\"text\": …, \"prompt\": …, \"id\": …}`. With a `prompt` they count as rivals where exactly that is asked; without one they are kept away from whatever is asked."),
     key!(Config: uniqueness.history, "Replies that new ones are compared with, the last first.").unit("replies")
         .expect("at most 1000000", |c| c.uniqueness.history <= 1_000_000),
+
+    key!(Config: uniqueness.shared_history, "A history of replies that several miners share, in place of their own: `postgres://USER@HOST/DATABASE` (with pgvector) or an SQLite file. Replies are written there before they are sent, and none of the miners sends what another one just sent to the same prompt. A password is best given by the environment: in this URL, or as `PGPASSWORD`.")
+        .flags(&["history"]),
 
     key!(Config: pipeline.cap, "Longest time spent on a reply, however long the client would wait.").unit("seconds")
         .expect("1s to 300s", |c| (1..=300).contains(&c.pipeline.cap.as_secs())),

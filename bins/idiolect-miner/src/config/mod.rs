@@ -11,6 +11,7 @@ mod layers;
 mod preset;
 mod reference;
 mod sections;
+mod shared_history;
 pub(crate) mod value;
 
 pub use backend::{BACKEND_KEYS, BackendConfig, BackendKind, KvFormat, ServerFlavour, WeightFormat};
@@ -24,6 +25,7 @@ pub use sections::{
     ModelsSection, MutationSection, Network, PipelineSection, PolicySection, PoolSection, PoolStrategy, PromptRecord,
     TransportsSection, UniquenessSection, WalletSection,
 };
+pub use shared_history::{DatabaseUrl, SharedHistory};
 pub use value::{Bytes, parse_duration};
 
 #[cfg(test)]

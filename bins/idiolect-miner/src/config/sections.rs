@@ -9,7 +9,8 @@ use idiolect_backend::Sampling;
 use idiolect_protocol::Hotkey;
 use serde_json::Value;
 
-use super::backend::BackendConfig;
+use super::backend::{BackendConfig, ServerFlavour};
+use super::shared_history::SharedHistory;
 use super::value::{Bytes, Raw, Setting, words};
 
 /// Where the miner learns who is registered.
@@ -135,6 +136,8 @@ words! {
         MiniLm = "minilm",
         /// all-mpnet-base-v2: the validators' own.
         Mpnet = "mpnet",
+        /// Any other, on an OpenAI-shaped server.
+        OpenAi = "openai",
         /// None: candidates are told apart by their words alone.
         Off = "off",
     }
@@ -295,8 +298,18 @@ pub struct UniquenessSection {
     pub profile: String,
     pub encoder: EncoderKind,
     pub device: String,
+    pub encoder_model: Option<String>,
+    pub encoder_dimensions: Option<usize>,
+    pub encoder_send_dimensions: bool,
+    pub encoder_url: Option<String>,
+    pub encoder_flavour: ServerFlavour,
+    pub encoder_key_env: Option<String>,
+    pub encoder_timeout: Duration,
     pub margin: f32,
+    pub rivals: usize,
+    pub panel: Option<PathBuf>,
     pub history: usize,
+    pub shared_history: Option<SharedHistory>,
 }
 
 /// Time, storage and retention of one reply.
@@ -406,8 +419,18 @@ impl Default for Config {
                 profile: "text-prompting-2.1".to_owned(),
                 encoder: EncoderKind::MiniLm,
                 device: super::backend::CPU.to_owned(),
+                encoder_model: None,
+                encoder_dimensions: None,
+                encoder_send_dimensions: false,
+                encoder_url: None,
+                encoder_flavour: ServerFlavour::OpenAi,
+                encoder_key_env: None,
+                encoder_timeout: Duration::from_secs(30),
                 margin: 0.0147,
+                rivals: 49,
+                panel: None,
                 history: 4096,
+                shared_history: None,
             },
             pipeline: PipelineSection {
                 cap: Duration::from_secs(10),

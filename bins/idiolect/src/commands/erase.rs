@@ -19,7 +19,8 @@ pub(crate) fn command() -> Command {
     let command = Command::new("erase")
         .about("Erase prompts and replies from the store, overwriting them on disk")
         .after_help(
-            "A miner that runs keeps the embeddings of its last replies in memory until it is restarted; texts it keeps in the store only.",
+            "A miner that runs keeps the embeddings of its last replies in memory until it is restarted; texts it keeps in the store only. \
+             A history that miners share (uniqueness.shared_history) is erased alike, whichever of them sent the reply.",
         )
         .arg(Arg::new("id").long("id").value_name("ID").help("One reply"))
         .arg(
@@ -40,7 +41,7 @@ pub(crate) fn command() -> Command {
         .arg(Arg::new("all").long("all").action(ArgAction::SetTrue).help("Everything"))
         .group(ArgGroup::new("what").args(["id", "caller", "older-than", "all"]).required(true))
         .arg(json_arg());
-    cli::key_args(command, |key| key == "data_dir")
+    cli::key_args(command, |key| key == "data_dir" || key == "uniqueness.shared_history")
 }
 
 pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
@@ -52,6 +53,9 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let n_erased = store.erase(&what).await?;
     history.erase(&what).await?;
     pool.close().await;
+    if let Some(place) = &loaded.config.uniqueness.shared_history {
+        idiolect_miner::history::open(place).await?.erase(&what).await.context("the shared history")?;
+    }
     if matches.get_flag("json") {
         return output::json(&json!({ "erased": n_erased }));
     }

@@ -11,7 +11,7 @@ use idiolect_miner::config::{BackendConfig, BackendKind, Config, EncoderKind};
 use idiolect_miner::progress::FetchProgress;
 use idiolect_miner::{cli, models};
 use idiolect_models::{Resolver, Spec};
-use idiolect_validator::mask::{NsfwClassifier, WordList, WordPiece};
+use idiolect_validator::mask::{WordList, WordPiece};
 use idiolect_validator::task::TaskKind;
 use idiolect_validator::{
     BertPart, Cell, DpoModel, FactorKind, Missing, Models, Profile, ProfileError, Reply, StepReport, StepTask,
@@ -25,6 +25,9 @@ use crate::output;
 mod replies;
 mod reward_models;
 
+/// What switches a model or list off.
+const OFF: &str = "off";
+
 /// Texts of the history encoded at a time.
 const AT_A_TIME: usize = 64;
 
@@ -36,7 +39,7 @@ pub(crate) fn command() -> Command {
             "REPLIES has one reply a line: a JSON string, or an object with \"text\" (or \"completion\") and, if wanted, \"uid\", \
              \"hotkey\", \"process_time\", \"status_code\" (other than 200: the call failed). They are one step: all answers to one prompt.\n\
              What there is no model for is left out and said; nothing is put in its place. docs/scoring.md explains the columns.\n\
-             Examples: idiolect score --prompt prompt.txt --encoder mpnet --model smollm2-135m replies.jsonl\n\
+             Examples: idiolect score --prompt prompt.txt --encoder mpnet replies.jsonl\n\
              \x20         idiolect score --profile openvalidators-1.2 --prompt p.txt --task answer --json - < replies.jsonl",
         )
         .arg(
@@ -61,13 +64,16 @@ pub(crate) fn command() -> Command {
                 .help("The validators' arithmetic: openvalidators-1.2, text-prompting-2.1, or a file [default: uniqueness.profile]"),
         )
         .arg(Arg::new("dpo-model").long("model").value_name("MODEL").help(
-            "The language model of the dpo reward: alias, hub:…, wheel:… or path [default: none, and no dpo]",
+            "The language model of the dpo reward: alias, hub:…, wheel:… or path; or off, for no dpo [default: the default model, \
+             where the profile weighs dpo]",
         ))
         .arg(reward_models::arg())
         .arg(Arg::new("bert").long("bert").value_name("MODEL").help(
             "bert-base-uncased, for the first part of the relevance mask: hub:…, wheel:… or path [default: none]",
         ))
-        .arg(path("nsfw-words").help("Words, one a line, of which each condemns a reply: a stand-in for the nsfw classifier"))
+        .arg(path("nsfw-words").value_name("FILE|off").help(
+            "Words, one a line, of which each condemns a reply: a stand-in for the nsfw classifier; or off [default: a small list]",
+        ))
         .arg(path("vocabulary").help(
             "The tokenizer.json of the n-gram blacklist; validators use bert-base-cased's [default: the encoder's]",
         ))
@@ -173,11 +179,8 @@ async fn load(matches: &ArgMatches, config: &Config, profile: &Profile) -> anyho
     let loader = Loader { resolver: &resolver, progress: &progress };
     let rewards = reward_models::load(matches, profile, &resolver, &progress).await?;
     let mut models = Models { rewards, ..Models::default() };
-    if let Some(model) = matches.get_one::<String>("dpo-model") {
-        if profile.rewards.get("dpo").is_none_or(|weight| *weight == 0.0) {
-            return Err(Usage(format!("--model {model}: {} gives dpo no weight", profile.name)).into());
-        }
-        let backend = BackendConfig { model: Some(model.clone()), ..BackendConfig::of_kind(BackendKind::Candle) };
+    if let Some(model) = dpo_model(matches, profile)? {
+        let backend = BackendConfig { model: Some(model.to_owned()), ..BackendConfig::of_kind(BackendKind::Candle) };
         let engines = loader.load(&Config { backends: vec![backend], ..config.clone() }).await?;
         models.rewards.push(Arc::new(DpoModel::new(engines.pool, profile.dpo)));
         models.encoder = engines.encoder;
@@ -189,12 +192,14 @@ async fn load(matches: &ArgMatches, config: &Config, profile: &Profile) -> anyho
         let encoder = load_encoder(bert, &dir, &config.uniqueness.device).await?;
         models.bert = Some(BertPart { encoder, windows: WordPiece::from_file(dir.join("tokenizer.json"))? });
     }
-    if let Some(path) = matches.get_one::<PathBuf>("nsfw-words") {
-        let words = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let words: Arc<dyn NsfwClassifier> =
-            Arc::new(WordList::new(words.lines().map(str::trim).filter(|word| !word.is_empty())));
-        models.nsfw = Some(words);
-    }
+    models.nsfw = match matches.get_one::<PathBuf>("nsfw-words") {
+        None => Some(Arc::new(WordList::small())),
+        Some(path) if path.as_os_str() == OFF => None,
+        Some(path) => {
+            let words = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            Some(Arc::new(WordList::of_lines(&words)))
+        }
+    };
     if let Some(path) = matches.get_one::<PathBuf>("vocabulary") {
         models.ngrams = Some(WordPiece::from_file(path)?);
     } else if config.uniqueness.encoder != EncoderKind::Off {
@@ -202,6 +207,21 @@ async fn load(matches: &ArgMatches, config: &Config, profile: &Profile) -> anyho
         models.ngrams = Some(WordPiece::from_file(dir.join("tokenizer.json"))?);
     }
     Ok(models)
+}
+
+/// Returns the language model of the dpo reward; `None` where there is none, or nothing to have one for.
+///
+/// # Errors
+/// [`Usage`] for a model that the profile has no weight for.
+fn dpo_model<'a>(matches: &'a ArgMatches, profile: &Profile) -> Result<Option<&'a str>, Usage> {
+    let is_weighed = profile.rewards.get("dpo").is_some_and(|weight| *weight != 0.0);
+    match matches.get_one::<String>("dpo-model").map(String::as_str) {
+        Some(OFF) => Ok(None),
+        Some(model) if !is_weighed => Err(Usage(format!("--model {model}: {} gives dpo no weight", profile.name))),
+        Some(model) => Ok(Some(model)),
+        // Without the local engine nothing could run it.
+        None => Ok((is_weighed && cfg!(feature = "candle")).then_some(idiolect_models::DEFAULT_MODEL)),
+    }
 }
 
 async fn folder(resolver: &Resolver, spec: &str, progress: &FetchProgress) -> anyhow::Result<PathBuf> {
@@ -226,6 +246,7 @@ fn describe(validator: &Validator, report: &StepReport, replies: &[Reply]) -> an
             put("rewards", Value::Null);
         }
         put("moving_average", report.moving_average[i].into());
+        put("weight", report.weights[i].into());
         put("best", (report.best == Some(i)).into());
         put("missing", json!(missing));
         output::say(serde_json::to_string(&object)?)?;
@@ -258,6 +279,8 @@ fn print(report: &StepReport, replies: &[Reply]) -> anyhow::Result<()> {
         columns.push(("reward".to_owned(), rewards.iter().map(|&reward| figure(reward)).collect()));
         let averages = report.moving_average.iter().map(|average| format!("{average:.5}"));
         columns.push(("average".to_owned(), averages.collect()));
+        let weights = report.weights.iter().map(|weight| format!("{weight:.5}"));
+        columns.push(("weight".to_owned(), weights.collect()));
     }
     let head: Vec<&str> = columns.iter().map(|(name, _)| name.as_str()).collect();
     let row = |i: usize| columns.iter().map(|(_, cells)| cells[i].clone()).collect();

@@ -7,9 +7,9 @@ use anyhow::{Context as _, bail};
 use clap::{Arg, ArgMatches, Command, value_parser};
 use idiolect_backend::{Embedder, Embedding};
 use idiolect_miner::backends::Loader;
-use idiolect_miner::config::EncoderKind;
+use idiolect_miner::config::{Config, EncoderKind, SharedHistory};
 use idiolect_miner::progress::FetchProgress;
-use idiolect_miner::{cli, models};
+use idiolect_miner::{app, cli, models};
 use idiolect_uniqueness::report::{Reply, Report, Row, Summary, pairwise_distances};
 use idiolect_uniqueness::selector::distance_scale;
 use idiolect_uniqueness::{GateHistory, GateMode, GateProfile};
@@ -30,16 +30,29 @@ pub(crate) fn command() -> Command {
         .after_help(
             "A file has one reply a line: a JSON object with \"text\" and, if wanted, \"id\" (else its line's number), or a JSON \
              string. All replies of FILE count as answers to one prompt that came in together.\n\
-             distance: 1 - |cosine| to the nearest other reply. batch, historic: the profile's rewards of that, and of the second \
-             nearest of the earlier replies. reward: their product. masked: whether it takes everything. The measures of words are \
+             distance: 1 - |cosine| to the nearest other reply, or the one of the profile's rank. batch, historic: the profile's \
+             rewards of that, and of the second nearest of the earlier replies (or of its rank). reward: their product. masked: whether it takes everything. The measures of words are \
              with that nearest reply: words that both have of all words (jaccard), ROUGE-L; and runs of 8 words that any other has.\n\
              Examples: idiolect unique replies.jsonl --plot map.svg; idiolect unique - --encoder mpnet --json < replies.jsonl",
         )
         .arg(path("file").value_name("FILE").required(true).help("Replies, one a line; - is standard input"))
-        .arg(path("against").long("against").value_name("FILE").help(
+        .arg(path("history").long("history").visible_alias("against").value_name("FILE").help(
             "Earlier replies, oldest first: the validator's history, for the historic reward; the profiles that are built in \
-             compare with those after the oldest 500, once there are 502",
+             compare with those after the oldest 500, once there are 502. With fewer the file changes nothing",
         ))
+        .arg(
+            Arg::new("history")
+                .long("history")
+                .value_name("FILE|URL")
+                .num_args(0..=1)
+                .default_missing_value("")
+                .conflicts_with("against")
+                .value_parser(history_place)
+                .help(
+                    "Earlier replies out of a miner's history instead: an SQLite file or postgres://USER@HOST/DATABASE; alone, that \
+                     of uniqueness.shared_history, else of the data directory",
+                ),
+        )
         .arg(path("rivals").long("rivals").value_name("FILE").help(
             "Replies of others to the same prompt, which are compared with and not reported on",
         ))
@@ -60,8 +73,14 @@ pub(crate) fn command() -> Command {
         ))
         .arg(json_arg().help("Print one JSON object a reply, one a line"));
     cli::key_args(command, |key| {
-        key.starts_with("models.") || key == "uniqueness.encoder" || key == "uniqueness.device"
+        let of_encoder = key.starts_with("uniqueness.encoder") || key == "uniqueness.device";
+        of_encoder || key.starts_with("models.") || key == "data_dir"
     })
+}
+
+/// Where a history lies; `None` for the miner's own.
+fn history_place(text: &str) -> Result<Option<SharedHistory>, String> {
+    if text.is_empty() { Ok(None) } else { text.parse().map(Some) }
 }
 
 pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
@@ -69,9 +88,10 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     super::start_logging(&loaded)?;
     let config = &loaded.config;
     if config.uniqueness.encoder == EncoderKind::Off {
-        return Err(
-            Usage("uniqueness.encoder is off, expected minilm or mpnet: distances need an encoder".to_owned()).into()
-        );
+        return Err(Usage(
+            "uniqueness.encoder is off, expected minilm, mpnet or openai: distances need an encoder".to_owned(),
+        )
+        .into());
     }
     let plot = matches.get_one::<PathBuf>("plot");
     if let Some(path) = plot.filter(|path| !matches!(extension(path).as_deref(), Some("png" | "svg"))) {
@@ -80,7 +100,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let profile = profile(matches.get_one::<String>("profile").unwrap_or(&config.uniqueness.profile))?;
     let file = matches.get_one::<PathBuf>("file").context("name a file")?;
     let read = |name: &str| matches.get_one::<PathBuf>(name).map_or(Ok(Vec::new()), |path| replies::read(path));
-    let (texts, rivals, earlier) = (replies::read(file)?, read("rivals")?, read("against")?);
+    let (texts, rivals, earlier) = (replies::read(file)?, read("rivals")?, read("history")?);
     if texts.is_empty() {
         bail!("there are no replies in {}", replies::name(file));
     }
@@ -90,7 +110,10 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
 
     let embeddings = embed(&encoder, &texts).await?;
     let of_rivals = embed(&encoder, &rivals).await?;
-    let history = history(&profile, &encoder, &earlier).await?;
+    let (history, n_earlier) = match matches.get_one::<Option<SharedHistory>>("history") {
+        Some(place) => kept_history(&profile, &encoder, place.as_ref(), config).await?,
+        None => (history(&profile, &encoder, &earlier).await?, (!earlier.is_empty()).then_some(earlier.len())),
+    };
     let prompt = matches.get_one::<String>("prompt").map_or("", String::as_str);
     let (own, others) = (batch(&texts, &embeddings), batch(&rivals, &of_rivals));
     let report = Report::to_prompt(&profile, prompt, &own, &others, history.as_ref());
@@ -107,7 +130,37 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         return report.rows.iter().try_for_each(|row| Ok(output::say(serde_json::to_string(row)?)?));
     }
     print(&report, &profile)?;
-    remarks(&profile, &encoder, texts.len() + rivals.len(), (!earlier.is_empty()).then_some(earlier.len()))
+    remarks(&profile, &encoder, texts.len() + rivals.len(), n_earlier)
+}
+
+/// Reads the replies of the encoder out of a miner's history.
+async fn kept_history(
+    profile: &GateProfile,
+    encoder: &Arc<dyn Embedder>,
+    place: Option<&SharedHistory>,
+    config: &Config,
+) -> anyhow::Result<(Option<GateHistory>, Option<usize>)> {
+    let own = SharedHistory::Sqlite(app::store_path(&config.data_dir));
+    let place = place.or(config.uniqueness.shared_history.as_ref()).unwrap_or(&own);
+    if let SharedHistory::Sqlite(path) = place
+        && !path.exists()
+    {
+        bail!("--history: there is no history at {}; a miner makes it when it starts", path.display());
+    }
+    let store = idiolect_miner::history::open(place).await.context("--history")?;
+    let newer = store.since(encoder.name(), 0, profile.history_keep).await.context("--history cannot be read")?;
+    let embeddings: Vec<Embedding> = newer.replies.into_iter().map(|reply| reply.embedding).collect();
+    if let Some(odd) = embeddings.iter().find(|embedding| embedding.len() != encoder.dimensions()) {
+        bail!(
+            "--history has embeddings of {} values by {}, expected {}",
+            odd.len(),
+            encoder.name(),
+            encoder.dimensions()
+        );
+    }
+    let mut history = GateHistory::new(profile, encoder.dimensions());
+    history.push_batch(&embeddings);
+    Ok((Some(history), Some(embeddings.len())))
 }
 
 /// Returns the gate of a built-in profile, or of one in a file.
@@ -226,11 +279,17 @@ fn remarks(
 ) -> anyhow::Result<()> {
     if n == 1 {
         output::say("one reply alone counts as a repeat of itself, as validators have it; give others with --rivals")?;
+    } else if n <= profile.batch_rank {
+        output::say(format!(
+            "{n} replies count as repeats: {} looks at the other one at rank {} by distance; give others with --rivals",
+            profile.name, profile.batch_rank
+        ))?;
     }
-    let needed = profile.history_skip + profile.history_rank;
+    // What comes in is cut to what is kept; equal replies in a row count once, so that there may be fewer than lines.
+    let needed = profile.history_skip.saturating_add(profile.history_rank);
     if let Some(n_earlier) = n_earlier.filter(|n| *n < needed) {
         output::say(format!(
-            "no historic reward: {n_earlier} earlier replies, and {} compares from {needed} on",
+            "no historic reward, so --history changes nothing: {n_earlier} earlier replies are known, and {} compares from {needed} on",
             profile.name
         ))?;
     }
