@@ -1,7 +1,10 @@
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use serde::{Deserialize, Serialize};
 
 use super::WordPiece;
-use super::ngram_counts::NgramCounts;
+use super::ngram_counts::{Counted, NgramCounts};
 use super::partial_ratio::Searched;
 
 /// The figures of the n-gram blacklist.
@@ -52,6 +55,11 @@ pub struct Match {
 /// The counter of stock phrases of opentensor/text-prompting 2.1 (`prompting/validators/reward/blacklist.py`): lossy
 /// counting (Manku and Motwani 2002) of token n-grams in everything that miners say. There is no recording; it follows
 /// the formula.
+///
+/// Significance is `word_factor^(words - 1)` times the share of completions, as it was read in version 2.1.6 (1.25, with
+/// a boundary of 20). Other public versions (1.3, with 6) have `A ** (len(decoded_ngram) - 1)` of a decoded text: they
+/// count its characters, which puts nearly every phrase that is frequent enough to have a significance beyond the
+/// boundary.
 #[derive(Debug)]
 pub struct NgramBlacklist {
     rules: NgramRules,
@@ -139,21 +147,30 @@ impl NgramBlacklist {
         let float = |n: u64| n as f64;
         let total = float(self.n_completions);
         let least = (self.rules.support * total).max(float(self.window_index + 1));
-        let mut phrases = Vec::new();
-        for (ngram, count, before) in self.counts.iter() {
-            let seen = f64::from(count) + f64::from(before);
-            if seen <= least {
-                continue;
-            }
-            let phrase = self.tokenizer.decode(ngram);
+        let seen = |counted: &Counted<'_>| f64::from(counted.count) + f64::from(counted.before);
+        let mut frequent: Vec<Counted<'_>> = self.counts.iter().filter(|counted| seen(counted) > least).collect();
+        frequent.sort_unstable_by_key(|counted| counted.place);
+        let mut phrases: Vec<Match> = Vec::new();
+        let mut known: HashMap<String, usize> = HashMap::new();
+        for counted in frequent {
+            let phrase = self.tokenizer.decode(counted.ngram);
             let n_words = phrase.split_whitespace().count();
             if n_words >= self.rules.n_min && n_words > 0 {
                 let power = i32::try_from(n_words - 1).unwrap_or(i32::MAX);
-                let significance = self.rules.word_factor.powi(power) * seen / total * self.rules.frequency_multiplier;
-                phrases.push(Match { phrase, significance });
+                let frequency = seen(&counted) / total;
+                let significance = self.rules.word_factor.powi(power) * frequency * self.rules.frequency_multiplier;
+                // Of several n-grams with one text the last one counts, in the place of the first.
+                match known.entry(phrase) {
+                    Entry::Occupied(place) => phrases[*place.get()].significance = significance,
+                    Entry::Vacant(place) => {
+                        phrases.push(Match { phrase: place.key().clone(), significance });
+                        place.insert(phrases.len() - 1);
+                    }
+                }
             }
         }
-        phrases.sort_by(|a, b| b.significance.total_cmp(&a.significance).then_with(|| a.phrase.cmp(&b.phrase)));
+        // Equally significant ones stay in the order in which they were counted first.
+        phrases.sort_by(|a, b| b.significance.total_cmp(&a.significance));
         self.significance = phrases;
         self.updated_at = self.n_completions;
         &self.significance
@@ -171,7 +188,9 @@ impl NgramBlacklist {
     }
 
     pub(crate) fn saved(&self) -> SavedNgrams {
-        let counts = self.counts.iter().map(|(ngram, count, before)| (ngram.to_vec(), count, before));
+        let mut counts: Vec<Counted<'_>> = self.counts.iter().collect();
+        counts.sort_unstable_by_key(|counted| counted.place);
+        let counts = counts.into_iter().map(|counted| (counted.ngram.to_vec(), counted.count, counted.before));
         let significance = self.significance.iter().map(|m| (m.phrase.clone(), m.significance));
         SavedNgrams {
             vocabulary: self.tokenizer.fingerprint(),
@@ -223,4 +242,57 @@ pub(crate) struct SavedNgrams {
     updated_at: u64,
     counts: Vec<(Vec<u32>, u32, u32)>,
     significance: Vec<(String, f64)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Profile;
+
+    /// A vocabulary of words in which two lists of tokens have one text: "new york" is a token by itself where one space
+    /// divides it.
+    const TOKENIZER: &str = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[{"id":0,"content":"new york",
+        "single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":false}],"normalizer":null,
+        "pre_tokenizer":{"type":"Whitespace"},"post_processor":null,"decoder":null,"model":{"type":"WordLevel","unk_token":"?",
+        "vocab":{"new york":0,"new":1,"york":2,"is":3,"a":4,"large":5,"town":6,"?":7,"but":8,"not":9}}}"#;
+
+    fn blacklist() -> NgramBlacklist {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        std::fs::write(&path, TOKENIZER).unwrap();
+        let rules = Profile::text_prompting_2_1().ngram_blacklist.unwrap();
+        NgramBlacklist::new(rules, WordPiece::from_file(path).unwrap())
+    }
+
+    #[test]
+    fn of_ngrams_with_one_text_the_last_counts() {
+        let mut blacklist = blacklist();
+        blacklist.add(std::iter::repeat_n("new york is a large town", 14));
+        blacklist.add(std::iter::repeat_n("new  york is a large town", 6));
+        let of_phrase: Vec<Match> =
+            blacklist.update().iter().filter(|m| m.phrase == "new york is a large town").cloned().collect();
+        assert_eq!(of_phrase.len(), 1, "{of_phrase:?}");
+        let expected = 1.25_f64.powi(5) * 6.0 / 20.0 * 100.0;
+        assert!((of_phrase[0].significance - expected).abs() < 1e-9, "{of_phrase:?}");
+    }
+
+    #[test]
+    fn equally_significant_phrases_are_in_the_order_of_their_first_counting() {
+        let mut first = blacklist();
+        first.add(std::iter::repeat_n("york is a large town but not new", 12));
+        let phrases = |blacklist: &mut NgramBlacklist| -> Vec<String> {
+            blacklist
+                .update()
+                .iter()
+                .map(|m| m.phrase.clone())
+                .filter(|phrase| phrase.split(' ').count() == 5)
+                .collect()
+        };
+        let expected =
+            ["york is a large town", "is a large town but", "a large town but not", "large town but not new"];
+        assert_eq!(phrases(&mut first), expected);
+        let mut second = blacklist();
+        second.restore(first.saved()).unwrap();
+        assert_eq!(phrases(&mut second), expected);
+    }
 }

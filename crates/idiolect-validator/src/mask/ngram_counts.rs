@@ -12,17 +12,40 @@ pub(super) struct NgramCounts {
     tokens: Vec<u32>,
     table: HashTable<Entry>,
     seed: Seed,
+    /// How many completions were counted so far, those that are forgotten included.
+    n_completions: u32,
 }
 
 struct Entry {
     /// Kept, so that the table grows without a look at the tokens.
     hash: u64,
     start: usize,
-    n: u32,
+    /// The completion that had it first, counted from 0.
+    completion: u32,
+    /// Where in that completion.
+    position: u16,
+    n: u16,
     /// How often it was seen.
     count: u32,
     /// How often it may have been seen before.
     before: u32,
+}
+
+/// An n-gram's place among all in the order in which validators count them: completion by completion, of each the shortest
+/// first, and these from the start of the text on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place(u32, u16, u16);
+
+/// What is known of an n-gram.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counted<'a> {
+    pub(super) ngram: &'a [u32],
+    /// How often it was seen.
+    pub(super) count: u32,
+    /// How often it may have been seen before.
+    pub(super) before: u32,
+    /// When it was counted first.
+    pub(super) place: Place,
 }
 
 /// Another number in each run: nobody can prepare texts whose n-grams get in each other's way.
@@ -49,7 +72,9 @@ impl NgramCounts {
 
     /// Counts all n-grams of a completion, of these lengths from 1 on. New ones may have been seen `before` times already.
     pub(super) fn add(&mut self, tokens: &[u32], lengths: RangeInclusive<usize>, before: u32) {
-        let Self { tokens: all, table, seed } = self;
+        let Self { tokens: all, table, seed, n_completions } = self;
+        let completion = *n_completions;
+        *n_completions = completion.saturating_add(1);
         let offset = all.len();
         all.extend_from_slice(tokens);
         for first in 0..tokens.len() {
@@ -62,7 +87,15 @@ impl NgramCounts {
                 }
                 let ngram = &tokens[first..first + n];
                 let is_same = |entry: &Entry| entry.hash == hash && part(all, entry) == ngram;
-                let new = || Entry { hash, start: offset + first, n: small(n), count: 0, before };
+                let new = || Entry {
+                    hash,
+                    start: offset + first,
+                    completion,
+                    position: small(first),
+                    n: small(n),
+                    count: 0,
+                    before,
+                };
                 let mut entry = table.entry(hash, is_same, |entry| entry.hash).or_insert_with(new);
                 let count = &mut entry.get_mut().count;
                 *count = count.saturating_add(1);
@@ -70,15 +103,17 @@ impl NgramCounts {
         }
     }
 
-    /// Puts an n-gram in, in place of what was counted of it.
+    /// Puts an n-gram in, in place of what was counted of it. A new one comes after all that are there.
     pub(super) fn put(&mut self, ngram: &[u32], count: u32, before: u32) {
         let hash = ngram.iter().fold(self.seed.0, |hash, &token| longer(hash, token));
-        let Self { tokens, table, .. } = self;
+        let Self { tokens, table, n_completions, .. } = self;
         if let Some(entry) = table.find_mut(hash, |entry| entry.hash == hash && part(tokens, entry) == ngram) {
             (entry.count, entry.before) = (count, before);
             return;
         }
-        let entry = Entry { hash, start: tokens.len(), n: small(ngram.len()), count, before };
+        let completion = *n_completions;
+        *n_completions = completion.saturating_add(1);
+        let entry = Entry { hash, start: tokens.len(), completion, position: 0, n: small(ngram.len()), count, before };
         tokens.extend_from_slice(ngram);
         table.insert_unique(hash, entry, |entry| entry.hash);
     }
@@ -86,7 +121,7 @@ impl NgramCounts {
     /// Forgets the n-grams at whose counts `keep` is false, and the completions that they were in.
     pub(super) fn retain(&mut self, keep: impl Fn(u32, u32) -> bool) {
         self.table.retain(|entry| keep(entry.count, entry.before));
-        let mut tokens = Vec::with_capacity(self.table.iter().map(|entry| entry.n as usize).sum());
+        let mut tokens = Vec::with_capacity(self.table.iter().map(|entry| usize::from(entry.n)).sum());
         for entry in self.table.iter_mut() {
             let start = tokens.len();
             tokens.extend_from_slice(part(&self.tokens, entry));
@@ -105,21 +140,27 @@ impl NgramCounts {
     pub(super) fn clear(&mut self) {
         self.table.clear();
         self.tokens.clear();
+        self.n_completions = 0;
     }
 
-    /// Returns each n-gram, how often it was seen, and how often it may have been before.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&[u32], u32, u32)> {
-        self.table.iter().map(|entry| (part(&self.tokens, entry), entry.count, entry.before))
+    /// Returns the n-grams, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = Counted<'_>> {
+        self.table.iter().map(|entry| Counted {
+            ngram: part(&self.tokens, entry),
+            count: entry.count,
+            before: entry.before,
+            place: Place(entry.completion, entry.n, entry.position),
+        })
     }
 }
 
 fn part<'a>(tokens: &'a [u32], entry: &Entry) -> &'a [u32] {
-    tokens.get(entry.start..).and_then(|rest| rest.get(..entry.n as usize)).unwrap_or_default()
+    tokens.get(entry.start..).and_then(|rest| rest.get(..usize::from(entry.n))).unwrap_or_default()
 }
 
-/// A profile counts n-grams of up to 64 tokens.
-fn small(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
+/// A profile counts n-grams of up to 64 tokens. Places beyond the largest number are as good as equal.
+fn small(n: usize) -> u16 {
+    u16::try_from(n).unwrap_or(u16::MAX)
 }
 
 impl fmt::Debug for NgramCounts {
@@ -130,16 +171,17 @@ impl fmt::Debug for NgramCounts {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use proptest::prelude::*;
 
     use super::*;
 
-    type Plain = BTreeMap<Vec<u32>, (u32, u32)>;
+    /// In the order of the n-grams' first counting, as Python's dictionaries keep it.
+    type Plain = Vec<(Vec<u32>, u32, u32)>;
 
     fn contents(counts: &NgramCounts) -> Plain {
-        counts.iter().map(|(ngram, count, before)| (ngram.to_vec(), (count, before))).collect()
+        let mut counted: Vec<Counted<'_>> = counts.iter().collect();
+        counted.sort_unstable_by_key(|counted| counted.place);
+        counted.into_iter().map(|c| (c.ngram.to_vec(), c.count, c.before)).collect()
     }
 
     proptest! {
@@ -151,25 +193,28 @@ mod tests {
         ) {
             let (mut counts, mut plain) = (NgramCounts::default(), Plain::new());
             for (step, tokens) in completions.iter().enumerate() {
-                let before = small(step / 5);
+                let before = u32::from(small(step / 5));
                 counts.add(tokens, n_min..=n_min + more, before);
                 for ngram in (n_min..=n_min + more).flat_map(|n| tokens.windows(n)) {
-                    plain.entry(ngram.to_vec()).or_insert((0, before)).0 += 1;
+                    match plain.iter_mut().find(|(known, ..)| known == ngram) {
+                        Some((_, count, _)) => *count += 1,
+                        None => plain.push((ngram.to_vec(), 1, before)),
+                    }
                 }
                 if step % 7 == 6 {
                     counts.retain(|count, before| count + before > 3);
-                    plain.retain(|_, (count, before)| *count + *before > 3);
+                    plain.retain(|(_, count, before)| *count + *before > 3);
                 }
                 if step % 11 == 10 {
                     counts.halve();
-                    plain.values_mut().for_each(|(c, b)| (*c, *b) = (c.div_ceil(2), b.div_ceil(2)));
+                    plain.iter_mut().for_each(|(_, c, b)| (*c, *b) = (c.div_ceil(2), b.div_ceil(2)));
                 }
                 prop_assert_eq!(contents(&counts), plain.clone());
                 prop_assert_eq!(counts.len(), plain.len());
             }
             let mut copy = NgramCounts::default();
             for _ in 0..2 {
-                plain.iter().for_each(|(ngram, (count, before))| copy.put(ngram, *count, *before));
+                plain.iter().for_each(|(ngram, count, before)| copy.put(ngram, *count, *before));
             }
             prop_assert_eq!(contents(&copy), plain);
             copy.clear();
