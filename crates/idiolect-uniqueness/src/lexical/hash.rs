@@ -1,11 +1,15 @@
 //! Hashes that are the same in every version: signatures made with them may be stored.
 
-/// Returns the 64-bit FNV-1a hash of the bytes, mixed by the last step of `SplitMix64` so that every bit depends on all.
-pub(super) fn hash(bytes: impl IntoIterator<Item = u8>) -> u64 {
-    let fnv = bytes
+/// Returns the 64-bit FNV-1a hash of the bytes (Fowler, Noll and Vo), the same on every machine and in every version.
+pub fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes
         .into_iter()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
-    mix(fnv)
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// Returns the FNV-1a hash of the bytes, mixed by the last step of `SplitMix64` so that every bit depends on all.
+pub(super) fn hash(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    mix(fnv1a(bytes))
 }
 
 /// Returns the hash of words joined by single spaces.
@@ -39,6 +43,13 @@ mod tests {
         let mut generator = SplitMix64(1_234_567);
         assert_eq!(generator.next(), 6_457_827_717_110_365_317);
         assert_eq!(generator.next(), 3_203_168_211_198_807_973);
+    }
+
+    #[test]
+    fn fnv1a_gives_its_published_hashes() {
+        assert_eq!(fnv1a([]), 0xcbf2_9ce4_8422_2325);
+        assert_eq!(fnv1a(*b"a"), 0xaf63_dc4c_8601_ec8c);
+        assert_eq!(fnv1a(*b"foobar"), 0x8594_4171_f739_67e8);
     }
 
     #[test]

@@ -43,6 +43,7 @@ mod eigenvalues;
 mod hash;
 mod words;
 
+pub use hash::fnv1a;
 pub use words::words;
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use idiolect_uniqueness::lexical::fnv1a;
 use tokenizers::Tokenizer;
 
 mod ascii;
@@ -55,13 +56,8 @@ impl WordPiece {
 
     /// Returns a number that two tokenizers share only if they have the same vocabulary.
     pub(crate) fn fingerprint(&self) -> u64 {
-        let of_entry = |(token, id): (&String, &u32)| {
-            // FNV-1a; the sum does not depend on the order.
-            let bytes = token.bytes().chain(id.to_le_bytes());
-            bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-            })
-        };
+        let of_entry = |(token, id): (&String, &u32)| fnv1a(token.bytes().chain(id.to_le_bytes()));
+        // The sum does not depend on the order.
         self.tokenizer.get_vocab(true).iter().map(of_entry).fold(0, u64::wrapping_add)
     }
 
