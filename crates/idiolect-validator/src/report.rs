@@ -118,6 +118,8 @@ pub struct StepReport {
     pub rewards: Option<Vec<f32>>,
     /// Each asked miner's moving average after the step; as before it where there are no rewards.
     pub moving_average: Vec<f64>,
+    /// Each asked miner's weight after the step, before the chain's own limits: its share of all miners' moving averages.
+    pub weights: Vec<f64>,
     /// The reply of the highest reward, the first of equal ones; `None` where there are no rewards.
     pub best: Option<usize>,
 }

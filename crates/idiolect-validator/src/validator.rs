@@ -226,13 +226,14 @@ impl Validator {
             self.end_round_trip(task.kind, texts[best].trim());
         }
         self.n_steps += 1;
-        let averages = self.average.scores();
+        let (averages, weights) = (self.average.scores(), self.average.weights());
         Ok(StepReport {
             kind: task.kind,
             factors: all,
             missing: self.absent.clone(),
             rewards,
             moving_average: replies.iter().map(|reply| averages[usize::from(reply.uid)]).collect(),
+            weights: replies.iter().map(|reply| weights[usize::from(reply.uid)]).collect(),
             best,
         })
     }
