@@ -6,12 +6,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use crate::store::StoreError;
-use crate::vectors::{IsOver, NO_LIMIT, OutOfTime, Vectors};
+use crate::vectors::{IsOver, NO_LIMIT, OutOfTime, Vectors, distance, normalised};
 use async_trait::async_trait;
 use idiolect_backend::Embedding;
 use serde::{Deserialize, Serialize};
 
-pub use jsonl::{JsonlError, export_jsonl, import_jsonl};
+pub use jsonl::{ImportError, JsonlError, check_jsonl, export_jsonl, import_jsonl};
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresHistory;
 pub use sqlite::SqliteHistory;
@@ -21,6 +21,10 @@ mod jsonl;
 mod postgres;
 mod queries;
 mod sqlite;
+
+/// Up to this distance two embeddings are taken for those of the same words: machines and servers compute them with
+/// differences in the last digits.
+const SAME: f32 = 1e-3;
 
 /// A reply that was sent.
 #[derive(Clone, PartialEq, Serialize, Deserialize)]
@@ -106,7 +110,7 @@ impl Retention {
 pub struct Newer {
     /// The replies, oldest first.
     pub replies: Vec<StoredReply>,
-    /// The place of the store's last reply, of any encoder. It is smaller than an earlier one when replies were erased.
+    /// The place of the store's last change: of its last reply, of any encoder, or of a later erasure.
     pub place: i64,
 }
 
@@ -124,10 +128,13 @@ pub struct Page {
 /// # Contract
 /// A reply that [`append`](Self::append) returned for survives the death of the process. `since` returns replies of the
 /// named encoder only: embeddings of different encoders are never compared. Places grow in the order in which replies can be
-/// seen: what is appended after a look at the store has a greater place than all that was seen.
+/// seen: what is appended after a look at the store has a greater place than all that was seen. A place is given once, even
+/// when what had it is erased or replaced. In texts, ids and hashes U+FFFD is kept in place of U+0000, which not every
+/// database has; what is searched for or erased is found all the same. A reply whose embedding is empty or has a value
+/// that is not finite counts, but is left out when replies are read.
 #[async_trait]
 pub trait HistoryStore: Debug + Send + Sync + 'static {
-    /// Keeps replies, all or none of them. A reply whose id, part and encoder are already there is replaced.
+    /// Keeps replies, all or none of them. A reply whose id, part and encoder are already there is replaced, and is news.
     async fn append(&self, replies: &[StoredReply]) -> Result<(), StoreError>;
 
     /// As [`append`](Self::append), if nothing came in, or went, since the store's last place was `place`; says whether it was so.
@@ -169,6 +176,8 @@ struct Facts {
     caller: String,
     prompt_hash: String,
     time_ms: i64,
+    /// Whether it came from the store, so that another process, or an earlier one, sent it.
+    is_read: bool,
 }
 
 #[derive(Debug)]
@@ -179,20 +188,35 @@ struct Ring {
 }
 
 impl Ring {
-    fn holds(&self, reply: &StoredReply) -> bool {
-        self.facts.iter().rev().any(|facts| facts.part == reply.part && facts.reply_id == reply.reply_id)
+    /// Takes in a reply that was read from the store. One that is known stays what it is, but where it was replaced.
+    fn take_in(&mut self, reply: &StoredReply) {
+        let id = queries::storable(&reply.reply_id);
+        let known = self.facts.iter().rposition(|facts| facts.part == reply.part && facts.reply_id == id);
+        if let Some(at) = known {
+            let unit = normalised(&reply.embedding);
+            if unit.is_some() && self.vectors.get(at) == unit.as_deref() {
+                let facts = &mut self.facts[at];
+                facts.caller.clone_from(&reply.caller);
+                facts.time_ms = reply.time_ms;
+                return;
+            }
+            self.vectors.retain(|i| i != at);
+            self.facts.remove(at);
+        }
+        self.push(reply, true);
     }
 
-    fn push(&mut self, reply: &StoredReply) -> bool {
+    fn push(&mut self, reply: &StoredReply, is_read: bool) -> bool {
         if !self.vectors.push(&reply.embedding) {
             return false;
         }
         self.facts.push_back(Facts {
-            reply_id: reply.reply_id.clone(),
+            reply_id: queries::storable(&reply.reply_id).into_owned(),
             part: reply.part,
-            caller: reply.caller.clone(),
-            prompt_hash: reply.prompt_hash.clone(),
+            caller: queries::storable(&reply.caller).into_owned(),
+            prompt_hash: queries::storable(&reply.prompt_hash).into_owned(),
             time_ms: reply.time_ms,
+            is_read,
         });
         // Moving the rows costs as much as a search, so it waits until an eighth more than the limit is there.
         if self.facts.len() > self.keep + self.keep / 8 {
@@ -204,6 +228,11 @@ impl Ring {
     }
 
     fn erase(&mut self, what: &Erase) {
+        let what = &match what {
+            Erase::Caller(hotkey) => Erase::Caller(queries::storable(hotkey).into_owned()),
+            Erase::Id(id) => Erase::Id(queries::storable(id).into_owned()),
+            Erase::Before(_) | Erase::All => what.clone(),
+        };
         let gone: Vec<bool> = self.facts.iter().map(|f| what.matches(&f.reply_id, &f.caller, f.time_ms)).collect();
         self.vectors.retain(|i| !gone[i]);
         let mut index = 0;
@@ -253,30 +282,59 @@ impl ReplyHistory {
         Ok(history)
     }
 
-    /// Takes in what came into the store since it was last read, from this process or another. Costs one short query when
-    /// there is nothing new.
+    /// Takes in what came into the store since it was last read, from this process or another, and returns the place up to
+    /// which all is known. Costs one short query when there is nothing new.
     ///
     /// # Errors
     /// What the store says.
-    pub async fn refresh(&self) -> Result<(), StoreError> {
-        let Some(store) = &self.store else { return Ok(()) };
+    pub async fn refresh(&self) -> Result<i64, StoreError> {
+        let Some(store) = &self.store else { return Ok(0) };
         let mut place = self.place.lock().await;
         let keep = self.read(|ring| ring.keep);
         let mut newer = store.since(&self.encoder, *place, keep).await?;
         if newer.place < *place {
-            // The store's end was erased, so places may have been given anew.
+            // An older copy of the store was put in its place.
             newer = store.since(&self.encoder, 0, keep).await?;
         }
         *place = newer.place;
         if !newer.replies.is_empty() {
             let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
             for reply in &newer.replies {
-                if !ring.holds(reply) {
-                    ring.push(reply);
-                }
+                ring.take_in(reply);
             }
         }
-        Ok(())
+        Ok(newer.place)
+    }
+
+    /// Says whether replies are written to a store.
+    #[must_use]
+    pub const fn is_kept(&self) -> bool {
+        self.store.is_some()
+    }
+
+    /// Writes replies to the store, if nothing came in since [`refresh`](Self::refresh) returned `place`; says whether it was
+    /// so. Written before they are sent, replies are known to all who share the store, and survive whatever happens then.
+    ///
+    /// # Errors
+    /// What the store says.
+    pub async fn claim(&self, place: i64, replies: &[StoredReply]) -> Result<bool, StoreError> {
+        match &self.store {
+            Some(store) => store.append_at(place, replies).await,
+            None => Ok(true),
+        }
+    }
+
+    /// Says whether somebody else who shares the store sent this in answer to the same prompt, not before `since_ms`: word for
+    /// word, as far as the encoder can tell.
+    #[must_use]
+    pub fn is_anothers(&self, embedding: &[f32], prompt_hash: &str, since_ms: i64) -> bool {
+        let Some(unit) = normalised(embedding).filter(|_| !prompt_hash.is_empty()) else { return false };
+        let prompt_hash = queries::storable(prompt_hash);
+        self.read(|ring| {
+            let recent = ring.facts.iter().enumerate().rev().take_while(|(_, facts)| facts.time_ms >= since_ms);
+            let of_others = recent.filter(|(_, facts)| facts.is_read && facts.prompt_hash == prompt_hash);
+            of_others.filter_map(|(i, _)| ring.vectors.get(i)).any(|row| distance(&unit, row) <= SAME)
+        })
     }
 
     /// Returns the encoder's name.
@@ -306,7 +364,7 @@ impl ReplyHistory {
     /// Compares later replies with this one from now on, without writing it down. Says whether it could: a reply of
     /// another encoder, or without a direction, is left out.
     pub fn remember(&self, reply: &StoredReply) -> bool {
-        reply.encoder == self.encoder && self.ring.write().unwrap_or_else(PoisonError::into_inner).push(reply)
+        reply.encoder == self.encoder && self.ring.write().unwrap_or_else(PoisonError::into_inner).push(reply, false)
     }
 
     /// Writes replies to the store, when there is one.
@@ -344,7 +402,8 @@ impl ReplyHistory {
         if prompt_hash == Some("") {
             return Ok(Vec::new());
         }
-        let include = |facts: &Facts| prompt_hash.is_none_or(|hash| facts.prompt_hash == hash);
+        let hash = prompt_hash.map(queries::storable);
+        let include = |facts: &Facts| hash.as_ref().is_none_or(|hash| facts.prompt_hash == *hash);
         self.read(|ring| {
             let found = ring.vectors.search(embedding, k, |i| ring.facts.get(i).is_some_and(include), is_over)?;
             let named = |(i, distance): (usize, f32)| {
@@ -507,7 +566,7 @@ mod tests {
             other.refresh().await.unwrap();
             assert_eq!((ours.len(), other.len()), (1, 1));
         }
-        // Erased by a third one; the places of what was erased are given anew.
+        // Erased by a third one.
         sqlite.append(&[reply("2", "a", &[0.0, 1.0], 2), reply("3", "a", &[0.0, 1.0], 3)]).await.unwrap();
         other.refresh().await.unwrap();
         assert_eq!(other.len(), 3);
@@ -515,9 +574,52 @@ mod tests {
         sqlite.append(&[reply("4", "a", &[1.0, 1.0], 4)]).await.unwrap();
         other.refresh().await.unwrap();
         assert_eq!(other.nearest(&[1.0, 1.0], 1)[0].reply_id, "4");
+        // Replaced by a third one, though it is the last: what it was is forgotten, and what is ours stays ours.
+        sqlite.append(&[reply("4", "a", &[-1.0, 2.0], 4)]).await.unwrap();
+        ours.refresh().await.unwrap();
+        other.refresh().await.unwrap();
+        let nearest = &other.nearest(&[-1.0, 2.0], 1)[0];
+        assert!(nearest.reply_id == "4" && nearest.distance < 1e-6, "{nearest:?}");
+        let n = other.nearest(&[1.0, 1.0], 9).iter().filter(|known| known.reply_id == "4").count();
+        assert_eq!(n, 1, "what was replaced is no longer compared with");
+        sqlite.append(&[reply("1", "b", &[1.0, 0.0], 9)]).await.unwrap();
+        ours.refresh().await.unwrap();
+        assert!(!ours.is_anothers(&[1.0, 0.0], "hash of a", 0), "written again, it is ours still");
+        ours.forget(&Erase::Caller("b".to_owned()));
+        assert_eq!(ours.nearest(&[1.0, 0.0], 9).iter().filter(|known| known.reply_id == "1").count(), 0);
         other.erase(&Erase::All).await.unwrap();
         other.refresh().await.unwrap();
         assert!(other.is_empty());
+    }
+
+    #[tokio::test]
+    async fn claims_know_of_all_that_came_before() {
+        let (_dir, _pool, sqlite) = sqlite().await;
+        let ours = ReplyHistory::load(sqlite.clone(), "test", 2, 10).await.unwrap();
+        let theirs = ReplyHistory::load(sqlite.clone(), "test", 2, 10).await.unwrap();
+        let (place, old) = (ours.refresh().await.unwrap(), theirs.refresh().await.unwrap());
+        let first = reply("1", "a", &[1.0, 0.0], 1000);
+        assert!(ours.claim(place, std::slice::from_ref(&first)).await.unwrap());
+        ours.remember(&first);
+        let second = reply("2", "a", &[1.0, 0.0], 1001);
+        assert!(!theirs.claim(old, std::slice::from_ref(&second)).await.unwrap(), "the other one was faster");
+        assert!(!theirs.is_anothers(&[1.0, 0.0], "hash of a", 0), "not known yet");
+        let place = theirs.refresh().await.unwrap();
+        assert!(theirs.is_anothers(&[2.0, 0.0], "hash of a", 1000) && !ours.is_anothers(&[2.0, 0.0], "hash of a", 0));
+        for (embedding, prompt, since) in [
+            ([1.0, 0.2], "hash of a", 0),
+            ([1.0, 0.0], "hash of b", 0),
+            ([1.0, 0.0], "hash of a", 1001),
+            ([0.0, 0.0], "hash of a", 0),
+            ([1.0, 0.0], "", 0),
+        ] {
+            assert!(!theirs.is_anothers(&embedding, prompt, since), "{embedding:?} {prompt} {since}");
+        }
+        assert!(theirs.claim(place, &[second]).await.unwrap());
+        assert_eq!(sqlite.count().await.unwrap(), 2);
+
+        let alone = ReplyHistory::in_memory("test", 2, 10);
+        assert!(!alone.is_kept() && alone.claim(alone.refresh().await.unwrap(), &[first]).await.unwrap());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::history::{Erase, HistoryStore, Retention, StoredReply, export_jsonl, import_jsonl};
+use crate::history::{Erase, HistoryStore, Retention, StoredReply, check_jsonl, export_jsonl, import_jsonl};
 
 /// Makes a reply for a test, to a caller, with an embedding of two values.
 #[must_use]
@@ -35,6 +35,8 @@ pub async fn conformance(store: Arc<dyn HistoryStore>) {
     erasing(&*store).await;
     retention(&*store).await;
     all_or_none(&*store).await;
+    changes_are_news(&*store).await;
+    texts_with_nul(&*store).await;
     text_lines(&*store).await;
     claims(store.clone()).await;
     assert_eq!(store.erase(&Erase::All).await.unwrap(), store.count().await.unwrap());
@@ -86,12 +88,13 @@ async fn places_and_pages(store: &dyn HistoryStore) {
 }
 
 async fn what_is_damaged_counts_but_is_not_read(store: &dyn HistoryStore) {
-    let bad = [[f32::NAN, 0.0], [0.0, f32::INFINITY]];
+    let bad = [&[f32::NAN, 0.0][..], &[0.0, f32::INFINITY], &[]];
     for (nth, embedding) in bad.into_iter().enumerate() {
-        store.append(&[reply(&nth.to_string(), "a", embedding, 1)]).await.unwrap();
+        let bad = StoredReply { embedding: embedding.to_vec(), ..reply(&nth.to_string(), "a", [1.0, 0.0], 1) };
+        store.append(&[bad]).await.unwrap();
     }
     store.append(&[reply("good", "a", [1.0, 1.0], 1)]).await.unwrap();
-    assert_eq!((ids(store, 0, 9).await, store.count().await.unwrap()), (vec!["good".to_owned()], 3));
+    assert_eq!((ids(store, 0, 9).await, store.count().await.unwrap()), (vec!["good".to_owned()], 4));
     assert_eq!(store.page(0, 9).await.unwrap().replies.len(), 1);
     store.erase(&Erase::All).await.unwrap();
 }
@@ -133,6 +136,75 @@ async fn all_or_none(store: &dyn HistoryStore) {
     store.erase(&Erase::All).await.unwrap();
 }
 
+async fn changes_are_news(store: &dyn HistoryStore) {
+    let (first, last) = (reply("1", "a", [1.0, 0.0], 1), reply("2", "a", [1.0, 0.0], 2));
+    store.append(&[first.clone(), last.clone()]).await.unwrap();
+    let place = async || store.since("test", 0, 0).await.unwrap().place;
+    let claim = async |place, id| store.append_at(place, &[reply(id, "a", [0.0, 1.0], 3)]).await.unwrap();
+
+    // The last one is replaced.
+    let seen = place().await;
+    let replaced = reply("2", "a", [0.5, 0.5], 2);
+    store.append(std::slice::from_ref(&replaced)).await.unwrap();
+    let newer = store.since("test", seen, 9).await.unwrap();
+    assert_eq!(newer.replies, [StoredReply { text: None, ..replaced }]);
+    assert!(newer.place > seen && !claim(seen, "3").await, "a reply was replaced");
+
+    // The last one is erased, and another one comes.
+    let seen = place().await;
+    assert_eq!(store.erase(&Erase::Id("2".to_owned())).await.unwrap(), 1);
+    assert!(!claim(seen, "3").await, "a reply went");
+    store.append(&[last]).await.unwrap();
+    assert_eq!(ids(store, seen, 9).await, ["2"]);
+    assert!(!claim(seen, "3").await, "a reply went, and one came");
+
+    // One in the middle is erased, or all are.
+    for what in [Erase::Id("1".to_owned()), Erase::All] {
+        let seen = place().await;
+        assert!(store.erase(&what).await.unwrap() > 0);
+        assert!(!claim(seen, "3").await, "{what:?}");
+        assert!(store.since("test", seen, 9).await.unwrap().replies.is_empty());
+    }
+    let seen = place().await;
+    store.append(&[first]).await.unwrap();
+    assert_eq!(ids(store, seen, 9).await, ["1"]);
+    let seen = place().await;
+    let none = Retention { max_age: None, max_replies: Some(0) };
+    assert_eq!(store.prune(&none, 10).await.unwrap(), 1);
+    assert!(!claim(seen, "3").await, "a reply grew too old");
+
+    // What changes nothing is no news.
+    let seen = place().await;
+    store.append(&[]).await.unwrap();
+    assert_eq!(store.erase(&Erase::All).await.unwrap() + store.prune(&none, 10).await.unwrap(), 0);
+    assert_eq!(place().await, seen);
+    assert!(claim(seen, "3").await);
+    store.erase(&Erase::All).await.unwrap();
+}
+
+/// A character that PostgreSQL does not have.
+async fn texts_with_nul(store: &dyn HistoryStore) {
+    let nul = StoredReply {
+        prompt_hash: "h\0".to_owned(),
+        encoder: "e\0".to_owned(),
+        text: Some("\0a\0b\0".to_owned()),
+        ..reply("1\0", "a\0", [1.0, 0.0], 1)
+    };
+    let kept = StoredReply {
+        prompt_hash: "h\u{fffd}".to_owned(),
+        encoder: "e\u{fffd}".to_owned(),
+        text: Some("\u{fffd}a\u{fffd}b\u{fffd}".to_owned()),
+        ..reply("1\u{fffd}", "a\u{fffd}", [1.0, 0.0], 1)
+    };
+    for what in [Erase::Id("1\0".to_owned()), Erase::Caller("a\0".to_owned())] {
+        store.append(std::slice::from_ref(&nul)).await.unwrap();
+        store.append(std::slice::from_ref(&nul)).await.unwrap();
+        assert_eq!(store.page(0, 9).await.unwrap().replies, std::slice::from_ref(&kept));
+        assert_eq!(store.since("e\0", 0, 9).await.unwrap().replies, [StoredReply { text: None, ..kept.clone() }]);
+        assert_eq!(store.erase(&what).await.unwrap(), 1, "{what:?}");
+    }
+}
+
 async fn text_lines(store: &dyn HistoryStore) {
     let replies: Vec<StoredReply> =
         (0..1203_u16).map(|i| reply(&i.to_string(), "a", [1.0, f32::from(i) / 3.0], i64::from(i))).collect();
@@ -143,17 +215,35 @@ async fn text_lines(store: &dyn HistoryStore) {
     assert_eq!(export_jsonl(store, &mut lines).await.unwrap(), 1203);
     store.erase(&Erase::All).await.unwrap();
     assert_eq!(import_jsonl(store, &mut &lines[..]).await.unwrap(), 1203);
+    assert_eq!(check_jsonl(&mut &lines[..]).unwrap(), 1203);
     let mut again = Vec::new();
     export_jsonl(store, &mut again).await.unwrap();
     assert!(lines == again, "what was imported is what was exported");
 
-    let error = import_jsonl(store, &mut &b"\n{\"reply_id\": 3}\n"[..]).await.unwrap_err().to_string();
-    assert!(error.starts_with("line 2 is not a reply: invalid type: integer `3`, expected a string"), "{error}");
+    store.erase(&Erase::All).await.unwrap();
+
     let zero = serde_json::to_string(&reply("0", "a", [0.0, 0.0], 1)).unwrap();
-    let error = import_jsonl(store, &mut zero.as_bytes()).await.unwrap_err().to_string();
-    assert!(error.starts_with("line 1: an embedding needs"), "{error}");
-    let error = import_jsonl(store, &mut &b"\xff\n"[..]).await.unwrap_err().to_string();
-    assert!(error.starts_with("line 1 is not a reply"), "{error}");
+    let long = vec![b'x'; 9 << 20];
+    for (bad, expected) in [
+        (&b"\n{\"reply_id\": 3}\n"[..], "line 2 is not a reply: invalid type: integer `3`, expected a string"),
+        (zero.as_bytes(), "line 1: an embedding needs"),
+        (&b"\xff\n"[..], "line 1 is not a reply"),
+        (&long[..], "line 1 is longer than 8388608 bytes"),
+    ] {
+        let error = check_jsonl(&mut &*bad).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{error}");
+        let error = import_jsonl(store, &mut &*bad).await.unwrap_err();
+        assert_eq!((error.n_imported, store.count().await.unwrap()), (0, 0));
+        assert!(error.to_string().starts_with(&format!("nothing was imported: {expected}")), "{error}");
+    }
+    lines.truncate(lines.len() - 9);
+    assert!(check_jsonl(&mut &lines[..]).unwrap_err().to_string().starts_with("line 1203 is not a reply"));
+    let error = import_jsonl(store, &mut &lines[..]).await.unwrap_err();
+    assert!(
+        error.to_string().starts_with("only the first 1000 replies were imported: line 1203 is not a reply"),
+        "{error}"
+    );
+    assert_eq!((error.n_imported, store.count().await.unwrap()), (1000, 1000));
     store.erase(&Erase::All).await.unwrap();
 }
 

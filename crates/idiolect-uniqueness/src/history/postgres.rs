@@ -1,18 +1,19 @@
 //! Replies in PostgreSQL, for miners on several machines.
 
 use async_trait::async_trait;
-use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgPoolOptions};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgDatabaseError, PgPoolOptions};
+use sqlx::query::Query;
 use sqlx::{PgPool, Postgres, Transaction};
 
-use super::queries::{self, Row};
+use super::queries::{self, Row, storable};
 use super::{Erase, HistoryStore, Newer, Page, Retention, StoredReply};
 use crate::store::StoreError;
 
 /// Replies in the table `idiolect.replies` of a PostgreSQL database (13 or newer) with the extension pgvector.
 ///
-/// Writers take turns, so that places grow in the order in which replies become visible. PostgreSQL has no character
-/// U+0000: in texts U+FFFD is kept in its place. An embedding with a value that is not finite is kept as missing, so
-/// the reply counts but is left out when replies are read, as a damaged row is.
+/// Writers take turns, so that places grow in the order in which replies become visible. An embedding that is
+/// empty or has a value that is not finite is kept as missing, so the reply counts but is left out when replies are read, as
+/// a damaged row is.
 #[derive(Clone, Debug)]
 pub struct PostgresHistory {
     pool: PgPool,
@@ -21,24 +22,32 @@ pub struct PostgresHistory {
 /// The lock that writers hold until their transaction ends: "idiolect" in ASCII.
 const WRITER: i64 = i64::from_be_bytes(*b"idiolect");
 
-const MIGRATIONS: &[&[&str]] = &[&[
-    "CREATE TABLE replies (
-        seq BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-        reply_id TEXT NOT NULL,
-        part BIGINT NOT NULL,
-        caller TEXT NOT NULL,
-        prompt_hash TEXT NOT NULL,
-        encoder TEXT NOT NULL,
-        dimensions BIGINT NOT NULL,
-        embedding vector,
-        text TEXT,
-        time_ms BIGINT NOT NULL,
-        UNIQUE (reply_id, part, encoder)
-    )",
-    "CREATE INDEX replies_by_encoder ON replies (encoder, seq)",
-    "CREATE INDEX replies_by_caller ON replies (caller)",
-    "CREATE INDEX replies_by_time ON replies (time_ms)",
-]];
+const MIGRATIONS: &[&[&str]] = &[
+    &[
+        "CREATE TABLE replies (
+            seq BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+            reply_id TEXT NOT NULL,
+            part BIGINT NOT NULL,
+            caller TEXT NOT NULL,
+            prompt_hash TEXT NOT NULL,
+            encoder TEXT NOT NULL,
+            dimensions BIGINT NOT NULL,
+            embedding vector,
+            text TEXT,
+            time_ms BIGINT NOT NULL,
+            UNIQUE (reply_id, part, encoder)
+        )",
+        "CREATE INDEX replies_by_encoder ON replies (encoder, seq)",
+        "CREATE INDEX replies_by_caller ON replies (caller)",
+        "CREATE INDEX replies_by_time ON replies (time_ms)",
+    ],
+    // The place of the last change, in one row.
+    &[
+        "ALTER TABLE replies ALTER COLUMN seq DROP IDENTITY",
+        "CREATE TABLE replies_place (place BIGINT NOT NULL)",
+        "INSERT INTO replies_place SELECT coalesce(max(seq), 0) FROM replies",
+    ],
+];
 
 impl PostgresHistory {
     /// Connects to a database, by an URL such as `postgres://user:password@host/database?sslmode=verify-full`, and makes
@@ -60,6 +69,24 @@ impl PostgresHistory {
         let history = Self { pool };
         history.migrate().await.map_err(from_postgres)?;
         Ok(history)
+    }
+
+    /// Says what an URL names, without its password: `postgres://user@host:port/database`.
+    ///
+    /// # Errors
+    /// [`StoreError::Unreachable`] for what is no URL of a database.
+    pub fn describe(url: &str) -> Result<String, StoreError> {
+        let is_url = url.starts_with("postgres://") || url.starts_with("postgresql://");
+        let options: PgConnectOptions = match url.parse() {
+            Ok(options) if is_url => options,
+            Ok(_) => {
+                let why = "the URL of a database begins with postgres://";
+                return Err(StoreError::Unreachable(sqlx::Error::Configuration(why.into())));
+            }
+            Err(error) => return Err(StoreError::Unreachable(error)),
+        };
+        let database = options.get_database().unwrap_or_default();
+        Ok(format!("postgres://{}@{}:{}/{database}", options.get_username(), options.get_host(), options.get_port()))
     }
 
     async fn migrate(&self) -> Result<(), Failure> {
@@ -94,7 +121,10 @@ impl PostgresHistory {
     /// Begins a transaction that no other writer's overlaps.
     async fn writer(&self) -> Result<Transaction<'static, Postgres>, Failure> {
         let mut transaction = self.pool.begin().await?;
-        sqlx::query("SET LOCAL lock_timeout = '10s'").execute(&mut *transaction).await?;
+        // Whoever freezes while it holds the lock must not keep the others from writing.
+        sqlx::query("SELECT set_config('lock_timeout', '10s', true), set_config('idle_in_transaction_session_timeout', '10s', true)")
+            .execute(&mut *transaction)
+            .await?;
         sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(WRITER).execute(&mut *transaction).await?;
         Ok(transaction)
     }
@@ -107,25 +137,28 @@ impl PostgresHistory {
                 return Ok(false);
             }
         }
-        for reply in replies {
+        let n = queries::n(replies.len());
+        let before = take_places(&mut transaction, n).await? - n;
+        for (seq, reply) in (before + 1..).zip(replies) {
             let part = i64::from(reply.part);
             sqlx::query(queries::REMOVE)
-                .bind(&reply.reply_id)
+                .bind(storable(&reply.reply_id))
                 .bind(part)
-                .bind(&reply.encoder)
+                .bind(storable(&reply.encoder))
                 .execute(&mut *transaction)
                 .await?;
             let is_whole = !reply.embedding.is_empty() && reply.embedding.iter().all(|value| value.is_finite());
             sqlx::query(queries::insert!("$7::real[]::vector"))
-                .bind(&reply.reply_id)
+                .bind(storable(&reply.reply_id))
                 .bind(part)
-                .bind(&reply.caller)
-                .bind(&reply.prompt_hash)
-                .bind(&reply.encoder)
-                .bind(i64::try_from(reply.embedding.len()).unwrap_or(i64::MAX))
+                .bind(storable(&reply.caller))
+                .bind(storable(&reply.prompt_hash))
+                .bind(storable(&reply.encoder))
+                .bind(queries::n(reply.embedding.len()))
                 .bind(is_whole.then_some(&reply.embedding))
-                .bind(reply.text.as_ref().map(|text| text.replace('\0', "\u{fffd}")))
+                .bind(reply.text.as_deref().map(storable))
                 .bind(reply.time_ms)
+                .bind(seq)
                 .execute(&mut *transaction)
                 .await?;
         }
@@ -141,9 +174,9 @@ impl PostgresHistory {
             return Ok(Newer { replies: Vec::new(), place: last });
         }
         let rows: Vec<Row<Option<Vec<f32>>>> = sqlx::query_as(queries::since!("embedding::real[]"))
-            .bind(encoder)
+            .bind(storable(encoder))
             .bind(place)
-            .bind(i64::try_from(n).unwrap_or(i64::MAX))
+            .bind(queries::n(n))
             .fetch_all(&mut *transaction)
             .await?;
         Ok(Newer { replies: queries::replies(rows.into_iter().rev(), |embedding| embedding), place: last })
@@ -152,23 +185,33 @@ impl PostgresHistory {
     async fn delete(&self, what: &Erase) -> Result<u64, Failure> {
         let query = match what {
             Erase::Before(before) => sqlx::query(queries::ERASE_BEFORE).bind(before),
-            Erase::Caller(hotkey) => sqlx::query(queries::ERASE_CALLER).bind(hotkey),
-            Erase::Id(id) => sqlx::query(queries::ERASE_ID).bind(id),
+            Erase::Caller(hotkey) => sqlx::query(queries::ERASE_CALLER).bind(storable(hotkey)),
+            Erase::Id(id) => sqlx::query(queries::ERASE_ID).bind(storable(id)),
             Erase::All => sqlx::query(queries::ERASE_ALL),
         };
-        let mut transaction = self.writer().await?;
-        let n = query.execute(&mut *transaction).await?.rows_affected();
-        transaction.commit().await?;
-        Ok(n)
+        self.execute(query).await
     }
 
     async fn delete_surplus(&self, max: u64) -> Result<u64, Failure> {
-        let mut transaction = self.writer().await?;
         let max = i64::try_from(max).unwrap_or(i64::MAX);
-        let n = sqlx::query(queries::ERASE_SURPLUS).bind(max).execute(&mut *transaction).await?.rows_affected();
+        self.execute(sqlx::query(queries::ERASE_SURPLUS).bind(max)).await
+    }
+
+    /// Erases rows and returns how many. That some went is a change, which has a place.
+    async fn execute(&self, query: Query<'_, Postgres, PgArguments>) -> Result<u64, Failure> {
+        let mut transaction = self.writer().await?;
+        let n = query.execute(&mut *transaction).await?.rows_affected();
+        if n > 0 {
+            take_places(&mut transaction, 1).await?;
+        }
         transaction.commit().await?;
         Ok(n)
     }
+}
+
+async fn take_places(transaction: &mut Transaction<'_, Postgres>, n: i64) -> Result<i64, Failure> {
+    let (last,): (i64,) = sqlx::query_as(queries::TAKE_PLACES).bind(n).fetch_one(&mut **transaction).await?;
+    Ok(last)
 }
 
 /// What went wrong, before it is put into the words of [`StoreError`].
@@ -226,7 +269,7 @@ impl HistoryStore for PostgresHistory {
     async fn page(&self, place: i64, n: usize) -> Result<Page, StoreError> {
         let rows: Result<Vec<Row<Option<Vec<f32>>>>, sqlx::Error> = sqlx::query_as(queries::page!("embedding::real[]"))
             .bind(place)
-            .bind(i64::try_from(n).unwrap_or(i64::MAX))
+            .bind(queries::n(n))
             .fetch_all(&self.pool)
             .await;
         let rows = rows.map_err(|error| from_postgres(error.into()))?;
