@@ -136,6 +136,12 @@ impl Vectors {
         self.kept().chunks_exact(self.dimensions.max(1))
     }
 
+    /// Returns one of the vectors.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<&[f32]> {
+        (index < self.len()).then(|| self.row(index))
+    }
+
     fn row(&self, index: usize) -> &[f32] {
         &self.kept()[index * self.dimensions..(index + 1) * self.dimensions]
     }
