@@ -44,7 +44,7 @@ async fn a_history_without_a_counter_of_places_gets_one(url: &str) {
     let mut old = sqlx::PgConnection::connect(url).await.unwrap();
     for statement in [
         "DROP TABLE idiolect.replies_place",
-        "ALTER TABLE idiolect.replies ALTER COLUMN seq ADD GENERATED ALWAYS AS IDENTITY (RESTART 1000)",
+        "ALTER TABLE idiolect.replies ALTER COLUMN seq ADD GENERATED ALWAYS AS IDENTITY (START 100000)",
         "INSERT INTO idiolect.replies (reply_id, part, caller, prompt_hash, encoder, dimensions, embedding, time_ms)
          VALUES ('old', 0, 'c', 'h', 'test', 2, '[1, 0]', 5)",
         "UPDATE idiolect.idiolect_schema SET version = 1 WHERE component = 'replies'",
@@ -53,11 +53,11 @@ async fn a_history_without_a_counter_of_places_gets_one(url: &str) {
     }
     let history = PostgresHistory::connect(url).await.unwrap();
     let newer = history.since("test", 0, 9).await.unwrap();
-    assert_eq!((newer.replies.len(), newer.place), (2, 1000));
+    assert_eq!((newer.replies.len(), newer.place), (2, 100_000));
     assert_eq!((&*newer.replies[0].reply_id, &*newer.replies[1].reply_id), ("1", "old"));
-    assert!(history.append_at(1000, &[testkit::reply("old", "a", [0.0, 1.0], 6)]).await.unwrap());
-    let newer = history.since("test", 1000, 9).await.unwrap();
-    assert_eq!((newer.replies.len(), newer.place, history.count().await.unwrap()), (1, 1001, 2));
+    assert!(history.append_at(100_000, &[testkit::reply("old", "a", [0.0, 1.0], 6)]).await.unwrap());
+    let newer = history.since("test", 100_000, 9).await.unwrap();
+    assert_eq!((newer.replies.len(), newer.place, history.count().await.unwrap()), (1, 100_001, 2));
     old.close().await.unwrap();
 }
 

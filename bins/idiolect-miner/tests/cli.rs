@@ -124,7 +124,7 @@ fn usage_errors_are_64() {
     fails(&run(&["--preset", "sn1-apex"]), 64, &["information only", "apex submit"]);
     fails(&run(&["--preset", "classic-sn1", "--network", "finney"]), 64, &["historic"]);
     fails(&run(&["--axon.ip", "0.0.0.0"]), 64, &["loopback"]);
-    fails(&run(&["--encoder", "bert"]), 64, &["bert", "minilm or mpnet or off"]);
+    fails(&run(&["--encoder", "bert"]), 64, &["bert", "minilm or mpnet or openai or off"]);
     fails(&run(&["--uniqueness.device", "gpu"]), 64, &["uniqueness.device is gpu, expected cpu, cuda"]);
     fails(&run(&["--backend", "candle", "--model", "hub:nobody"]), 64, &["hub:ORG/REPO"]);
     fails(&run(&["--hotkey-uri", "//Alice", "--wallet.name", "w"]), 64, &["expected one of"]);

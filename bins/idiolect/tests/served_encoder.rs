@@ -137,7 +137,7 @@ fn bad_answers_are_errors_in_one_line() {
         (200, row("[1e999, 0.0, 1.0]"), "could not be read"),
         (200, r#"{"data": [{"index": 7, "embedding": [1.0, 0.0, 0.0]}]}"#.to_owned(), "other texts"),
         (200, "<html>".to_owned(), "could not be read"),
-        (401, r#"{"error": {"message": "bad key sk-hunter2"}}"#.to_owned(), "key"),
+        (401, r#"{"error": {"message": "bad key sk-hunter2"}}"#.to_owned(), "refused the credentials"),
     ] {
         let server = Server::start(move |_| (status, body.clone()));
         let output = unique(&server, &["--uniqueness.encoder_key_env", "ENCODER_KEY"], "\"a\"\n");

@@ -392,13 +392,14 @@ fn search(
     let &GateProfile { batch_rank, history_rank, .. } = profile;
     let mut found = Found::default();
     if let Some(panel) = population.panel {
-        found.nearest.extend(panel.search(unit, batch_rank, is_over)?.map(|(label, d)| (Neighbour::Panel(label.to_owned()), d)));
+        found
+            .nearest
+            .extend(panel.search(unit, batch_rank, is_over)?.map(|(label, d)| (Neighbour::Panel(label.to_owned()), d)));
         found.seen_rival = found.nearest.first().map(|&(_, distance)| distance);
         found.n_compared += panel.len();
     }
-    let others: [(_, fn(String) -> Neighbour); 2] =
-        [(population.elsewhere, Neighbour::Panel), (population.quoted, Neighbour::Quoted)];
-    for (panel, neighbour) in others {
+    let panels = [population.elsewhere, population.quoted].into_iter();
+    for (panel, neighbour) in panels.zip([Neighbour::Panel, Neighbour::Quoted]) {
         let Some(panel) = panel else { continue };
         let nearest = panel.search(unit, batch_rank, is_over)?;
         found.nearest.extend(nearest.map(|(label, d)| (neighbour(label.to_owned()), d)));

@@ -17,7 +17,7 @@ pub use ngram_blacklist::{Match, NgramBlacklist, NgramRules};
 pub use nsfw::{NsfwClassifier, WordList, nsfw_mask};
 pub use partial_ratio::partial_ratio;
 pub use relevance::{Relevance, RelevanceScore};
-pub(crate) use relevance::{cosine, negative_rmse, windowed};
+pub(crate) use relevance::{bert_scores, embed, mpnet_scores, odd_count, reaches};
 pub(crate) use task_validator::has_foreign_label;
 pub use task_validator::task_validator;
 pub use word_piece::{TokenizerError, WordPiece};

@@ -1,10 +1,11 @@
 use std::sync::Arc;
 
-use idiolect_backend::{Embedder, Embedding, Error};
+use idiolect_backend::{Embedder, Embedding};
 use idiolect_uniqueness::GateHistory;
 
 use crate::mask::{
-    Blacklist, NgramBlacklist, NsfwClassifier, WordPiece, cosine, negative_rmse, nsfw_mask, task_validator, windowed,
+    Blacklist, NgramBlacklist, NsfwClassifier, WordPiece, bert_scores, embed, mpnet_scores, nsfw_mask, odd_count,
+    reaches, task_validator,
 };
 use crate::penalty::{applied, content_match, keyword_match};
 use crate::profile::{Mask, Penalties, RewardText};
@@ -288,7 +289,8 @@ impl Validator {
         };
         let bert = match &self.models.bert {
             Some(bert) if has(Mask::Relevance) => {
-                Some(bert_scores(bert, &task.base_text, came).await.map_err(failed("relevance"))?)
+                let scores = bert_scores(&*bert.encoder, &bert.windows, &task.base_text, came).await;
+                Some(scores.map_err(failed("relevance"))?)
             }
             _ => None,
         };
@@ -355,17 +357,14 @@ impl Validator {
 
     fn relevance(&self, opinions: &Opinions, spread: Spread<'_>) -> Option<Factor> {
         let bounds = self.profile.relevance;
-        let mpnet: Option<Vec<f32>> = opinions.embeddings.as_ref().map(|(base, embeddings)| {
-            embeddings.iter().map(|embedding| cosine(base, embedding).map_or(f32::NAN, f32::abs)).collect()
-        });
+        let mpnet = opinions.embeddings.as_ref().map(|(base, embeddings)| mpnet_scores(base, embeddings));
         let parts = [("bert", opinions.bert.clone(), bounds.bert), ("mpnet", mpnet, bounds.mpnet)];
         let (mut values, mut details): (Option<Vec<f32>>, _) = (None, Vec::new());
         for (name, scores, bound) in parts {
             let Some(scores) = scores else { continue };
             let all = values.get_or_insert_with(|| vec![1.0; scores.len()]);
             for (value, score) in all.iter_mut().zip(&scores) {
-                // Not a number is below every bound.
-                *value *= f32::from(u8::from(*score >= bound));
+                *value *= reaches(*score, bound);
             }
             details.push(spread.column(&format!("relevance_filter_{name}_score"), &scores));
         }
@@ -526,41 +525,5 @@ impl Spread<'_> {
             applied: self.filled(applied),
             details,
         }
-    }
-}
-
-async fn embed(encoder: &dyn Embedder, base: &str, came: &[String]) -> Result<(Embedding, Vec<Embedding>), Error> {
-    if came.is_empty() {
-        return Ok((Vec::new(), Vec::new()));
-    }
-    let mut texts = vec![base.to_owned()];
-    texts.extend_from_slice(came);
-    let mut embeddings = encoder.embed(&texts).await?;
-    if embeddings.len() != texts.len() {
-        return Err(odd_count(encoder.name(), embeddings.len(), texts.len()));
-    }
-    if let Some(odd) = embeddings.iter().find(|embedding| embedding.len() != encoder.dimensions()) {
-        let reason = format!("an embedding has {} values, expected {}", odd.len(), encoder.dimensions());
-        return Err(Error::Protocol { backend: encoder.name().to_owned(), reason });
-    }
-    let replies = embeddings.split_off(1);
-    Ok((embeddings.pop().unwrap_or_default(), replies))
-}
-
-async fn bert_scores(bert: &BertPart, base: &str, came: &[String]) -> Result<Vec<f32>, Error> {
-    if came.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut texts = vec![base.to_owned()];
-    texts.extend_from_slice(came);
-    let means = windowed(&*bert.encoder, &bert.windows, &texts).await?;
-    let scores = means[1..].iter().map(|mean| negative_rmse(&means[0], mean).unwrap_or(f32::NAN));
-    Ok(scores.collect())
-}
-
-fn odd_count(name: &str, found: usize, expected: usize) -> Error {
-    Error::Protocol {
-        backend: name.to_owned(),
-        reason: format!("{found} answers, expected one for each of {expected} texts"),
     }
 }

@@ -5,6 +5,11 @@ mod support;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use idiolect_backend::Embedder as _;
+use idiolect_uniqueness::report::{self, Report};
+use idiolect_uniqueness::{
+    Candidate, GateHistory, GateProfile, Population, ReplyHistory, Selector, SelectorConfig, StoredReply,
+};
 use idiolect_validator::mask::{NsfwClassifier, WordPiece};
 use idiolect_validator::task::{Criterion, TaskKind, Unit, text_prompting};
 use idiolect_validator::{BertPart, DpoModel, Missing, Models, Profile, Reply, StepTask, Validator};
@@ -184,4 +189,94 @@ async fn each_figure_changes_the_result() {
         let none: &[&str] = if version == "openvalidators-1.2" { &["gate.pass_above"] } else { &[] };
         assert_eq!(idle, none, "{version}");
     }
+}
+
+/// Embeddings at various distances from each other; the last are alike.
+fn embeddings(n: usize) -> Vec<Vec<f32>> {
+    let angle = |i: usize| i as f32 * 0.45 + (i * i % 7) as f32 * 0.031;
+    (0..n).map(|i| vec![angle(i).cos(), angle(i).sin(), 0.1 * (i % 3) as f32]).collect()
+}
+
+fn report(gate: &GateProfile) -> String {
+    let embeddings = embeddings(24);
+    let reply = |i: usize| report::Reply { id: "", text: "a reply", embedding: &embeddings[i] };
+    let mut history = GateHistory::new(gate, 3);
+    let mut earlier = embeddings[4..].to_vec();
+    // The last one that is kept and not compared with, and the first one that is.
+    earlier[8].clone_from(&embeddings[1]);
+    earlier[9].clone_from(&embeddings[2]);
+    history.push_batch(&earlier);
+    let replies: Vec<_> = (0..4).map(reply).collect();
+    let others: Vec<_> = (20..22).map(reply).collect();
+    format!("{:?}", Report::new(gate, &replies, &others, Some(&history)).rows)
+}
+
+fn selection(gate: &GateProfile) -> String {
+    let embeddings = embeddings(12);
+    let candidate = |i: usize| Candidate { embedding: Some(embeddings[i].as_slice()), quality: 0.5, source: "m" };
+    let candidates: Vec<_> = (0..4).map(candidate).collect();
+    let history = ReplyHistory::in_memory("e", 3, 100);
+    for (i, embedding) in embeddings.iter().enumerate().skip(4) {
+        history.remember(&StoredReply {
+            reply_id: i.to_string(),
+            part: 0,
+            caller: String::new(),
+            prompt_hash: "another".to_owned(),
+            encoder: "e".to_owned(),
+            embedding: embedding.clone(),
+            text: None,
+            time_ms: 0,
+        });
+    }
+    let population = Population::new("e").with_history(&history, "p").unwrap();
+    let config = SelectorConfig { profile: gate.clone(), ..SelectorConfig::default() };
+    format!("{:?}", Selector::new(config).select(&candidates, &population).unwrap())
+}
+
+#[test]
+fn each_figure_of_the_gate_changes_reports_and_selections() {
+    for (version, idle_in_reports) in [("openvalidators-1.2", &["gate.pass_above"][..]), ("text-prompting-2.1", &[])] {
+        let mut base: Table = toml::from_str(Profile::built_in_toml(version).unwrap()).unwrap();
+        overlay(&mut base, toml::from_str(SMALL).unwrap());
+        // So steep that a reply passes the bound of the mask, and not three times the bound.
+        overlay(&mut base, toml::from_str("gate.historic.slope = 60.0").unwrap());
+        let gate = |table: &Table| Profile::from_toml(&toml::to_string(table).unwrap()).unwrap().gate;
+        let mut paths = Vec::new();
+        numbers(&base, "", &mut paths);
+        paths.retain(|path| path.starts_with("gate."));
+        assert_eq!(paths.len(), 9, "{paths:?}");
+        let idle = |of: fn(&GateProfile) -> String| -> Vec<String> {
+            let expected = of(&gate(&base));
+            let is_idle = |path: &&String| {
+                let mut changed = base.clone();
+                change(&mut changed, path);
+                of(&gate(&changed)) == expected
+            };
+            paths.iter().filter(is_idle).cloned().collect()
+        };
+        assert_eq!(idle(report), idle_in_reports, "{version}");
+        // A miner has its own earlier replies and not the validator's history, of which these count some.
+        let idle_in_selections = ["gate.history_keep", "gate.history_skip"];
+        assert_eq!(idle(selection), idle_in_selections, "{version}");
+    }
+}
+
+#[tokio::test]
+async fn reports_and_steps_agree_on_which_neighbour_counts() {
+    let texts = ["Leaves make sugar.", "Leaves make sugar.", "Water is wet.", "The sun shines in the morning."];
+    let profile = Profile::from_toml("extends = \"text-prompting-2.1\"\n[gate]\nbatch_rank = 2\n").unwrap();
+    let embedded = Words.embed(&texts.map(str::to_owned)).await.unwrap();
+    let replies: Vec<_> =
+        texts.iter().zip(&embedded).map(|(text, embedding)| report::Reply { id: text, text, embedding }).collect();
+    let report = Report::new(&profile.gate, &replies, &[], None);
+
+    let models = Models { encoder: Some(Arc::new(Words)), ..Models::default() };
+    let mut validator = Validator::new(profile, models, Missing::LeaveOut).unwrap();
+    let replies: Vec<_> = (0..).zip(texts).map(|(uid, text)| Reply::new(uid, text)).collect();
+    let step = validator.step(&tasks()[0], &replies).await.unwrap();
+    let masks: Vec<f32> = report.rows.iter().map(|row| f32::from(u8::from(!row.masked))).collect();
+    assert_eq!(step.factor("diversity").unwrap().applied, masks);
+    let raw: Vec<_> = report.rows.iter().map(|row| Some(row.reward)).collect();
+    assert_eq!(step.factor("diversity").unwrap().raw, raw);
+    assert!(masks[..2] == [1.0, 1.0], "one equal reply is free: {report:?}");
 }

@@ -6,6 +6,7 @@ mod completions;
 mod config;
 mod erase;
 mod explain;
+mod history;
 mod man;
 mod models;
 mod probe;
@@ -42,6 +43,7 @@ pub(crate) fn command() -> Command {
             bench::command(),
             unique::command(),
             score::command(),
+            history::command(),
             erase::command(),
             models::command(),
             config::command(),
@@ -63,6 +65,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some(("explain", matches)) => explain::run(matches).await,
         Some(("unique", matches)) => unique::run(matches).await,
         Some(("score", matches)) => score::run(matches).await,
+        Some(("history", matches)) => history::run(matches).await,
         Some(("erase", matches)) => erase::run(matches).await,
         Some(("models", matches)) => models::run(matches).await,
         Some(("config", matches)) => config::run(matches),

@@ -36,7 +36,7 @@ pub(crate) fn command() -> Command {
              Examples: idiolect unique replies.jsonl --plot map.svg; idiolect unique - --encoder mpnet --json < replies.jsonl",
         )
         .arg(path("file").value_name("FILE").required(true).help("Replies, one a line; - is standard input"))
-        .arg(path("history").long("history").visible_alias("against").value_name("FILE").help(
+        .arg(path("against").long("against").value_name("FILE").help(
             "Earlier replies, oldest first: the validator's history, for the historic reward; the profiles that are built in \
              compare with those after the oldest 500, once there are 502. With fewer the file changes nothing",
         ))
@@ -100,7 +100,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let profile = profile(matches.get_one::<String>("profile").unwrap_or(&config.uniqueness.profile))?;
     let file = matches.get_one::<PathBuf>("file").context("name a file")?;
     let read = |name: &str| matches.get_one::<PathBuf>(name).map_or(Ok(Vec::new()), |path| replies::read(path));
-    let (texts, rivals, earlier) = (replies::read(file)?, read("rivals")?, read("history")?);
+    let (texts, rivals, earlier) = (replies::read(file)?, read("rivals")?, read("against")?);
     if texts.is_empty() {
         bail!("there are no replies in {}", replies::name(file));
     }
@@ -285,11 +285,10 @@ fn remarks(
             profile.name, profile.batch_rank
         ))?;
     }
-    // What comes in is cut to what is kept; equal replies in a row count once, so that there may be fewer than lines.
     let needed = profile.history_skip.saturating_add(profile.history_rank);
     if let Some(n_earlier) = n_earlier.filter(|n| *n < needed) {
         output::say(format!(
-            "no historic reward, so --history changes nothing: {n_earlier} earlier replies are known, and {} compares from {needed} on",
+            "no historic reward, the history changes nothing: {n_earlier} earlier replies are known, and {} compares from {needed} on",
             profile.name
         ))?;
     }

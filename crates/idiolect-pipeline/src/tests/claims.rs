@@ -48,7 +48,10 @@ async fn what_another_miner_sent_is_not_sent_again() {
 #[tokio::test]
 async fn a_shared_history_needs_an_encoder() {
     let dir = tempfile::tempdir().unwrap();
-    let parts = Parts { shared_history: Some(history(dir.path()).await), ..Parts::new(Arc::new(Scripted::new(vec![says(SKY)]))) };
+    let parts = Parts {
+        shared_history: Some(history(dir.path()).await),
+        ..Parts::new(Arc::new(Scripted::new(vec![says(SKY)])))
+    };
     let error = Pipeline::start(config(1), parts).await.unwrap_err();
     assert!(error.to_string().contains("there is no encoder"), "{error}");
 }
@@ -123,8 +126,15 @@ async fn what_was_sent_survives_a_kill() {
         child.wait().unwrap();
         let text = sent();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        let kept: HashSet<String> =
-            history(dir.path()).await.page(0, 1_000_000).await.unwrap().replies.into_iter().map(|r| r.reply_id).collect();
+        let kept: HashSet<String> = history(dir.path())
+            .await
+            .page(0, 1_000_000)
+            .await
+            .unwrap()
+            .replies
+            .into_iter()
+            .map(|r| r.reply_id)
+            .collect();
         let n_sent = whole.lines().count();
         assert!(whole.lines().all(|id| kept.contains(id)), "{n_sent} sent, {} kept", kept.len());
         assert!(kept.len() <= n_sent + 1, "{n_sent} sent, {} kept", kept.len());

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use idiolect_backend::{Embedder, Embedding, Error};
+use idiolect_uniqueness::vectors::dot;
 
 use super::WordPiece;
 use crate::profile::RelevanceBounds;
@@ -38,77 +39,106 @@ impl Relevance {
     /// # Errors
     /// What the encoders return, and [`Error::Protocol`] where embeddings of one encoder differ in length.
     pub async fn scores(&self, prompt: &str, replies: &[String]) -> Result<Vec<RelevanceScore>, Error> {
-        if replies.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mut texts = vec![prompt.to_owned()];
-        texts.extend_from_slice(replies);
-        let short = self.mpnet.embed(&texts).await?;
-        let long = windowed(&*self.bert, &self.windows, &texts).await?;
-        if short.len() != texts.len() {
-            return Err(odd(self.mpnet.name(), "not one embedding for each text"));
-        }
-        let mut scores = Vec::with_capacity(replies.len());
-        for i in 1..texts.len() {
-            let bert = negative_rmse(&long[0], &long[i]).ok_or_else(|| odd(self.bert.name(), "lengths differ"))?;
-            let mpnet = cosine(&short[0], &short[i]).ok_or_else(|| odd(self.mpnet.name(), "lengths differ"))?.abs();
-            let passed = bert >= self.bounds.bert && mpnet >= self.bounds.mpnet;
-            scores.push(RelevanceScore { bert, mpnet, mask: f32::from(u8::from(passed)) });
-        }
-        Ok(scores)
+        let (base, embeddings) = embed(&*self.mpnet, prompt, replies).await?;
+        let bert = bert_scores(&*self.bert, &self.windows, prompt, replies).await?;
+        let scores = bert.into_iter().zip(mpnet_scores(&base, &embeddings)).map(|(bert, mpnet)| {
+            let mask = reaches(bert, self.bounds.bert) * reaches(mpnet, self.bounds.mpnet);
+            RelevanceScore { bert, mpnet, mask }
+        });
+        Ok(scores.collect())
     }
+}
+
+/// Returns 1 for a score that reaches its bound and 0 for any other, also for one that is no number.
+pub(crate) fn reaches(score: f32, bound: f32) -> f32 {
+    f32::from(u8::from(score >= bound))
+}
+
+/// Encodes a prompt and the replies to it; no replies, no prompt.
+pub(crate) async fn embed(
+    encoder: &dyn Embedder,
+    prompt: &str,
+    replies: &[String],
+) -> Result<(Embedding, Vec<Embedding>), Error> {
+    if replies.is_empty() {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let mut embeddings = encoder.embed(&with(prompt, replies)).await?;
+    check(encoder, &embeddings, replies.len() + 1)?;
+    let replies = embeddings.split_off(1);
+    Ok((embeddings.pop().unwrap_or_default(), replies))
+}
+
+/// Returns the scores of the BERT part.
+pub(crate) async fn bert_scores(
+    bert: &dyn Embedder,
+    windows: &WordPiece,
+    prompt: &str,
+    replies: &[String],
+) -> Result<Vec<f32>, Error> {
+    if replies.is_empty() {
+        return Ok(Vec::new());
+    }
+    let means = windowed(bert, windows, &with(prompt, replies)).await?;
+    let (prompt, replies) = means.split_first().ok_or_else(|| odd_count(bert.name(), 0, 1))?;
+    Ok(replies.iter().map(|reply| negative_rmse(prompt, reply)).collect())
+}
+
+/// Returns the scores of the mpnet part.
+pub(crate) fn mpnet_scores(prompt: &[f32], replies: &[Embedding]) -> Vec<f32> {
+    replies.iter().map(|reply| cosine(prompt, reply).abs()).collect()
+}
+
+fn with(prompt: &str, replies: &[String]) -> Vec<String> {
+    std::iter::once(prompt.to_owned()).chain(replies.iter().cloned()).collect()
 }
 
 /// Embeds texts window by window; the mean of the windows is not normalised again.
-pub(crate) async fn windowed(
-    bert: &dyn Embedder,
-    tokenizer: &WordPiece,
-    texts: &[String],
-) -> Result<Vec<Embedding>, Error> {
+async fn windowed(bert: &dyn Embedder, tokenizer: &WordPiece, texts: &[String]) -> Result<Vec<Embedding>, Error> {
     let windows: Vec<Vec<String>> = texts.iter().map(|text| tokenizer.windows(text, bert.max_tokens())).collect();
-    let flat: Vec<String> = windows.iter().flatten().cloned().collect();
-    let mut embeddings = bert.embed(&flat).await?.into_iter();
-    let mut means = Vec::with_capacity(texts.len());
-    for of_text in &windows {
-        let parts: Vec<Embedding> = embeddings.by_ref().take(of_text.len()).collect();
-        if parts.len() != of_text.len() {
-            return Err(odd(bert.name(), "not one embedding for each text"));
-        }
-        means.push(mean(&parts).ok_or_else(|| odd(bert.name(), "lengths differ"))?);
+    let embeddings = bert.embed(&windows.concat()).await?;
+    check(bert, &embeddings, windows.iter().map(Vec::len).sum())?;
+    let mut embeddings = embeddings.into_iter();
+    Ok(windows.iter().map(|of_text| mean(embeddings.by_ref().take(of_text.len()))).collect())
+}
+
+fn check(encoder: &dyn Embedder, embeddings: &[Embedding], expected: usize) -> Result<(), Error> {
+    if embeddings.len() != expected {
+        return Err(odd_count(encoder.name(), embeddings.len(), expected));
     }
-    Ok(means)
+    if let Some(odd) = embeddings.iter().find(|embedding| embedding.len() != encoder.dimensions()) {
+        let reason = format!("an embedding has {} values, expected {}", odd.len(), encoder.dimensions());
+        return Err(Error::Protocol { backend: encoder.name().to_owned(), reason });
+    }
+    Ok(())
 }
 
-fn odd(encoder: &str, reason: &str) -> Error {
-    Error::Protocol { backend: encoder.to_owned(), reason: reason.to_owned() }
+pub(crate) fn odd_count(name: &str, found: usize, expected: usize) -> Error {
+    Error::Protocol {
+        backend: name.to_owned(),
+        reason: format!("{found} answers, expected one for each of {expected} texts"),
+    }
 }
 
-fn mean(parts: &[Embedding]) -> Option<Embedding> {
-    let mut sum = parts.first()?.clone();
-    for part in &parts[1..] {
-        if part.len() != sum.len() {
-            return None;
-        }
+/// The mean of vectors of one length; nothing of no vectors.
+fn mean(mut parts: impl Iterator<Item = Embedding>) -> Embedding {
+    let mut sum = parts.next().unwrap_or_default();
+    let mut n = 1.0;
+    for part in parts {
         sum.iter_mut().zip(part).for_each(|(s, p)| *s += p);
+        n += 1.0;
     }
-    let n = parts.len() as f32;
     sum.iter_mut().for_each(|s| *s /= n);
-    Some(sum)
+    sum
 }
 
-pub(crate) fn negative_rmse(a: &[f32], b: &[f32]) -> Option<f32> {
-    if a.len() != b.len() || a.is_empty() {
-        return None;
-    }
+fn negative_rmse(a: &[f32], b: &[f32]) -> f32 {
     let squares: f32 = a.iter().zip(b).map(|(x, y)| (x - y) * (x - y)).sum();
-    Some(-(squares / a.len() as f32).sqrt())
+    -(squares / a.len() as f32).sqrt()
 }
 
-pub(crate) fn cosine(a: &[f32], b: &[f32]) -> Option<f32> {
-    if a.len() != b.len() {
-        return None;
-    }
-    let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| x * y).sum::<f32>();
+/// Returns 0 where a vector has no direction.
+fn cosine(a: &[f32], b: &[f32]) -> f32 {
     let norms = (dot(a, a) * dot(b, b)).sqrt();
-    Some(if norms == 0.0 { 0.0 } else { dot(a, b) / norms })
+    if norms == 0.0 { 0.0 } else { dot(a, b) / norms }
 }

@@ -81,7 +81,8 @@ impl WordPiece {
     }
 
     /// Cuts a text into windows of at most `max_tokens` tokens, the two special ones counted. A text without tokens is one
-    /// window. A word that a border falls into is cut there.
+    /// window. A word that a border falls into is cut there, and what is left of it begins the next window as a word of its
+    /// own: an encoder that gets texts reads other pieces there than the original, which cuts the list of tokens.
     #[must_use]
     pub fn windows(&self, text: &str, max_tokens: usize) -> Vec<String> {
         let size = max_tokens.saturating_sub(2).max(1);
