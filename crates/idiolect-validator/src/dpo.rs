@@ -59,7 +59,32 @@ impl DpoRules {
         mean(tokens, rows, before, self.repetition).filter(|mean| mean.is_finite()).unwrap_or(self.lowest)
     }
 
-    /// Says whether the logits before the reply count.
+    /// Returns a reply's reward where its [rows do not count](Self::wants_rows): the mean of its tokens' log-probabilities.
+    /// The lowest where there are none, or the result is not finite.
+    #[must_use]
+    pub fn reward_of_logprobs(&self, logprobs: impl IntoIterator<Item = f32>) -> f32 {
+        let (mut sum, mut n) = (0.0_f64, 0_u32);
+        for logprob in logprobs {
+            sum += f64::from(logprob);
+            n += 1;
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "a mean of log-probabilities")]
+        let mean = (sum / f64::from(n)) as f32;
+        if mean.is_finite() { mean } else { self.lowest }
+    }
+
+    /// Says whether more counts of a reply's logits than the log-probabilities of its tokens: with
+    /// [`Repetition::NoRepeatNgram`] only where its last n - 1 tokens stood in it before.
+    #[must_use]
+    pub fn wants_rows(&self, tokens: &[u32]) -> bool {
+        match self.repetition {
+            Repetition::Ignored => false,
+            Repetition::Scaled { .. } => true,
+            Repetition::NoRepeatNgram { n, .. } => !banned(tokens, n).is_empty(),
+        }
+    }
+
+    /// Says whether the logits before the reply count, where its rows do.
     #[must_use]
     pub const fn wants_prompt(&self) -> bool {
         matches!(self.repetition, Repetition::NoRepeatNgram { .. })

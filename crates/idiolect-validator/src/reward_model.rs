@@ -4,7 +4,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use idiolect_backend::{Backend, Error, ScoreRequest};
 
-use crate::dpo::DpoRules;
+use crate::dpo::{DpoRules, Repetition};
 
 /// A model that says how good replies to a prompt are.
 ///
@@ -17,7 +17,15 @@ pub trait RewardModel: Debug + Send + Sync + 'static {
 
     /// Scores replies.
     async fn scores(&self, prompt: &str, replies: &[String]) -> Result<Vec<f32>, Error>;
+
+    /// Returns what replies get that were not looked at, where there is such a score.
+    fn lowest(&self) -> Option<f32> {
+        None
+    }
 }
+
+/// So many replies are scored at a time.
+const SIDE_BY_SIDE: usize = 8;
 
 /// The `dpo` reward by a backend that scores texts with whole rows of logits.
 ///
@@ -37,23 +45,38 @@ impl DpoModel {
         Self { backend, rules }
     }
 
-    async fn score(&self, prompt: &str, reply: &str) -> Result<f32, Error> {
-        if self.rules.too_short(reply) {
-            return Ok(self.rules.lowest);
+    fn request(prompt: &str, reply: &str) -> ScoreRequest {
+        ScoreRequest::plain(prompt, reply).cut_to_context()
+    }
+
+    /// Returns a reply's reward where the log-probabilities of its tokens are enough.
+    async fn by_logprobs(&self, prompt: &str, reply: &str) -> Result<Option<f32>, Error> {
+        // Nothing would say how likely the first token is of a reply to an empty prompt.
+        if self.rules.too_short(reply) || prompt.is_empty() {
+            return Ok(Some(self.rules.lowest));
         }
-        if prompt.is_empty() {
-            // Nothing would say how likely the reply's first token is.
-            return Ok(self.rules.lowest);
+        if matches!(self.rules.repetition, Repetition::Scaled { .. }) {
+            return Ok(None);
         }
-        let mut request = ScoreRequest::plain(prompt, reply).with_rows().cut_to_context();
+        let score = self.backend.score(Self::request(prompt, reply)).await?;
+        let is_enough = !self.rules.wants_rows(&score.token_ids);
+        let logprobs = score.tokens.iter().map(|token| token.logprob);
+        Ok(is_enough.then(|| self.rules.reward_of_logprobs(logprobs)))
+    }
+
+    async fn by_rows(&self, prompt: &str, reply: &str) -> Result<f32, Error> {
+        let mut request = Self::request(prompt, reply).with_rows();
         request.prompt_logits = self.rules.wants_prompt();
-        match self.backend.score(request).await {
-            Ok(score) => {
-                let rows = score.rows.unwrap_or_default();
-                Ok(self.rules.reward(&score.token_ids, &rows, score.prompt_logits.unwrap_or_default()))
-            }
-            Err(Error::ContextTooLong { .. }) => Ok(self.rules.lowest),
-            Err(error) => Err(error),
+        let score = self.backend.score(request).await?;
+        let rows = score.rows.unwrap_or_default();
+        Ok(self.rules.reward(&score.token_ids, &rows, score.prompt_logits.unwrap_or_default()))
+    }
+
+    /// Gives the lowest reward where a prompt leaves no room for the reply.
+    fn or_lowest(&self, result: Result<Option<f32>, Error>) -> Result<Option<f32>, Error> {
+        match result {
+            Err(Error::ContextTooLong { .. }) => Ok(Some(self.rules.lowest)),
+            result => result,
         }
     }
 }
@@ -65,10 +88,25 @@ impl RewardModel for DpoModel {
     }
 
     async fn scores(&self, prompt: &str, replies: &[String]) -> Result<Vec<f32>, Error> {
+        // Rows take much memory, and the prompt's logits its being computed anew. Most replies need neither, and what
+        // needs neither is computed together.
+        let mut found = Vec::with_capacity(replies.len());
+        for some in replies.chunks(SIDE_BY_SIDE) {
+            let by_logprobs = some.iter().map(|reply| self.by_logprobs(prompt, reply));
+            found.extend(futures_util::future::join_all(by_logprobs).await);
+        }
         let mut scores = Vec::with_capacity(replies.len());
-        for reply in replies {
-            scores.push(self.score(prompt, reply).await?);
+        for (found, reply) in found.into_iter().zip(replies) {
+            let mut score = self.or_lowest(found)?;
+            if score.is_none() {
+                score = self.or_lowest(self.by_rows(prompt, reply).await.map(Some))?;
+            }
+            scores.push(score.unwrap_or(self.rules.lowest));
         }
         Ok(scores)
+    }
+
+    fn lowest(&self) -> Option<f32> {
+        Some(self.rules.lowest)
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use idiolect_backend::{
     Backend, Capabilities, Completion, CompletionStream, Embedder, Embedding, Error, Health, Moments, Request, Score,
-    ScoreRequest, ScoreSupport,
+    ScoreRequest, ScoreSupport, TokenLogprob,
 };
 use idiolect_backend_candle::SentenceEncoder;
 use idiolect_validator::RewardModel;
@@ -213,9 +213,20 @@ impl Backend for Rows {
         };
         let mut prompt_logits = Moments::default();
         (0..n - 1).for_each(|t| prompt_logits.add(&row(t)));
-        let rows = request.rows.then(|| (n - 1..all.len() - 1).map(row).collect());
+        let rows: Vec<Vec<f32>> = (n - 1..all.len() - 1).map(row).collect();
         let token_ids = all.split_off(n);
-        Ok(Score { tokens: Vec::new(), token_ids, rows, prompt_logits: request.prompt_logits.then_some(prompt_logits) })
+        let logprob = |row: &[f32], token: u32| {
+            let total: f64 = row.iter().map(|&logit| f64::from(logit).exp()).sum();
+            (f64::from(row[token as usize]) - total.ln()) as f32
+        };
+        let with_rows = token_ids.iter().zip(&rows);
+        let tokens = with_rows.map(|(&token, row)| TokenLogprob {
+            token: token.to_string(),
+            logprob: logprob(row, token),
+            top: Vec::new(),
+        });
+        let (tokens, rows) = (tokens.collect(), request.rows.then(|| rows.clone()));
+        Ok(Score { tokens, token_ids, rows, prompt_logits: request.prompt_logits.then_some(prompt_logits) })
     }
 
     async fn health(&self) -> Health {
