@@ -73,8 +73,10 @@ pub struct PipelineConfig {
     pub seed: Option<u64>,
     /// Task names for which `availability` says yes.
     pub tasks: Vec<String>,
-    /// Time first set aside for scoring, a candidate; measured from then on.
+    /// Time first set aside for embedding, a candidate; measured from then on.
     pub score_reserve: Duration,
+    /// Time first set aside for the reward model, a candidate; measured from then on.
+    pub reward_reserve: Duration,
     /// What is kept.
     pub record: RecordConfig,
 }
@@ -97,6 +99,7 @@ impl Default for PipelineConfig {
             seed: None,
             tasks: ["TextPrompting", "Prompting", "InferenceTask"].map(str::to_owned).to_vec(),
             score_reserve: Duration::from_millis(150),
+            reward_reserve: Duration::from_millis(150),
             record: RecordConfig::default(),
         }
     }

@@ -41,6 +41,11 @@
 //! to take; what is unfinished then is used up to its last whole sentence. When even the encoder runs out of time,
 //! quality alone decides, and the reply is embedded after it was sent. Only with no text at all there is an error.
 //!
+//! # Quality
+//! With a reward model ([`Parts::reward`]) quality is what it says of each candidate as a reply to what was asked, normalised
+//! over all that it said so far, as validators do. It is asked after the encoder, gets at most a quarter of the time from
+//! generation, and is left out where it would not be done in time; the models' own log-probabilities take its place then.
+//!
 //! # History
 //! With an encoder and a store, a reply is in the history before it is sent, and only there if nothing came in since it was
 //! chosen; otherwise the choice is made anew, beside what came in. So miners that share a history
@@ -61,6 +66,7 @@ mod error;
 mod generate;
 mod handler;
 mod hash;
+mod judge;
 pub mod metrics;
 mod pipeline;
 pub mod provenance;

@@ -17,6 +17,7 @@ const GATE_DISTANCE: &str = "idiolect_pipeline_gate_distance_ratio";
 const PREDICTED: &str = "idiolect_pipeline_predicted_reward_ratio";
 const FLAGS: &str = "idiolect_pipeline_flags_total";
 const UNSCORED: &str = "idiolect_pipeline_unscored_total";
+const UNJUDGED: &str = "idiolect_pipeline_unjudged_total";
 const SEARCHES_CUT: &str = "idiolect_pipeline_searches_cut_total";
 const MISSES: &str = "idiolect_pipeline_deadline_misses_total";
 const BACKEND_FAILURES: &str = "idiolect_pipeline_backend_failures_total";
@@ -58,6 +59,10 @@ pub fn describe() {
         "Rules that candidates broke, by `kind` (empty, echo, keyword, preamble, label, role_leak)"
     );
     describe_counter!(UNSCORED, "Replies chosen without embeddings, by `why` (no_encoder, no_time, failed)");
+    describe_counter!(
+        UNJUDGED,
+        "Replies chosen without rewards by the reward model there is, by `why` (no_time, failed)"
+    );
     describe_counter!(
         SEARCHES_CUT,
         "Choices before which there was no time to compare every candidate with earlier replies"
@@ -149,6 +154,10 @@ pub(crate) fn flag(kind: &'static str) {
 
 pub(crate) fn unscored(why: &'static str) {
     counter!(UNSCORED, "why" => why).increment(1);
+}
+
+pub(crate) fn unjudged(why: &'static str) {
+    counter!(UNJUDGED, "why" => why).increment(1);
 }
 
 pub(crate) fn search_cut() {

@@ -10,11 +10,12 @@ use idiolect_backend::{Backend, Embedder, Embedding, FinishReason, Message, Requ
 use idiolect_mutation::guard::{self, Flag};
 use idiolect_mutation::{Facts, Library, Mode, RecipeSampler, Task};
 use idiolect_protocol::Category;
-use idiolect_uniqueness::quality::{self, Quality};
+use idiolect_uniqueness::quality::{self, Quality, Reward};
 use idiolect_uniqueness::{
     Candidate, Erase, HistoryStore, Neighbour, Panel, Panels, Population, ReplyHistory, Selection, Selector,
     SqliteHistory, StoreError, StoredReply,
 };
+use idiolect_validator::RewardModel;
 use idiolect_validator::task::Prompt as TaskPrompt;
 use sqlx::SqlitePool;
 use tokio::sync::{Mutex, Semaphore};
@@ -25,6 +26,7 @@ use crate::claim::{About, Claims, Settled};
 use crate::config::{RecordConfig, StorePrompts};
 use crate::error::to_handler_error;
 use crate::generate::{Draft, Generated, Planned, generate, share_time};
+use crate::judge::Judge;
 use crate::provenance::{CandidateRecord, Timings, milliseconds};
 use crate::recorder::{Recorder, now_ms};
 use crate::reserve::Reserve;
@@ -39,6 +41,8 @@ const FINISH: Duration = Duration::from_millis(60);
 const BACKEND_GRACE: Duration = Duration::from_millis(40);
 /// Longest time for embedding a reply after it was sent.
 const LATE: Duration = Duration::from_secs(10);
+/// Largest share of a reply's time that is kept from generation for embedding.
+const SCORE_MOST: f64 = 0.4;
 /// Numbers between the seeds of two recipes: backends count their candidates up from a request's seed.
 const SEEDS_APART: u64 = 1 << 20;
 /// Most quoted winners that candidates are compared with, the last ones: each costs an embedding.
@@ -62,13 +66,17 @@ pub struct Parts {
     pub shared_history: Option<Arc<dyn HistoryStore>>,
     /// Recorded rivals.
     pub panels: Option<Arc<Panels>>,
+    /// Says how good candidates are, the dpo reward of a small model for one. Without it, or where there is no time for it, the
+    /// models' own log-probabilities have to do.
+    pub reward: Option<Arc<dyn RewardModel>>,
 }
 
 impl Parts {
     /// Takes a backend and nothing else: no encoder, no operators, no store.
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>) -> Self {
-        Self { backend, embedder: None, library: Arc::default(), store: None, shared_history: None, panels: None }
+        let library = Arc::default();
+        Self { backend, embedder: None, library, store: None, shared_history: None, panels: None, reward: None }
     }
 }
 
@@ -88,6 +96,7 @@ pub struct Pipeline {
     sampler: RecipeSampler,
     selector: Arc<Selector>,
     panels: Option<Arc<Panels>>,
+    judge: Option<Judge>,
     pub(crate) history: Option<Arc<ReplyHistory>>,
     /// Whether other miners have the same history.
     pub(crate) is_shared: bool,
@@ -115,7 +124,7 @@ pub(crate) struct Plan {
     n_candidates: usize,
     /// Texts are sent exactly as the model said them.
     verbatim: bool,
-    /// The last thing that the user said, where recorded rivals are found by it.
+    /// The last thing that the user said, where recorded rivals are found or candidates judged by it.
     asked: String,
     /// Winning replies of others that the prompt quotes, with what they are called.
     quoted: Vec<(String, String)>,
@@ -146,7 +155,7 @@ impl Pipeline {
     pub async fn start(config: PipelineConfig, parts: Parts) -> Result<Self, PipelineError> {
         check(&config, &parts)?;
         metrics::describe();
-        let Parts { backend, embedder, library, store, shared_history, panels } = parts;
+        let Parts { backend, embedder, library, store, shared_history, panels, reward } = parts;
         let is_shared = shared_history.is_some();
         let kept: Option<Arc<dyn HistoryStore>> = match (shared_history, &store) {
             (Some(shared), _) => Some(shared),
@@ -172,7 +181,8 @@ impl Pipeline {
         Ok(Self {
             sampler: RecipeSampler::new(library, seed),
             selector: Arc::new(Selector::new(config.selector.clone())),
-            reserve: Reserve::new(config.score_reserve),
+            reserve: Reserve::new(config.score_reserve, SCORE_MOST),
+            judge: reward.map(|model| Judge::new(model, config.reward_reserve)),
             config,
             backend,
             embedder,
@@ -331,7 +341,8 @@ impl Pipeline {
         let verbatim = mode.is_passthrough() || job.logprobs.is_some();
         let asked = last_asked(&job.messages);
         let quoted = if self.scores(&mode) { quoted(asked) } else { Vec::new() };
-        let asked = self.panels.as_ref().map_or_else(String::new, |_| asked.to_owned());
+        let is_needed = self.panels.is_some() || self.judge.is_some();
+        let asked = if is_needed { asked.to_owned() } else { String::new() };
         Ok(Plan { task, task_name, mode, seed, requests, n_candidates, verbatim, asked, quoted })
     }
 
@@ -362,7 +373,10 @@ impl Pipeline {
             return Err(HandlerError::new(Category::Timeout, "out of time"));
         }
         let n_texts = plan.n_candidates + plan.quoted.len();
-        let reserve = if self.scores(&plan.mode) { self.reserve.of(n_texts, budget) } else { Duration::ZERO };
+        let mut reserve = if self.scores(&plan.mode) { self.reserve.of(n_texts, budget) } else { Duration::ZERO };
+        if let Some(judge) = self.judge.as_ref().filter(|_| plan.n_candidates > 1 && !plan.mode.is_passthrough()) {
+            reserve += judge.reserve(plan.n_candidates, budget);
+        }
         metrics::reserve(reserve);
         let generate_until = job.deadline - reserve.max(finish(budget));
         let grace = BACKEND_GRACE.min(budget / 20);
@@ -474,8 +488,8 @@ impl Pipeline {
         for flag in flags.iter().flatten() {
             metrics::flag(flag.kind.as_str());
         }
-        let qualities = quality::estimate(&described(drafts, &flags));
         if plan.mode.is_passthrough() {
+            let qualities = quality::estimate(&described(drafts, &flags, None));
             return Examined { qualities, flags, embeddings: None, quoted: None };
         }
         let mut quoted = None;
@@ -490,7 +504,34 @@ impl Pipeline {
                 None
             }
         };
+        // The gate comes first: it takes all of the reward.
+        let rewards = self.judge(drafts, plan, job.deadline, &mut generated.notes).await;
+        let qualities = quality::estimate(&described(&generated.drafts, &flags, rewards.as_deref()));
         Examined { qualities, flags, embeddings, quoted }
+    }
+
+    /// Asks the reward model about candidates that there is a choice among.
+    async fn judge(
+        &self,
+        drafts: &[Draft],
+        plan: &Plan,
+        deadline: Instant,
+        notes: &mut Vec<String>,
+    ) -> Option<Vec<Reward>> {
+        let judge = self.judge.as_ref()?;
+        let texts: Vec<String> = drafts.iter().map(|draft| draft.candidate.text.clone()).collect();
+        if texts.iter().map(|text| text.trim()).collect::<HashSet<_>>().len() < 2 {
+            return None;
+        }
+        let until = deadline - finish(deadline.saturating_duration_since(Instant::now()));
+        match judge.rewards(&plan.asked, &texts, until).await {
+            Ok(rewards) => Some(rewards),
+            Err(why) => {
+                metrics::unjudged(why.label());
+                notes.push(format!("chosen without rewards by {}: {why}", judge.name()));
+                None
+            }
+        }
     }
 
     fn panel_of(&self, quoted: &[(String, String)], embeddings: Vec<Embedding>) -> Option<Arc<Panel>> {
@@ -682,6 +723,8 @@ impl Pipeline {
         prompt_hash: String,
         timings: Timings,
     ) -> Provenance {
+        let is_judged = looked_at.qualities.iter().any(|quality| quality.reward.is_some());
+        let reward_model = self.judge.as_ref().filter(|_| is_judged).map(|judge| judge.name().to_owned());
         let mut details = looked_at.qualities.into_iter().zip(looked_at.flags);
         let mut candidates = Vec::with_capacity(generated.drafts.len());
         for (index, draft) in generated.drafts.into_iter().enumerate() {
@@ -722,6 +765,7 @@ impl Pipeline {
             sent,
             reason: choice.reason.to_owned(),
             nearest_source: None,
+            reward_model,
             encoder: looked_at.embeddings.and(self.embedder.as_ref().map(|embedder| embedder.name().to_owned())),
             profile: self.selector.config().profile.name.clone().into_owned(),
             n_history: choice.n_history,
@@ -829,14 +873,15 @@ fn finish(budget: Duration) -> Duration {
     FINISH.min(budget / 4)
 }
 
-fn described<'a>(drafts: &'a [Draft], flags: &[Vec<Flag>]) -> Vec<quality::Draft<'a>> {
-    let described = drafts.iter().zip(flags).map(|(draft, flags)| quality::Draft {
+fn described<'a>(drafts: &'a [Draft], flags: &[Vec<Flag>], rewards: Option<&[Reward]>) -> Vec<quality::Draft<'a>> {
+    let described = drafts.iter().zip(flags).enumerate().map(|(i, (draft, flags))| quality::Draft {
         text: &draft.candidate.text,
         mean_logprob: draft.candidate.mean_logprob,
         model: &draft.model,
         prompt: draft.recipe,
         complete: draft.candidate.finish_reason == FinishReason::Stop,
         penalty: guard::penalty(flags),
+        reward: rewards.and_then(|rewards| rewards.get(i)).copied(),
     });
     described.collect()
 }

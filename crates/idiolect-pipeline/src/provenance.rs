@@ -107,6 +107,9 @@ pub struct Provenance {
     pub nearest_source: Option<String>,
     /// The encoder, when candidates were embedded.
     pub encoder: Option<String>,
+    /// The reward model, when candidates were judged by it.
+    #[serde(default)]
+    pub reward_model: Option<String>,
     /// The profile of the gate.
     pub profile: String,
     /// Earlier replies that were compared with.
@@ -206,6 +209,10 @@ impl fmt::Display for CandidateRecord {
             FinishReason::ContentFilter => "cut by a filter",
         };
         write!(f, "  {} tokens, {finish}, quality {:.2}", self.n_tokens, self.quality.score)?;
+        if let Some(reward) = self.quality.reward {
+            let raw = reward.raw.map_or_else(|| "no number".to_owned(), |raw| format!("{raw:.2}"));
+            write!(f, ", reward {raw} ({:.2} normalised)", reward.normalised)?;
+        }
         if let Some(logprob) = self.mean_logprob {
             write!(f, ", mean log-probability {logprob:.2}")?;
         }

@@ -14,7 +14,9 @@
 //! let texts = ["Leaves make sugar out of light.", "Sugar is what leaves make of light.", "Ask a botanist."];
 //! let embeddings = [[0.9, 0.1, 0.0], [0.9, 0.12, 0.0], [0.0, 0.2, 0.9]];
 //!
-//! let drafts = texts.map(|text| Draft { text, mean_logprob: None, model: "m", prompt: 0, complete: true, penalty: 0.0 });
+//! let drafts = texts.map(|text| Draft {
+//!     text, mean_logprob: None, model: "m", prompt: 0, complete: true, penalty: 0.0, reward: None,
+//! });
 //! let qualities = estimate(&drafts);
 //! let candidates: Vec<_> = embeddings
 //!     .iter()

@@ -1,10 +1,20 @@
-//! A cheap estimate of how good a candidate is beside its siblings, from what generation gives for free.
+//! An estimate of how good a candidate is: what a reward model makes of it, or else what generation gives for free, less
+//! what is taken off for its form.
 
 use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-/// What is known of a candidate before any model looks at it.
+/// How good a reward model finds a candidate.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reward {
+    /// The model's own figure, of `dpo` the mean log-probability a token; `None` where it is no finite number.
+    pub raw: Option<f32>,
+    /// Where that stands among all that the model was asked for, in [0, 1].
+    pub normalised: f32,
+}
+
+/// What is known of a candidate.
 #[derive(Clone, Copy, Debug)]
 pub struct Draft<'a> {
     /// The text.
@@ -20,6 +30,8 @@ pub struct Draft<'a> {
     pub complete: bool,
     /// Share of the reward that format rules take away, in [0, 1].
     pub penalty: f32,
+    /// What a reward model makes of it, in place of `mean_logprob`: comparable whoever wrote it, and to which wording.
+    pub reward: Option<Reward>,
 }
 
 /// The estimate and what it is made of.
@@ -27,8 +39,9 @@ pub struct Draft<'a> {
 pub struct Quality {
     /// The estimate, in [0, 1]: (0.5 + 0.5 · likelihood) · length · (1 - repetition) · (1 - penalty), less 30 % when cut.
     pub score: f32,
-    /// Where its mean log-probability stands among its siblings of the same model and prompt, in (0, 1); 0.5 when there
-    /// is nothing to compare with. What counts as far is measured over all prompts of the model together.
+    /// The reward model's normalised figure, in [0, 1]. Without one, where its mean log-probability stands among its siblings
+    /// of the same model and prompt, in (0, 1); 0.5 when there is nothing to compare with. What counts as far is measured over
+    /// all prompts of the model together.
     pub likelihood: f32,
     /// 1 for a sane length, less for a text far shorter than its siblings, 0 for an empty one.
     pub length: f32,
@@ -36,6 +49,9 @@ pub struct Quality {
     pub repetition: f32,
     /// The format penalty that was given, in [0, 1].
     pub penalty: f32,
+    /// What the reward model said, where one was asked.
+    #[serde(default)]
+    pub reward: Option<Reward>,
 }
 
 /// Estimates the quality of candidates for one prompt. The result has one entry for each, in order; it depends on
@@ -45,7 +61,7 @@ pub struct Quality {
 /// ```
 /// use idiolect_uniqueness::quality::{Draft, estimate};
 ///
-/// let draft = |text| Draft { text, mean_logprob: None, model: "m", prompt: 0, complete: true, penalty: 0.0 };
+/// let draft = |text| Draft { text, mean_logprob: None, model: "m", prompt: 0, complete: true, penalty: 0.0, reward: None };
 /// let good = "Leaves turn light into sugar, and give off oxygen while they do.";
 /// let loops = "Leaves turn light into leaves turn light into leaves turn light into leaves turn light into";
 /// let estimates = estimate(&[draft(good), draft(loops)]);
@@ -66,11 +82,14 @@ fn estimate_one(draft: &Draft<'_>, likelihood: f32, median_words: usize) -> Qual
     let penalty = if draft.penalty.is_finite() { draft.penalty.clamp(0.0, 1.0) } else { 1.0 };
     let cut = if draft.complete { 1.0 } else { 0.7 };
     let score = (0.5 + 0.5 * likelihood) * length * (1.0 - repetition) * (1.0 - penalty) * cut;
-    Quality { score: score.clamp(0.0, 1.0), likelihood, length, repetition, penalty }
+    Quality { score: score.clamp(0.0, 1.0), likelihood, length, repetition, penalty, reward: draft.reward }
 }
 
 /// Returns the logistic of 1.7 z, which is the normal distribution's curve to within 0.01.
 fn likelihood(draft: &Draft<'_>, drafts: &[Draft<'_>]) -> f32 {
+    if let Some(reward) = draft.reward {
+        return if reward.normalised.is_nan() { 0.0 } else { reward.normalised.clamp(0.0, 1.0) };
+    }
     let Some(own) = above_siblings(draft, drafts) else { return 0.5 };
     let same_model = drafts.iter().filter(|d| d.model == draft.model);
     let deviations: Vec<f32> = same_model.filter_map(|d| above_siblings(d, drafts)).collect();
@@ -125,7 +144,7 @@ mod tests {
     use super::*;
 
     fn draft(text: &str) -> Draft<'_> {
-        Draft { text, mean_logprob: None, model: "m", prompt: 0, complete: true, penalty: 0.0 }
+        Draft { text, mean_logprob: None, model: "m", prompt: 0, complete: true, penalty: 0.0, reward: None }
     }
 
     const LONG: &str = "Light is absorbed by chlorophyll, water is split, and sugar is built out of carbon dioxide.";
@@ -148,6 +167,19 @@ mod tests {
         assert!(scores[2].likelihood > scores[0].likelihood && scores[0].likelihood > scores[1].likelihood);
         assert!(scores[3].likelihood < scores[1].likelihood);
         assert_eq!(scores[4].likelihood, 0.5);
+    }
+
+    #[test]
+    fn a_reward_takes_the_place_of_the_writers_own_figures() {
+        let with = |logprob, normalised| Draft {
+            mean_logprob: Some(logprob),
+            reward: Some(Reward { raw: Some(-2.0), normalised }),
+            ..draft(LONG)
+        };
+        let scores = estimate(&[with(-9.0, 0.75), with(-0.1, 0.25), with(-0.1, f32::NAN), draft(LONG)]);
+        assert_eq!(scores.iter().map(|q| q.likelihood).collect::<Vec<_>>(), [0.75, 0.25, 0.0, 0.5]);
+        assert_eq!(scores[0].reward, Some(Reward { raw: Some(-2.0), normalised: 0.75 }));
+        assert_eq!(scores[0].score, 0.875);
     }
 
     #[test]
@@ -185,6 +217,7 @@ mod tests {
                 .iter()
                 .map(|(text, mean_logprob, complete, penalty)| Draft {
                     text, mean_logprob: *mean_logprob, model: "m", prompt: text.len() % 2, complete: *complete, penalty: *penalty,
+                    reward: mean_logprob.filter(|_| text.len() % 3 == 0).map(|raw| Reward { raw: Some(raw), normalised: raw }),
                 })
                 .collect();
             for q in estimate(&drafts) {
