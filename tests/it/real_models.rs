@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use idiolect_miner::app::Miner;
 use idiolect_miner::selfquery::ask_self;
+use idiolect_models::NoProgress;
 use idiolect_protocol::dendrite::{QueryOptions, Via};
 
-use crate::support::{Node, config, get, prompt};
+use crate::support::{Node, config, env, get, prompt};
 
 const REAL: [(&str, &str); 4] =
     [("backend", "candle"), ("uniqueness.encoder", "minilm"), ("sampling.max_tokens", "24"), ("candidates.count", "3")];
@@ -21,8 +23,45 @@ async fn the_default_model_answers_itself_with_scored_candidates() {
         assert_eq!(provenance.encoder.as_deref(), Some("all-MiniLM-L6-v2"), "{provenance}");
         assert!(provenance.candidates.iter().all(|c| c.score.is_some() && c.mean_logprob.is_some()), "{provenance}");
         assert_eq!(provenance.chosen().map(|c| c.model.as_str()), Some("smollm2-135m"));
+        assert_eq!(provenance.reward_model.as_deref(), Some("dpo"), "{provenance}");
+        for candidate in &provenance.candidates {
+            let reward = candidate.quality.reward.expect("a reward");
+            assert!(reward.raw.is_some_and(|raw| (-11.0..0.0).contains(&raw)), "{provenance}");
+            assert_eq!(candidate.quality.likelihood, reward.normalised);
+        }
     }
     node.stop().await;
+}
+
+/// What the model that answers thinks of its own words is no measure: here it is another, which only repeats.
+#[tokio::test]
+async fn candidates_of_any_backend_are_judged_by_the_default_model() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let missing = dir.path().join("missing.gguf");
+    for (quality_model, is_judged) in [("smollm2-135m", true), ("auto", false), ("off", false)] {
+        let node = Node::start(&[
+            ("backend", "echo"),
+            ("uniqueness.encoder", "minilm"),
+            ("uniqueness.quality_model", quality_model),
+            ("candidates.count", "4"),
+            ("mutation.recipes", "2"),
+            ("metrics.addr", "127.0.0.1:0"),
+        ])
+        .await;
+        node.ask(Via::Http, "Why is the sky blue in the morning?").await.expect("a reply");
+        node.miner.pipeline().flush().await;
+        let found = node.miner.pipeline().explain("last").await.expect("a record");
+        assert_eq!(found.reward_model.as_deref(), is_judged.then_some("dpo"), "{found}");
+        let (_, health) = get(node.miner.metrics_address().expect("an address"), "/healthz").await;
+        let health: serde_json::Value = serde_json::from_str(&health).expect("JSON");
+        assert_eq!(health["quality_model"].as_str(), is_judged.then_some(quality_model), "{health}");
+        node.stop().await;
+    }
+    let path = missing.display().to_string();
+    let config = config(dir.path(), &[("backend", "echo"), ("uniqueness.quality_model", path.as_str())]);
+    let error = Miner::start(&config, &env(), &NoProgress).await.expect_err("there is no such model");
+    let error = format!("{error:#}");
+    assert!(error.contains("uniqueness.quality_model") && error.contains(&path), "{error}");
 }
 
 #[tokio::test]

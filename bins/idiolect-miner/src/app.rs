@@ -73,6 +73,7 @@ impl Core {
             panels,
             library: Arc::new(library),
             store: Some(store.clone()),
+            reward: engines.quality.as_ref().map(|(model, _)| Arc::clone(model)),
             ..Parts::new(engines.pool.clone())
         };
         let pipeline = Pipeline::start(pipeline_config, parts).await.context("the pipeline cannot start")?;
@@ -329,6 +330,7 @@ impl Status {
         let facts = json!({
             "version": env!("CARGO_PKG_VERSION"), "hotkey": hotkey.to_string(), "network": config.network.to_string(),
             "models": core.engines.models, "encoder": config.uniqueness.encoder.as_str(),
+            "quality_model": core.engines.quality.as_ref().map(|(_, name)| name),
             "shared_history": config.uniqueness.shared_history.as_ref().map(ToString::to_string),
         });
         Self { is_serving: AtomicBool::new(false), pool: core.engines.pool.clone(), facts }

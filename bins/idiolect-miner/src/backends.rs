@@ -10,10 +10,11 @@ use idiolect_backend::{
     SpendingConfig, Strategy, Timeout, TimeoutConfig,
 };
 use idiolect_models::{Progress, Resolver, Spec};
+use idiolect_validator::{DpoModel, Profile, RewardModel};
 
 #[cfg(feature = "candle")]
 use crate::candle;
-use crate::config::{BackendConfig, BackendKind, Config, EncoderKind, PoolStrategy, UniquenessSection};
+use crate::config::{BackendConfig, BackendKind, Config, EncoderKind, PoolStrategy, QualityModel, UniquenessSection};
 use crate::models;
 
 /// The concrete backends behind their pool, and the encoder.
@@ -25,6 +26,8 @@ pub struct Engines {
     pub encoder: Option<Arc<dyn Embedder>>,
     /// The models by the names that configuration gives them, in the order of the backends.
     pub models: Vec<String>,
+    /// What says how good candidates are, with its model's name; `None` where it is off.
+    pub quality: Option<(Arc<dyn RewardModel>, String)>,
 }
 
 /// What loading needs besides the configuration.
@@ -47,27 +50,51 @@ impl Loader<'_> {
     /// # Errors
     /// When a model cannot be found, fetched or loaded, a key is missing, or the backends do not make a pool.
     pub async fn load(&self, config: &Config) -> anyhow::Result<Engines> {
-        let backends = futures_util::future::try_join_all(config.backends.iter().map(|b| self.member(config, b)));
-        let (members, encoder) = tokio::try_join!(backends, self.encoder(config))?;
+        let judge = judge(config);
+        // A backend that has the model already computes for both.
+        let sharing = |spec: &Spec| {
+            config.backends.iter().position(|b| {
+                b.kind == BackendKind::Candle && model_name(b).parse::<Spec>().is_ok_and(|model| model == *spec)
+            })
+        };
+        let shared = judge.as_ref().and_then(|judge| sharing(&judge.spec));
+        let backends = config.backends.iter().map(|backend| async move {
+            let engine = self.engine(backend, config.candidates.count).await;
+            engine.with_context(|| format!("backend {}", backend.name))
+        });
+        let own = self.judge_engine(judge.as_ref().filter(|_| shared.is_none()));
+        let (engines, encoder, own) =
+            tokio::try_join!(futures_util::future::try_join_all(backends), self.encoder(config), own)?;
+        let engine = own.or_else(|| engines.get(shared?).cloned());
+        let quality = match (judge, engine) {
+            (Some(judge), Some(engine)) => {
+                let rules = Profile::find(&config.uniqueness.profile).context("uniqueness.profile")?.dpo;
+                Some((Arc::new(DpoModel::new(engine, rules)) as Arc<dyn RewardModel>, judge.spec.to_string()))
+            }
+            _ => None,
+        };
+        let members = config.backends.iter().zip(engines).map(|(backend, engine)| member(config, backend, engine));
         let models = config.backends.iter().map(model_name).collect();
-        let pool = Pool::new(pool_config(config), members).context("the backends do not make a pool")?;
-        Ok(Engines { pool: Arc::new(pool), encoder, models })
+        let pool = Pool::new(pool_config(config), members.collect()).context("the backends do not make a pool")?;
+        Ok(Engines { pool: Arc::new(pool), encoder, models, quality })
     }
 
-    async fn member(&self, config: &Config, backend: &BackendConfig) -> anyhow::Result<Member> {
-        let engine =
-            self.engine(backend, config.candidates.count).await.with_context(|| format!("backend {}", backend.name))?;
-        let mut wrapped = engine;
-        if let Some(dollars) = backend.spending_cap {
-            let ledger = FileLedger::new(config.data_dir.join(format!("spending-{}.json", backend.name)));
-            let prices = Prices::per_million_dollars(backend.prompt_price, backend.completion_price);
-            let spending = SpendingConfig { per_day: micro_dollars(dollars), prices };
-            wrapped = Arc::new(SpendingCap::new(wrapped, spending, Arc::new(ledger)));
+    /// Loads the model that says how good candidates are. Where it was not asked for by name, it may be missing.
+    async fn judge_engine(&self, judge: Option<&Judge>) -> anyhow::Result<Option<Arc<dyn Backend>>> {
+        let Some(Judge { spec, is_wanted }) = judge else { return Ok(None) };
+        let model = Some(spec.to_string());
+        let backend =
+            BackendConfig { name: "quality".to_owned(), model, ..BackendConfig::of_kind(BackendKind::Candle) };
+        match self.candle(&backend).await {
+            Err(error) if !is_wanted => {
+                tracing::warn!(
+                    error = format!("{error:#}"), model = %spec,
+                    "the model that says how good candidates are is not there; see uniqueness.quality_model"
+                );
+                Ok(None)
+            }
+            loaded => loaded.map(Some).with_context(|| format!("uniqueness.quality_model {spec}")),
         }
-        // Outside the cap: what waits for its turn reserves no money.
-        let limits = LimitConfig { max_concurrent: backend.max_concurrent, ..LimitConfig::default() };
-        let wrapped = Arc::new(Limit::new(wrapped, limits));
-        Ok(Member::new(&backend.name, wrapped).weight(backend.weight).rpm(backend.rpm))
     }
 
     async fn engine(&self, backend: &BackendConfig, candidates: usize) -> anyhow::Result<Arc<dyn Backend>> {
@@ -165,6 +192,41 @@ impl Loader<'_> {
         let encoder = load_encoder(alias, &files.dir, &config.uniqueness.device).await?;
         tracing::info!(encoder = alias, load_ms = elapsed_ms(began), "encoder is loaded");
         Ok(Some(encoder))
+    }
+}
+
+fn member(config: &Config, backend: &BackendConfig, engine: Arc<dyn Backend>) -> Member {
+    let mut wrapped = engine;
+    if let Some(dollars) = backend.spending_cap {
+        let ledger = FileLedger::new(config.data_dir.join(format!("spending-{}.json", backend.name)));
+        let prices = Prices::per_million_dollars(backend.prompt_price, backend.completion_price);
+        let spending = SpendingConfig { per_day: micro_dollars(dollars), prices };
+        wrapped = Arc::new(SpendingCap::new(wrapped, spending, Arc::new(ledger)));
+    }
+    // Outside the cap: what waits for its turn reserves no money.
+    let limits = LimitConfig { max_concurrent: backend.max_concurrent, ..LimitConfig::default() };
+    let wrapped = Arc::new(Limit::new(wrapped, limits));
+    Member::new(&backend.name, wrapped).weight(backend.weight).rpm(backend.rpm)
+}
+
+/// The model that says how good candidates are.
+struct Judge {
+    spec: Spec,
+    /// Whether the configuration names it.
+    is_wanted: bool,
+}
+
+/// Returns which model says how good candidates are, if any.
+fn judge(config: &Config) -> Option<Judge> {
+    match &config.uniqueness.quality_model {
+        QualityModel::Off => None,
+        QualityModel::Model(spec) => Some(Judge { spec: spec.clone(), is_wanted: true }),
+        QualityModel::Auto => {
+            let is_compared = config.uniqueness.encoder != EncoderKind::Off && config.candidates.count > 1;
+            let is_real = config.backends.iter().any(|backend| backend.kind != BackendKind::Echo);
+            let spec = idiolect_models::DEFAULT_MODEL.parse().ok()?;
+            (is_compared && is_real && cfg!(feature = "candle")).then_some(Judge { spec, is_wanted: false })
+        }
     }
 }
 

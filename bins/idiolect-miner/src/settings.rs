@@ -10,7 +10,8 @@ use idiolect_axon::policy::{OnExpired, Rate, Rules};
 use idiolect_mutation::Library;
 use idiolect_pipeline::{PipelineConfig, RecordConfig, StorePrompts};
 use idiolect_protocol::Limits;
-use idiolect_uniqueness::{GateProfile, Retention, SelectorConfig};
+use idiolect_uniqueness::{Retention, SelectorConfig};
+use idiolect_validator::Profile;
 
 use crate::config::{Allowed, Config, Expired, PromptRecord};
 
@@ -97,7 +98,7 @@ pub(crate) fn library(config: &Config) -> anyhow::Result<Library> {
 
 pub(crate) fn pipeline(config: &Config) -> anyhow::Result<PipelineConfig> {
     let pipeline = &config.pipeline;
-    let profile: GateProfile = config.uniqueness.profile.parse()?;
+    let profile = Profile::find(&config.uniqueness.profile).context("uniqueness.profile")?.gate;
     Ok(PipelineConfig {
         candidates: config.candidates.count,
         recipes: config.mutation.recipes,

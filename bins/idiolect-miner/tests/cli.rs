@@ -128,6 +128,13 @@ fn usage_errors_are_64() {
     fails(&run(&["--uniqueness.device", "gpu"]), 64, &["uniqueness.device is gpu, expected cpu, cuda"]);
     fails(&run(&["--backend", "candle", "--model", "hub:nobody"]), 64, &["hub:ORG/REPO"]);
     fails(&run(&["--hotkey-uri", "//Alice", "--wallet.name", "w"]), 64, &["expected one of"]);
+    std::fs::write(dir.path().join("gate.toml"), "extends = \"text-prompting-2.1\"\n[gate]\npass_over = 0.5\n")
+        .expect("written");
+    fails(
+        &run(&["--uniqueness.profile", "gate.toml"]),
+        64,
+        &["flag --uniqueness.profile: uniqueness.profile: profile gate.toml: line 3: gate.pass_over: unknown field"],
+    );
 }
 
 #[test]

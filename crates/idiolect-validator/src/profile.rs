@@ -269,7 +269,8 @@ impl Profile {
         let failed = |reason: String| ProfileError::File { path: path.to_owned(), reason };
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound && path.extension().is_none() => {
+            // What looks like a file's name is told as a file that is not there.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !is_file_name(path) => {
                 return Err(ProfileError::Unknown(name_or_path.to_owned()));
             }
             Err(error) => return Err(failed(error.to_string())),
@@ -286,6 +287,12 @@ impl Profile {
     pub(crate) fn weighed(&self) -> impl Iterator<Item = (&String, f64)> {
         self.rewards.iter().map(|(name, weight)| (name, *weight)).filter(|(_, weight)| *weight != 0.0)
     }
+}
+
+/// Versions end in digits after a point.
+fn is_file_name(path: &Path) -> bool {
+    let is_toml = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("toml"));
+    is_toml || path.components().count() > 1
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use idiolect_backend::{Backend, Error, ScoreRequest};
+use idiolect_backend::{Backend, Error, Score, ScoreRequest};
 
 use crate::dpo::{DpoRules, Repetition};
 
@@ -27,7 +27,7 @@ pub trait RewardModel: Debug + Send + Sync + 'static {
 /// So many replies are scored at a time.
 const SIDE_BY_SIDE: usize = 8;
 
-/// The `dpo` reward by a backend that scores texts with whole rows of logits.
+/// The `dpo` reward by a backend that scores texts with whole rows of logits. It is asked for within a tokio runtime.
 ///
 /// Prompt and reply are one plain text, without a chat template; what of the reply does not fit the model's context behind
 /// the prompt is cut off, and a prompt that does not fit gets the lowest reward. Validators use cerebras/btlm-3b-8k-base;
@@ -67,9 +67,13 @@ impl DpoModel {
     async fn by_rows(&self, prompt: &str, reply: &str) -> Result<f32, Error> {
         let mut request = Self::request(prompt, reply).with_rows();
         request.prompt_logits = self.rules.wants_prompt();
-        let score = self.backend.score(request).await?;
-        let rows = score.rows.unwrap_or_default();
-        Ok(self.rules.reward(&score.token_ids, &rows, score.prompt_logits.unwrap_or_default()))
+        let Score { token_ids, rows, prompt_logits, .. } = self.backend.score(request).await?;
+        let rules = self.rules;
+        // The whole vocabulary for each token: too long for a thread that others wait for.
+        let reward = tokio::task::spawn_blocking(move || {
+            rules.reward(&token_ids, &rows.unwrap_or_default(), prompt_logits.unwrap_or_default())
+        });
+        reward.await.map_err(|error| Error::internal("the reward broke off", error))
     }
 
     /// Gives the lowest reward where a prompt leaves no room for the reply.

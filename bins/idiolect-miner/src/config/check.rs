@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use idiolect_models::Spec;
-use idiolect_uniqueness::GateProfile;
+use idiolect_validator::Profile;
 
 #[cfg(feature = "candle")]
 use super::BACKEND_KEYS;
@@ -115,7 +115,7 @@ fn pipeline(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
 
 fn uniqueness(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
     let uniqueness = &loaded.config.uniqueness;
-    if let Err(error) = uniqueness.profile.parse::<GateProfile>() {
+    if let Err(error) = Profile::find(&uniqueness.profile) {
         problem(loaded.origin("uniqueness.profile"), format!("uniqueness.profile: {error}"));
     }
     encoder(loaded, problem);

@@ -124,7 +124,7 @@ pub static KEYS: &[Key<Config>] = &[
         .expect("1 to 16", |c| (1..=16).contains(&c.mutation.recipes)),
     key!(Config: mutation.seed, "Makes the drawing of recipes repeatable: the same prompts in the same order, the same recipes (in any order with `sampling.seed`). For tests: two miners with one seed vary alike."),
 
-    key!(Config: uniqueness.profile, "The validators' arithmetic to satisfy: `openvalidators-1.2` or `text-prompting-2.1`."),
+    key!(Config: uniqueness.profile, "The validators' arithmetic to satisfy: `openvalidators-1.2`, `text-prompting-2.1`, or the path of a [profile file](scoring.md#profiles), of whose figures replies are chosen by those of `[gate]`."),
     key!(Config: uniqueness.encoder, "Sentence encoder that measures likeness: `minilm`, `mpnet` (the validators' own), `openai` (any other, on a server: see `uniqueness.encoder_model`) or `off`.")
         .flags(&["encoder"]),
     key!(Config: uniqueness.device, "Where the encoder computes: `cpu`, `cuda`, `cuda:1`, `metal` …; all but `cpu` need a build with the feature of that name.")
@@ -138,6 +138,8 @@ pub static KEYS: &[Key<Config>] = &[
     key!(Config: uniqueness.encoder_key_env, "openai: environment variable that holds the key. OpenAI itself is given `OPENAI_API_KEY` where none is named; other servers are given no key."),
     key!(Config: uniqueness.encoder_timeout, "openai: longest time that one request for embeddings may take.").unit("seconds")
         .expect("1ms to 1d", |c| up_to_a_day(c.uniqueness.encoder_timeout)),
+    key!(Config: uniqueness.quality_model, "Model that says how good candidates are: by their mean log-probability under it as replies to what was asked, with the profile's rule against repetition (the `dpo` reward). `auto` is `smollm2-135m`, with any backend but echo and any encoder but `off`; `off` goes by what the writing models thought of their own texts.")
+        .flags(&["quality-model"]),
     key!(Config: uniqueness.margin, "Distance by which a reply should clear the gate, above the bound itself.").unit("1 - cosine")
         .expect("0 to 0.5", |c| (0.0..=0.5).contains(&c.uniqueness.margin)),
     key!(Config: uniqueness.rivals, "Miners that answer the same prompt besides this one; the replies that are not seen of so many are estimated.").unit("miners")

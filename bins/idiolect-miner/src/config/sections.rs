@@ -9,6 +9,8 @@ use idiolect_backend::Sampling;
 use idiolect_protocol::Hotkey;
 use serde_json::Value;
 
+use idiolect_models::{Spec, SpecError};
+
 use super::backend::{BackendConfig, ServerFlavour};
 use super::shared_history::SharedHistory;
 use super::value::{Bytes, Raw, Setting, words};
@@ -48,6 +50,45 @@ impl Setting for Network {
                 Some(path) if !path.is_empty() => Ok(Self::File(PathBuf::from(path))),
                 _ => Err(format!("is {text:?}, expected none or file:PATH")),
             },
+        }
+    }
+
+    fn show(&self) -> Value {
+        Value::from(self.to_string())
+    }
+}
+
+/// Which model says how good candidates are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum QualityModel {
+    /// The default one, where candidates are compared at all and it can be loaded.
+    #[default]
+    Auto,
+    /// None.
+    Off,
+    /// This one.
+    Model(Spec),
+}
+
+impl fmt::Display for QualityModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Off => f.write_str("off"),
+            Self::Model(spec) => fmt::Display::fmt(spec, f),
+        }
+    }
+}
+
+impl Setting for QualityModel {
+    const TYPE: &'static str = "`auto`, `off` or SPEC of a model";
+
+    fn read(raw: &Raw) -> Result<Self, String> {
+        let text = String::read(raw)?;
+        match text.as_str() {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            _ => text.parse().map(Self::Model).map_err(|error: SpecError| format!("is {text:?}: {error}")),
         }
     }
 
@@ -305,6 +346,7 @@ pub struct UniquenessSection {
     pub encoder_flavour: ServerFlavour,
     pub encoder_key_env: Option<String>,
     pub encoder_timeout: Duration,
+    pub quality_model: QualityModel,
     pub margin: f32,
     pub rivals: usize,
     pub panel: Option<PathBuf>,
@@ -426,6 +468,7 @@ impl Default for Config {
                 encoder_flavour: ServerFlavour::OpenAi,
                 encoder_key_env: None,
                 encoder_timeout: Duration::from_secs(30),
+                quality_model: QualityModel::Auto,
                 margin: 0.0147,
                 rivals: 49,
                 panel: None,

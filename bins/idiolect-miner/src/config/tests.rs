@@ -320,6 +320,66 @@ fn the_bounds_of_the_reference_are_the_engines_own() {
     }
 }
 
+/// A near pair of candidates and a far one, of which the near ones are better: what is chosen shows where the gate is.
+fn chosen(config: &Config) -> (usize, idiolect_uniqueness::Reason) {
+    let selector = idiolect_uniqueness::Selector::new(crate::settings::pipeline(config).expect("settings").selector);
+    let candidate = |embedding: &'static [f32], quality| idiolect_uniqueness::Candidate {
+        embedding: Some(embedding),
+        quality,
+        source: "m",
+    };
+    // The first two are at a distance of 0.1.
+    let (near, far) = (candidate(&[0.9, 0.435_889_9, 0.0], 0.8), candidate(&[0.0, 0.0, 1.0], 0.5));
+    let candidates = [candidate(&[1.0, 0.0, 0.0], 0.9), near, far];
+    let selection = selector.select(&candidates, &idiolect_uniqueness::Population::new("test")).expect("candidates");
+    (selection.chosen, selection.reason)
+}
+
+#[test]
+fn a_profile_may_be_a_file() {
+    use idiolect_uniqueness::Reason;
+
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("strict.toml");
+    let file = format!("[uniqueness]\nprofile = '{}'\n", path.display());
+    let with = |profile: &str| {
+        std::fs::write(&path, profile).expect("written");
+        load(&sources(&file, &[], &[])).map(|loaded| loaded.config)
+    };
+    assert_eq!(chosen(&Config::default()), (0, Reason::BestThatClears));
+    let strict =
+        with("extends = \"text-prompting-2.1\"\nname = \"strict\"\n[gate]\npass_above = 0.6\n").expect("loads");
+    assert_eq!(chosen(&strict), (2, Reason::BestThatClears), "0.1 is too near where 0.11 passes");
+    assert_eq!(crate::settings::pipeline(&strict).expect("settings").selector.profile.name, "strict");
+    let product = with("extends = \"text-prompting-2.1\"\n[gate]\nmode = \"product\"\n").expect("loads");
+    assert_eq!(chosen(&product).1, Reason::HighestExpected);
+
+    let refused =
+        |profile: &str| with(profile).expect_err("refused").problems.iter().map(ToString::to_string).collect();
+    let shown = path.display();
+    let found: Vec<String> = refused("extends = \"text-prompting-2.1\"\n[gate]\npass_over = 0.5\n");
+    assert!(
+        found.len() == 1
+            && found[0].starts_with(&format!(
+                "miner.toml:2: uniqueness.profile: profile {shown}: line 3: gate.pass_over: unknown field `pass_over`"
+            )),
+        "{found:?}"
+    );
+    let found: Vec<String> = refused("extends = \"text-prompting-2.1\"\n[gate]\npass_above = 2\n");
+    let expected = format!("profile {shown}: line 3: gate.pass_above is 2, expected a number from 0 to 1");
+    assert_eq!(found, [format!("miner.toml:2: uniqueness.profile: {expected}")]);
+    std::fs::remove_file(&path).expect("removed");
+    let found = problems(&file, &[], &[]);
+    assert!(found[0].starts_with(&format!("miner.toml:2: uniqueness.profile: profile {shown}: ")), "{found:?}");
+    for name in ["sn1", "text-prompting-2.2", ""] {
+        let expected = "expected openvalidators-1.2, text-prompting-2.1 or a file";
+        assert_eq!(
+            problems("", &[], &[("uniqueness.profile", name)]),
+            [format!("flag --uniqueness.profile: uniqueness.profile: unknown profile {name:?}, {expected}")]
+        );
+    }
+}
+
 #[test]
 fn times_that_no_clock_counts_to_are_refused() {
     let keys = KEYS.iter().filter(|key| key.type_name() == "duration" && key.name != "pipeline.retention");

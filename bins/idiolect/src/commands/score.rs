@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use clap::{Arg, ArgMatches, Command, value_parser};
 use idiolect_backend::Embedder;
 use idiolect_miner::backends::{Loader, load_encoder};
-use idiolect_miner::config::{BackendConfig, BackendKind, Config, EncoderKind};
+use idiolect_miner::config::{BackendConfig, BackendKind, Config, EncoderKind, QualityModel};
 use idiolect_miner::progress::FetchProgress;
 use idiolect_miner::{cli, models};
 use idiolect_models::{Resolver, Spec};
@@ -181,7 +181,9 @@ async fn load(matches: &ArgMatches, config: &Config, profile: &Profile) -> anyho
     let mut models = Models { rewards, ..Models::default() };
     if let Some(model) = dpo_model(matches, profile)? {
         let backend = BackendConfig { model: Some(model.to_owned()), ..BackendConfig::of_kind(BackendKind::Candle) };
-        let engines = loader.load(&Config { backends: vec![backend], ..config.clone() }).await?;
+        let mut config = Config { backends: vec![backend], ..config.clone() };
+        config.uniqueness.quality_model = QualityModel::Off;
+        let engines = loader.load(&config).await?;
         models.rewards.push(Arc::new(DpoModel::new(engines.pool, profile.dpo)));
         models.encoder = engines.encoder;
     } else {

@@ -73,7 +73,13 @@ fn no_criteria_cost_nothing() {
 #[test]
 fn a_profile_is_found_by_name_or_path() {
     assert_eq!(Profile::find("openvalidators-1.2").unwrap(), Profile::openvalidators_1_2());
-    assert_eq!(Profile::find("nothing").unwrap_err(), ProfileError::Unknown("nothing".to_owned()));
+    for name in ["nothing", "text-prompting-2.2", ""] {
+        assert_eq!(Profile::find(name).unwrap_err(), ProfileError::Unknown(name.to_owned()));
+    }
+    for path in ["nothing.toml", "no/where", "no/where-2.1"] {
+        let error = Profile::find(path).unwrap_err();
+        assert!(matches!(error, ProfileError::File { .. }), "{error}");
+    }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("mine.toml");
     let find = || Profile::find(path.to_str().unwrap());
