@@ -6,12 +6,14 @@
 //! P = 1 - exp(-Λ), ln Λ = c₀ + c₁ x + c₂ x² + c₃ ln(1 + u) + c₄ ln(1 + m) + c₅ x ln(1 + m),
 //!
 //! the complementary log-log model, which is that of a nearest rival hidden among u: Λ is the expected number of unseen
-//! rivals that are too near. With no rival seen, ln Λ = b₀ + b₁ ln(1 + u).
+//! rivals that are too near. With no rival seen, ln Λ = b₀ + b₁ ln(1 + u); where one's own plain answer is there to tell how
+//! usual a reply is, ln Λ = a₀ + a₁ x + b₁ ln(1 + u) with x of the distance to that.
 //!
 //! The coefficients were fitted to replies of 40 models to each of 50 prompts, whole populations of 5 to 40 with some of them
-//! revealed, masked or not by the distances of all-mpnet-base-v2. Prompts differ more than replies: ranges are
-//! wide enough that in nine of ten prompts that had no part in the fit the share of replies that was masked lies in them
-//! (docs/benchmarks.md has the tables, and those of prompts of another sort).
+//! revealed, masked or not by the distances of all-mpnet-base-v2 (`benches/calibration` fits them). Prompts differ more than
+//! replies: ranges are wide enough that in nine of ten prompts that had no part in the fit the share of replies that was masked
+//! lies in them (docs/benchmarks.md has the tables, and those of prompts of another sort). What plain answers say was fitted to
+//! four variations of two models beside their plain answers, half of the time with a rival that gives the plain answer, too.
 
 use serde::{Deserialize, Serialize};
 
@@ -45,10 +47,16 @@ pub struct Calibration {
     pub unseen: [f64; 2],
     /// Standard deviation of ln Λ from prompt to prompt, where none is seen.
     pub unseen_spread: f64,
+    /// a₀ and a₁; `None` where nothing is known of plain answers.
+    #[serde(default)]
+    pub plain: Option<[f64; 2]>,
     /// Whether the encoder is the validators' own: a rival that is too near is certain then, and so is the answer when
     /// all are seen.
     pub exact: bool,
 }
+
+/// Where x of the distance to a plain answer is cut off.
+const PLAIN_RANGE: [f64; 2] = [-1.2, 1.4];
 
 /// Of a normal distribution, nine tenths lie within so many standard deviations.
 const NINE_TENTHS: f64 = 1.645;
@@ -56,20 +64,22 @@ const NINE_TENTHS: f64 = 1.645;
 impl Calibration {
     /// For all-mpnet-base-v2, the validators' encoder.
     pub const MPNET: Self = Self {
-        seen: [-0.495, -1.9035, 0.3501, 0.6583, -0.6593, -0.6029],
+        seen: [-0.47635, -2.03038, 0.42476, 0.66237, -0.65416, -0.57787],
         range: [0.0, 1.4],
-        spread: 1.0,
-        unseen: [-1.6367, 0.3883],
-        unseen_spread: 1.4,
+        spread: 1.1,
+        unseen: [-1.65227, 0.39349],
+        unseen_spread: 1.25,
+        plain: Some([-1.18324, -1.04115]),
         exact: true,
     };
     /// For all-MiniLM-L6-v2 in place of it.
     pub const MINILM: Self = Self {
-        seen: [-0.1423, -0.6852, -0.453, 0.2575, -0.2621, -0.6238],
+        seen: [-0.22717, -0.79476, -0.41909, 0.31802, -0.31272, -0.59012],
         range: [-1.2, 1.4],
-        spread: 1.1,
-        unseen: [-1.6457, 0.3897],
-        unseen_spread: 1.5,
+        spread: 0.95,
+        unseen: [-1.65227, 0.39349],
+        unseen_spread: 1.25,
+        plain: Some([-1.23869, -1.16365]),
         exact: false,
     };
 
@@ -122,12 +132,29 @@ impl Calibration {
         if self.exact && n_unseen == 0 {
             return Chance::NEVER;
         }
-        let x = (f64::from(distance.max(f32::MIN_POSITIVE)) / f64::from(bound)).ln();
-        let x = x.clamp(self.range[0], self.range[1]);
+        let x = log_ratio(distance, bound, self.range);
         let seen = (n_seen as f64).ln_1p();
         let terms = [1.0, x, x * x, unseen, seen, x * seen];
         chance(terms.iter().zip(self.seen).map(|(term, c)| term * c).sum(), self.spread)
     }
+
+    /// As [`masked`](Self::masked) where none of `n_unseen` rivals is seen, of a reply at `distance` from the plain answer of the
+    /// same model: what is near to that is near to what others say, too. `None` where the calibration has no figures for it, and
+    /// for a distance that is not a number.
+    #[must_use]
+    pub fn masked_beside_plain(&self, distance: f32, bound: f32, n_unseen: usize) -> Option<Chance> {
+        let [level, slope] = self.plain.filter(|_| !distance.is_nan())?;
+        let is_open = n_unseen > 0 && bound > 0.0 && bound <= 1.0;
+        if !is_open {
+            return Some(self.masked(None, bound, 0, n_unseen));
+        }
+        let x = log_ratio(distance, bound, PLAIN_RANGE);
+        Some(chance(level + slope * x + self.unseen[1] * (n_unseen as f64).ln_1p(), self.unseen_spread))
+    }
+}
+
+fn log_ratio(distance: f32, bound: f32, [low, high]: [f64; 2]) -> f64 {
+    (f64::from(distance.max(f32::MIN_POSITIVE)) / f64::from(bound)).ln().clamp(low, high)
 }
 
 fn chance(log_rate: f64, spread: f64) -> Chance {
@@ -164,6 +191,29 @@ mod tests {
         assert!(near.p > 0.6 && near.p < 1.0, "{near:?}");
         let far = other.masked(Some(0.2), BOUND, 49, 0);
         assert!(far.p > 0.0 && far.p < 0.1, "{far:?}");
+    }
+
+    #[test]
+    fn what_is_near_the_plain_answer_is_near_to_rivals() {
+        for calibration in both() {
+            let at = |distance, n_unseen| calibration.masked_beside_plain(distance, BOUND, n_unseen).unwrap();
+            let unknown = calibration.masked(None, BOUND, 0, 49);
+            assert!(at(0.02, 49).p > unknown.p + 0.2 && at(0.3, 49).p < unknown.p - 0.2, "{:?}", at(0.3, 49));
+            assert!(at(0.1, 49).p < at(0.08, 49).p && at(0.1, 9).p < at(0.1, 49).p);
+            assert_eq!(at(0.0, 49), at(0.01, 49), "cut off");
+            assert_eq!(at(0.1, 0), Chance::NEVER);
+            assert_eq!(calibration.masked_beside_plain(0.1, 1.5, 3), Some(Chance::ALWAYS));
+            assert_eq!(calibration.masked_beside_plain(f32::NAN, BOUND, 3), None);
+            assert_eq!(Calibration { plain: None, ..calibration }.masked_beside_plain(0.1, BOUND, 3), None);
+        }
+    }
+
+    #[test]
+    fn calibrations_of_earlier_versions_are_read() {
+        let mut of_earlier = serde_json::to_value(Calibration::MPNET).unwrap();
+        of_earlier.as_object_mut().unwrap().remove("plain");
+        let read: Calibration = serde_json::from_value(of_earlier).unwrap();
+        assert_eq!(read, Calibration { plain: None, ..Calibration::MPNET });
     }
 
     #[test]
@@ -205,8 +255,10 @@ mod tests {
         #[test]
         fn odd_figures_are_defined(d in proptest::num::f32::ANY, bound in proptest::num::f32::ANY, seen: usize, unseen: usize) {
             for calibration in both() {
-                let chance = calibration.masked(Some(d), bound, seen, unseen);
-                prop_assert!([chance.p, chance.low, chance.high].iter().all(|p| (0.0..=1.0).contains(p)), "{chance:?}");
+                let beside_plain = calibration.masked_beside_plain(d, bound, unseen);
+                for chance in [Some(calibration.masked(Some(d), bound, seen, unseen)), beside_plain].into_iter().flatten() {
+                    prop_assert!([chance.p, chance.low, chance.high].iter().all(|p| (0.0..=1.0).contains(p)), "{chance:?}");
+                }
             }
         }
     }

@@ -85,6 +85,7 @@ pub struct Population<'a> {
     pub(crate) history: Option<&'a ReplyHistory>,
     pub(crate) prompt_hash: &'a str,
     pub(crate) n_rivals: usize,
+    pub(crate) plain: &'a [usize],
 }
 
 /// Validators ask 50 miners at a time.
@@ -94,7 +95,16 @@ impl<'a> Population<'a> {
     /// Makes a population of which nothing is known, in an encoder's space.
     #[must_use]
     pub const fn new(encoder: &'a str) -> Self {
-        Self { encoder, panel: None, elsewhere: None, quoted: None, history: None, prompt_hash: "", n_rivals: N_RIVALS }
+        Self {
+            encoder,
+            panel: None,
+            elsewhere: None,
+            quoted: None,
+            history: None,
+            prompt_hash: "",
+            n_rivals: N_RIVALS,
+            plain: &[],
+        }
     }
 
     /// Adds rivals' replies to the same prompt.
@@ -139,6 +149,13 @@ impl<'a> Population<'a> {
     #[must_use]
     pub const fn with_rivals(self, n_rivals: usize) -> Self {
         Self { n_rivals, ..self }
+    }
+
+    /// Says which candidates, by index, are plain answers: made of the prompt as it came, as rivals make theirs. Where no rival is
+    /// seen, how near the others are to those of their model tells how usual they are, and so how likely to be masked.
+    #[must_use]
+    pub const fn with_plain(self, plain: &'a [usize]) -> Self {
+        Self { plain, ..self }
     }
 
     /// Returns the encoder's name.

@@ -89,7 +89,9 @@ pub struct CandidateScore {
     /// Predicted factor on the reward before any mask: batch times historic, in [0, 1]. 1 is unlike anything seen.
     pub predicted: f32,
     /// How likely the gate is to mask it once all rivals are there; `None` without a usable embedding, where there was no time to
-    /// find out, for an encoder without a calibration, and under a profile where another than the nearest counts. Rivals that are seen are the panel and candidates of other models.
+    /// find out, for an encoder without a calibration, and under a profile where another than the nearest counts. Rivals that are
+    /// seen are the panel and candidates of other models; where there are none, it rests on the distance to the
+    /// [plain answers](Population::with_plain) of the same model.
     #[serde(default)]
     pub masked: Option<Chance>,
     /// Whether it clears the gate with the margin. False without a usable embedding, and where there was no time to find
@@ -277,13 +279,17 @@ impl Selector {
         let found = search(unit, population, profile, is_over);
         let is_searched = found.is_ok();
         let Found { nearest, seen_rival, history_distance, n_compared } = found.unwrap_or_default();
-        let rivals = is_searched.then(|| Self::rivals(index, candidates, units, population, seen_rival));
+        let scale = self.scale(population);
+        let historic = history_distance.map(|d| profile.historic.at(d * scale));
+        let known = is_searched.then(|| Known {
+            rivals: Self::rivals(index, candidates, units, population, seen_rival),
+            to_plain: Self::to_plain(index, candidates, units, population),
+            historic,
+        });
         let siblings = others(index, units).map(|(j, distance)| (Neighbour::Sibling(j), distance));
         let nearest = ranked(siblings.chain(nearest), profile.batch_rank);
 
-        let scale = self.config.distance_scale.unwrap_or_else(|| distance_scale(population.encoder));
         let reward = |less: f32| nearest.as_ref().map_or(1.0, |&(_, d)| profile.batch.at((d * scale - less).max(0.0)));
-        let historic = history_distance.map(|d| profile.historic.at(d * scale));
         let score = CandidateScore {
             distance: nearest.as_ref().map(|&(_, d)| d),
             n_compared: units.iter().flatten().count() - 1 + n_compared,
@@ -292,7 +298,7 @@ impl Selector {
             batch: reward(0.0),
             historic,
             predicted: profile.product(reward(0.0), historic),
-            masked: rivals.and_then(|rivals| self.chance(rivals, scale, historic, population)),
+            masked: known.and_then(|known| self.chance(&known, population)),
             clears: is_searched && profile.product(reward(self.config.margin), historic) > profile.pass_above,
             quality,
         };
@@ -313,13 +319,25 @@ impl Selector {
         (of_others.into_iter().chain(seen_rival).min_by(f32::total_cmp), n_seen)
     }
 
-    fn chance(
-        &self,
-        (distance, n_seen): (Option<f32>, usize),
-        scale: f32,
-        historic: Option<f32>,
+    /// Returns the mean distance to the plain answers of the same model, for a candidate that is none.
+    fn to_plain(
+        index: usize,
+        candidates: &[Candidate<'_>],
+        units: &[Option<Vec<f32>>],
         population: &Population<'_>,
-    ) -> Option<Chance> {
+    ) -> Option<f32> {
+        let is_plain = |i: usize| population.plain.contains(&i);
+        let of_model = others(index, units).filter(|&(j, _)| candidates[j].source == candidates[index].source);
+        let distances: Vec<f32> = of_model.filter(|&(j, _)| is_plain(j)).map(|(_, distance)| distance).collect();
+        let has_some = !distances.is_empty() && !is_plain(index);
+        has_some.then(|| distances.iter().sum::<f32>() / distances.len() as f32)
+    }
+
+    fn scale(&self, population: &Population<'_>) -> f32 {
+        self.config.distance_scale.unwrap_or_else(|| distance_scale(population.encoder))
+    }
+
+    fn chance(&self, known: &Known, population: &Population<'_>) -> Option<Chance> {
         let found;
         let calibration = match &self.config.calibration {
             Some(calibration) => calibration,
@@ -334,8 +352,16 @@ impl Selector {
             return None;
         }
         // What the batch reward has to be above, for the product to pass.
-        let bound = profile.batch.distance_at(profile.pass_above / historic.unwrap_or(1.0));
+        let bound = profile.batch.distance_at(profile.pass_above / known.historic.unwrap_or(1.0));
+        let (distance, n_seen) = known.rivals;
         let n_unseen = population.n_rivals.saturating_sub(n_seen);
+        let scale = self.scale(population);
+        if n_seen == 0
+            && let Some(to_plain) = known.to_plain
+            && let Some(chance) = calibration.masked_beside_plain(to_plain * scale, bound, n_unseen)
+        {
+            return Some(chance);
+        }
         Some(calibration.masked(distance.map(|d| d * scale), bound, n_seen, n_unseen))
     }
 
@@ -370,6 +396,14 @@ impl Selector {
         // Where every expectation is 0, quality still tells a repeat from nonsense.
         a_tier.cmp(&b_tier).then(a_value.total_cmp(&b_value)).then(a.quality.total_cmp(&b.quality))
     }
+}
+
+/// What the chance to be masked rests on.
+struct Known {
+    /// The distance to the nearest that stands for a rival, and how many do.
+    rivals: (Option<f32>, usize),
+    to_plain: Option<f32>,
+    historic: Option<f32>,
 }
 
 /// What the search of panel and history gave for one candidate.

@@ -208,6 +208,42 @@ fn the_chance_to_be_masked_rests_on_what_stands_for_rivals() {
 }
 
 #[test]
+fn where_no_rival_is_seen_plain_answers_tell_how_usual_a_candidate_is() {
+    const MPNET: &str = "all-mpnet-base-v2";
+    // Distance 0.09 from the plain answer: above the gate, but not by much.
+    let near: &[f32] = &[0.91, 0.414_608, 0.0];
+    let candidates = [c(X, 0.4), c(near, 0.9), c(Z, 0.6)];
+    let p = |selection: &Selection, i: usize| selection.scores[i].masked.unwrap().p;
+    let blind = select(&candidates, &Population::new(MPNET));
+    assert_eq!(blind.chosen, 1, "the best of those that clear");
+    let told = select(&candidates, &Population::new(MPNET).with_plain(&[0]));
+    assert_eq!((told.chosen, told.reason), (2, Reason::BestThatClears), "{told:?}");
+    assert_eq!(p(&told, 0), p(&blind, 0), "nothing is said of the plain answer itself");
+    let expected = Calibration::MPNET.masked_beside_plain(0.09, 0.065_343, 49).unwrap().p;
+    assert!((p(&told, 1) - expected).abs() < 1e-3 && p(&told, 2) < p(&blind, 2) - 0.2, "{told:?}");
+
+    // Several answers of a model are one voice: their mean counts, as one answer did in the figures.
+    let two = [c(near, 0.5), c(X, 0.5), c(Y, 0.5)];
+    let two = select(&two, &Population::new(MPNET).with_plain(&[0, 1]));
+    let mean = (1.0 - 0.414_608 + 1.0) / 2.0;
+    assert_eq!(two.scores[2].masked, Calibration::MPNET.masked_beside_plain(mean, 0.065_343, 49));
+
+    // Another model's plain answer is a rival that is seen, and rivals that are seen tell more.
+    let mut panel = Panel::new(MPNET, 3);
+    panel.push("rival", &Y.to_vec());
+    let seen = Population::new(MPNET).with_panel(&panel).unwrap();
+    assert_eq!(select(&candidates, &seen.with_plain(&[0])), select(&candidates, &seen));
+    let of_another = [Candidate { source: "another", ..c(X, 0.4) }, c(near, 0.9), c(Z, 0.6)];
+    let alone = Population::new(MPNET);
+    assert_eq!(select(&of_another, &alone.with_plain(&[0])), select(&of_another, &alone));
+    // Places that are none, and a calibration without figures for it, change nothing.
+    assert_eq!(select(&candidates, &alone.with_plain(&[7, 1 << 40])), blind);
+    let without = Calibration { plain: None, ..Calibration::MPNET };
+    let without = SelectorConfig { calibration: Some(without), ..SelectorConfig::default() };
+    assert_eq!(Selector::new(without).select(&candidates, &alone.with_plain(&[0])), Some(blind));
+}
+
+#[test]
 fn a_costly_history_makes_masking_more_likely() {
     const MPNET: &str = "all-mpnet-base-v2";
     let history = ReplyHistory::in_memory(MPNET, 3, 100);
