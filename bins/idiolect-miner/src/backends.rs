@@ -306,7 +306,8 @@ fn model_name(backend: &BackendConfig) -> String {
 
 fn pool_config(config: &Config) -> PoolConfig {
     let strategy = match config.pool.strategy {
-        PoolStrategy::Fallback => Strategy::Fallback,
+        // Each request names who should answer it.
+        PoolStrategy::Fallback | PoolStrategy::Spread => Strategy::Fallback,
         PoolStrategy::RoundRobin => Strategy::RoundRobin,
         PoolStrategy::LeastBusy => Strategy::LeastBusy,
     };

@@ -13,7 +13,7 @@ use idiolect_protocol::Limits;
 use idiolect_uniqueness::{Retention, SelectorConfig};
 use idiolect_validator::Profile;
 
-use crate::config::{Allowed, Config, Expired, PromptRecord};
+use crate::config::{Allowed, Config, Expired, PoolStrategy, PromptRecord};
 
 /// RAO in one TAO.
 const RAO: f64 = 1e9;
@@ -102,6 +102,10 @@ pub(crate) fn pipeline(config: &Config) -> anyhow::Result<PipelineConfig> {
     Ok(PipelineConfig {
         candidates: config.candidates.count,
         recipes: config.mutation.recipes,
+        families: match config.pool.strategy {
+            PoolStrategy::Spread => config.backends.iter().map(|b| (b.name.clone(), b.weight)).collect(),
+            _ => Vec::new(),
+        },
         sampling: config.sampling.clone(),
         max_dictated_tokens: pipeline.max_dictated_tokens,
         selector: SelectorConfig { profile, margin: config.uniqueness.margin, ..SelectorConfig::default() },

@@ -117,6 +117,7 @@ impl Default for PoolConfig {
 /// - Of these, members that can honour the request's `seed` and `logprobs` come first.
 /// - Then the [`Strategy`] orders them. A request with a seed always finds the same order, so that the same request
 ///   gets the same answer from the same member while that one is up.
+/// - A member that [`Request::prefer`] names is asked before all others.
 /// - Members that cool down, are at [`Member::max_parallel_requests`] or at [`Member::rpm`] are passed over. When that
 ///   leaves nobody the error is [`Error::Overloaded`] or [`Error::Unavailable`], at once: put a
 ///   [`Limit`](crate::Limit) in front for a queue.

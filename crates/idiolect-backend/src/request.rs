@@ -270,6 +270,9 @@ pub struct Request {
     pub sampling: Sampling,
     /// Backends that hold several models answer with this one; others ignore it.
     pub model: Option<String>,
+    /// The member of a [`Pool`](crate::Pool) that is asked first, by its name; the others stay its fallbacks. Other backends
+    /// ignore it, and a pool a name that it does not know.
+    pub prefer: Option<String>,
     /// When the answer stops being of use. A backend stops by then and returns what it has.
     pub deadline: Option<Instant>,
 }
@@ -278,7 +281,7 @@ impl Request {
     /// Makes a request for one candidate with default sampling and no deadline.
     #[must_use]
     pub fn new(messages: Vec<Message>) -> Self {
-        Self { messages, n: 1, sampling: Sampling::default(), model: None, deadline: None }
+        Self { messages, n: 1, sampling: Sampling::default(), model: None, prefer: None, deadline: None }
     }
 
     /// Checks what every backend relies on: at least one message that is not empty, `n` of at least 1, sane sampling.

@@ -56,6 +56,10 @@ pub struct PipelineConfig {
     pub candidates: usize,
     /// Recipes that share them, at least 1; the first is the no-op.
     pub recipes: usize,
+    /// Backends of a [`Pool`](idiolect_backend::Pool) that each answer a share of every prompt's candidates: their names, and
+    /// their weights. Empty: the backend decides who answers. A caller that names a model, and whom nothing may be varied
+    /// for, is answered as if it were.
+    pub families: Vec<(String, u32)>,
     /// Sampling of candidates, unless the caller dictates it. Where it has a `seed`, that is every prompt's: the same prompt gets
     /// the same recipes, and the same candidates of a backend that keeps seeds, whenever it comes. Its `logprobs` are not used.
     pub sampling: Sampling,
@@ -91,6 +95,7 @@ impl Default for PipelineConfig {
         Self {
             candidates: 4,
             recipes: 2,
+            families: Vec::new(),
             sampling: Sampling { temperature: Some(0.8), top_p: Some(0.95), ..Sampling::default() },
             max_dictated_tokens: 4096,
             selector: SelectorConfig::default(),

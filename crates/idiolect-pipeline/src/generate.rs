@@ -1,5 +1,6 @@
 //! Drawing candidates: all recipes at once, and whatever is there at the deadline.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -54,14 +55,20 @@ struct Outcome {
 }
 
 /// Shares the time out: all of it for each request where the backend takes them side by side, otherwise one share
-/// after the other, by the number of candidates. A request that ends early leaves its time to the next.
+/// after the other, by the number of candidates. A request that ends early leaves its time to the next. Requests that
+/// prefer different backends do not wait for each other.
 pub(crate) fn share_time(plan: &mut [Planned], until: Instant, grace: Duration, one_by_one: bool) {
     let now = Instant::now();
-    let total: usize = plan.iter().map(|planned| planned.request.n).sum();
-    let mut done = 0;
+    let mut totals: HashMap<Option<String>, usize> = HashMap::new();
+    for Planned { request, .. } in plan.iter() {
+        *totals.entry(request.prefer.clone()).or_default() += request.n;
+    }
+    let mut done: HashMap<Option<String>, usize> = HashMap::new();
     for planned in plan {
-        done += planned.request.n;
-        let share = if one_by_one { done as f64 / total.max(1) as f64 } else { 1.0 };
+        let total = totals.get(&planned.request.prefer).copied().unwrap_or(1);
+        let done = done.entry(planned.request.prefer.clone()).or_default();
+        *done += planned.request.n;
+        let share = if one_by_one { *done as f64 / total.max(1) as f64 } else { 1.0 };
         planned.until = now + until.saturating_duration_since(now).mul_f64(share.min(1.0));
         planned.request.deadline = Some((planned.until - grace).into_std());
     }
@@ -74,7 +81,7 @@ pub(crate) fn share_time(plan: &mut [Planned], until: Instant, grace: Duration, 
 pub(crate) async fn generate(backend: &dyn Backend, plan: &[Planned], verbatim: bool) -> Generated {
     let requests = plan.iter().map(|planned| collect(backend, planned.request.clone(), planned.until));
     let outcomes = join_all(requests).await;
-    let mut generated = Generated { one_by_one: one_by_one(&outcomes), ..Generated::default() };
+    let mut generated = Generated { one_by_one: one_by_one(plan, &outcomes), ..Generated::default() };
     for (recipe, Outcome { completion, error, .. }) in outcomes.into_iter().enumerate() {
         if let Some(completion) = completion {
             generated.take(recipe, completion, &backend.capabilities().model, verbatim);
@@ -91,13 +98,18 @@ pub(crate) async fn generate(backend: &dyn Backend, plan: &[Planned], verbatim: 
 }
 
 /// Requests that a backend takes one by one never overlap, and the last of them may never begin.
-fn one_by_one(outcomes: &[Outcome]) -> Option<bool> {
-    let mut spans: Vec<(Instant, Instant)> = outcomes.iter().filter_map(|o| Some((o.began?, o.ended))).collect();
-    spans.sort();
-    if spans.is_empty() || outcomes.len() < 2 {
-        return None;
+fn one_by_one(plan: &[Planned], outcomes: &[Outcome]) -> Option<bool> {
+    let mut of_backend: HashMap<Option<&str>, Vec<&Outcome>> = HashMap::new();
+    for (planned, outcome) in plan.iter().zip(outcomes) {
+        of_backend.entry(planned.request.prefer.as_deref()).or_default().push(outcome);
     }
-    Some(spans.windows(2).all(|pair| pair[0].1 <= pair[1].0))
+    let told = of_backend.values().filter_map(|outcomes| {
+        let mut spans: Vec<(Instant, Instant)> = outcomes.iter().filter_map(|o| Some((o.began?, o.ended))).collect();
+        spans.sort();
+        let is_told = !spans.is_empty() && outcomes.len() > 1;
+        is_told.then(|| spans.windows(2).all(|pair| pair[0].1 <= pair[1].0))
+    });
+    told.reduce(|a, b| a && b)
 }
 
 impl Generated {

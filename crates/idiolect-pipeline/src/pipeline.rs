@@ -299,7 +299,8 @@ impl Pipeline {
 
         let n_candidates =
             if mode.is_passthrough() { job.n_completions } else { self.config.candidates.max(job.n_completions) };
-        let n_recipes = self.config.recipes.clamp(1, n_candidates);
+        let families = if mode.is_passthrough() || job.model.is_some() { &[] } else { &*self.config.families };
+        let n_recipes = self.config.recipes.max(families.len()).clamp(1, n_candidates);
         let recipes = self.sampler.draw(n_recipes, seed, task, &mode);
         let capabilities = self.backend.capabilities();
         if mode.is_passthrough() && job.logprobs.is_some() && !capabilities.logprobs {
@@ -334,6 +335,7 @@ impl Pipeline {
         // A small library may hold fewer recipes than wanted: the no-op takes their share.
         let drawn: usize = requests.iter().map(|planned| planned.request.n).sum();
         requests[0].request.n += n_candidates.saturating_sub(drawn);
+        share_out(&mut requests, families, seed);
 
         if let Some(Err(error)) = requests.iter().map(|planned| planned.request.validate()).find(Result::is_err) {
             return Err(to_handler_error(error));
@@ -884,6 +886,45 @@ fn described<'a>(drafts: &'a [Draft], flags: &[Vec<Flag>], rewards: Option<&[Rew
         reward: rewards.and_then(|rewards| rewards.get(i)).copied(),
     });
     described.collect()
+}
+
+/// Gives each request the backend that should answer it: in turns, by their weights. Whose turn is the first, which the
+/// unchanged prompt goes to, the seed decides.
+fn share_out(requests: &mut Vec<Planned>, families: &[(String, u32)], seed: u64) {
+    let total: i64 = families.iter().map(|(_, weight)| i64::from((*weight).max(1))).sum();
+    if families.is_empty() {
+        return;
+    }
+    // Fewer recipes than backends: the same recipe is asked of several.
+    while requests.len() < families.len() {
+        let Some(largest) = (0..requests.len()).rev().max_by_key(|&i| requests[i].request.n) else { return };
+        let n = requests[largest].request.n;
+        if n < 2 {
+            break;
+        }
+        let mut half = requests[largest].clone();
+        half.request.n = n / 2;
+        half.request.sampling.seed =
+            half.request.sampling.seed.map(|s| s.wrapping_add(requests.len() as u64 * SEEDS_APART));
+        requests[largest].request.n = n - n / 2;
+        requests.push(half);
+    }
+    let mut credit: Vec<i64> = vec![0; families.len()];
+    let turns = (seed % total.unsigned_abs()) as usize;
+    let mut next = || {
+        for (credit, (_, weight)) in credit.iter_mut().zip(families) {
+            *credit += i64::from((*weight).max(1));
+        }
+        let chosen = (0..families.len()).rev().max_by_key(|&i| credit[i]).unwrap_or(0);
+        credit[chosen] -= total;
+        chosen
+    };
+    for _ in 0..turns {
+        next();
+    }
+    for planned in requests {
+        planned.request.prefer = Some(families[next()].0.clone());
+    }
 }
 
 /// Returns the last thing that the user said.

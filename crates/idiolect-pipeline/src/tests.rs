@@ -3,6 +3,7 @@
 mod claims;
 mod deadline;
 mod double;
+mod families;
 mod judged;
 mod passthrough;
 mod records;

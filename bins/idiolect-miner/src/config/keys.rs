@@ -92,7 +92,7 @@ pub static KEYS: &[Key<Config>] = &[
     key!(Config: transports.epistula, "Serve Epistula v2 (`/v1/chat/completions`, `/availability`).").boolean(),
     key!(Config: transports.btauth, "Serve bittensor 11 (`btauth/1` on `/v1/chat/completions`).").boolean(),
 
-    key!(Config: pool.strategy, "Which backend is asked first: `fallback` (the first of the list, the others when it fails), `round-robin` (by weight) or `least-busy`."),
+    key!(Config: pool.strategy, "Which backend is asked first: `fallback` (the first of the list, the others when it fails), `round-robin` (by weight), `least-busy`, or `spread` (all of them answer every prompt, each with its share of the candidates by weight, and the best of all is sent: models of different families differ most)."),
     key!(Config: pool.first_byte_timeout, "How long a backend may stay silent before it is given up and the next one is asked. With `none` none is given up; either way the next one is asked beside a silent one when half of the time left is over, and the first to speak is taken.").unit("seconds")
         .expect("1ms to 1d", |c| c.pool.first_byte_timeout.is_none_or(up_to_a_day)),
 

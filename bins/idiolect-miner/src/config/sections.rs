@@ -155,6 +155,8 @@ words! {
         RoundRobin = "round-robin",
         /// The one with the least to do.
         LeastBusy = "least-busy",
+        /// All of them, each with a share of the candidates.
+        Spread = "spread",
     }
 }
 

@@ -94,5 +94,8 @@ impl Shared {
             let lacks_stages = can.check_stages("", &request.sampling).is_err();
             u8::from(lacks_logprobs) + u8::from(lacks_seed) + 3 * u8::from(lacks_stages)
         });
+        if let Some(preferred) = &request.prefer {
+            group.sort_by_key(|index| self.members[*index].name != *preferred);
+        }
     }
 }

@@ -229,6 +229,20 @@ async fn the_model_picks_the_members() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_preferred_member_is_asked_first_and_the_others_when_it_fails() {
+    let (a, b) = (faulty("a", []), faulty("b", [Step::say("b"), Step::Fail(ErrorKind::Unavailable), Step::say("b")]));
+    let pool = pool(PoolConfig::default(), &[&a, &b]);
+    let asked = async |prefer: &str| {
+        let request = Request { prefer: Some(prefer.to_owned()), ..request(None) };
+        pool.complete(request).await.unwrap().backend
+    };
+    assert_eq!(asked("b").await, "b");
+    assert_eq!(asked("b").await, "a");
+    assert_eq!(asked("a").await, "a");
+    assert_eq!(asked("nobody").await, "a");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_fallback_model_is_asked_by_its_own_name() {
     let (big, small) = (faulty("big", [Step::Fail(ErrorKind::Unavailable)]), faulty("small", []));
     let fallbacks = BTreeMap::from([("big".to_owned(), vec!["small".to_owned()])]);
