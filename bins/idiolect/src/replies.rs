@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, stdin};
 use std::path::Path;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -104,7 +104,8 @@ fn invalid_at(bytes: &[u8]) -> usize {
 
 fn line(text: &str, number: usize) -> anyhow::Result<Line> {
     const EXPECTED: &str = "expected a JSON object with text and, if wanted, id, or a JSON string";
-    let value: Value = serde_json::from_str(text).with_context(|| format!("line {number} is no JSON; {EXPECTED}"))?;
+    let value: Value = serde_json::from_str(text)
+        .map_err(|error| anyhow!("line {number} is no JSON at column {}; {EXPECTED}", error.column()))?;
     let (id, text) = match serde_json::from_value(value) {
         Ok(Written::Text(text)) => (None, text),
         Ok(Written::Object { id, text: Some(text) }) => (id, text),
@@ -141,7 +142,7 @@ mod tests {
     #[test]
     fn what_is_no_reply_is_named_with_its_line() {
         for (text, expected) in [
-            (&b"\"a\"\nb\n"[..], "line 2 is no JSON; expected a JSON object"),
+            (&b"\"a\"\nb\n"[..], "line 2 is no JSON at column 1; expected a JSON object"),
             (b"[1]", "line 1 is not a reply"),
             (b"{\"id\": \"a\"}", "line 1 has no text"),
             (b"{\"text\": 3}", "line 1 is not a reply"),

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use idiolect_backend::Embedding;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use jsonl::in_a_line;
 pub use jsonl::{ImportError, JsonlError, check_jsonl, export_jsonl, import_jsonl};
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresHistory;

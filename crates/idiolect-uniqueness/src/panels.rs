@@ -31,14 +31,13 @@ pub enum PanelError {
     Io(#[from] io::Error),
     /// A line is no recorded reply.
     #[error(
-        "line {line} is no recorded reply: {source}; expected a JSON object with text and, if wanted, prompt and id"
+        "line {line} is no recorded reply: {problem}; expected a JSON object with text and, if wanted, prompt and id"
     )]
     Line {
         /// Which, from 1.
         line: usize,
-        /// What is wrong with it.
-        #[source]
-        source: serde_json::Error,
+        /// What is wrong with it, and at which column.
+        problem: String,
     },
     /// A reply says nothing.
     #[error("line {line} has a text without any words")]
@@ -83,7 +82,8 @@ pub fn read_panel(lines: &mut dyn BufRead) -> Result<Vec<Recorded>, PanelError> 
         if text.is_empty() {
             continue;
         }
-        let mut reply: Recorded = serde_json::from_slice(text).map_err(|source| PanelError::Line { line, source })?;
+        let mut reply: Recorded = serde_json::from_slice(text)
+            .map_err(|error| PanelError::Line { line, problem: crate::history::in_a_line(&error) })?;
         if reply.text.trim().is_empty() {
             return Err(PanelError::Empty { line });
         }

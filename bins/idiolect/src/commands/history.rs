@@ -1,7 +1,7 @@
 //! `idiolect history`: the replies that new ones are compared with, as text, and how many of them are kept.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufReader, BufWriter, Write};
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Seek as _, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,6 +12,7 @@ use idiolect_miner::config::{Config, SharedHistory};
 use idiolect_miner::{app, cli};
 use idiolect_uniqueness::{HistoryStore, JsonlError, Retention, check_jsonl, export_jsonl, import_jsonl};
 use serde_json::json;
+use tempfile::NamedTempFile;
 
 use super::{Usage, json_arg};
 use crate::{output, replies};
@@ -40,8 +41,8 @@ pub(crate) fn command() -> Command {
             keys(Command::new("import"))
                 .about("Add the replies of an export; those that are there already are replaced")
                 .after_help(
-                    "Of a file with a bad line nothing is imported. Standard input is imported as it comes in, by the hundred; where \
-                     it turns bad, it is said how many replies were imported.",
+                    "Of a file with a bad line nothing is imported. Standard input, and what else can be read only once, is imported \
+                     as it comes in, some hundred at a time; where it turns bad, it is said how many replies were imported.",
                 )
                 .arg(file("An export; - is standard input"))
                 .arg(json_arg()),
@@ -55,6 +56,7 @@ pub(crate) fn command() -> Command {
                     Arg::new("keep")
                         .long("keep")
                         .value_name("N")
+                        .allow_negative_numbers(true)
                         .value_parser(value_parser!(u64))
                         .help("Keep the last N replies, of all encoders together"),
                 )
@@ -88,19 +90,22 @@ async fn export(matches: &ArgMatches) -> anyhow::Result<()> {
     if replies::is_standard_input(file) {
         return lines(&*store, io::stdout()).await.map(drop);
     }
-    let out = private_file(file)?;
-    let written = lines(&*store, &out).await.and_then(|n| {
-        out.sync_all()?;
-        Ok(n)
-    });
-    match written {
-        Ok(n) => Ok(output::say(format!("exported {n} replies to {}", file.display()))?),
-        Err(error) => {
-            // Half an export must not be taken for a whole one.
-            let _ = std::fs::remove_file(file);
-            Err(error.context(format!("cannot export to {}", file.display())))
-        }
+    let n = whole_file(&*store, file).await.with_context(|| format!("cannot export to {}", file.display()))?;
+    Ok(output::say(format!("exported {n} replies to {}", file.display()))?)
+}
+
+/// Writes an export beside its place and moves it there at last: half of one must not be taken for a whole one. Only its
+/// owner can read it: replies are in it.
+async fn whole_file(store: &dyn HistoryStore, path: &Path) -> anyhow::Result<u64> {
+    if path.symlink_metadata().is_ok() {
+        bail!("it is there already; remove it, or name another file");
     }
+    let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let out = NamedTempFile::new_in(folder)?;
+    let n = lines(store, &out).await?;
+    out.as_file().sync_all()?;
+    out.persist_noclobber(path).map_err(|error| error.error)?;
+    Ok(n)
 }
 
 async fn lines(store: &dyn HistoryStore, out: impl Write + Send) -> anyhow::Result<u64> {
@@ -111,43 +116,36 @@ async fn lines(store: &dyn HistoryStore, out: impl Write + Send) -> anyhow::Resu
     }
 }
 
-/// Makes a file that only its owner can read: replies are in it.
-fn private_file(path: &Path) -> anyhow::Result<File> {
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    match options.open(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            bail!("{} is there already; remove it, or name another file", path.display())
-        }
-        opened => opened.with_context(|| format!("cannot make {}", path.display())),
-    }
-}
-
 async fn import(matches: &ArgMatches) -> anyhow::Result<()> {
     let place = place(matches)?;
     let file = file(matches)?;
-    let cannot = || format!("cannot import {}", replies::name(file));
-    let from_file = !replies::is_standard_input(file);
-    if from_file {
-        let input = File::open(file).with_context(cannot)?;
-        check_jsonl(&mut BufReader::new(input)).context("nothing was imported").with_context(cannot)?;
-    }
-    // Before anything was imported, there may be no store.
-    let store = idiolect_miner::history::open(&place).await?;
-    let n = if from_file {
-        let input = File::open(file).with_context(cannot)?;
-        import_jsonl(&*store, &mut BufReader::new(input)).await
-    } else {
-        import_jsonl(&*store, &mut BufReader::new(io::stdin())).await
-    };
-    let n = n.with_context(cannot)?;
-    let n_kept = store.count().await?;
+    let imported = import_from(file, &place).await;
+    let (n, n_kept) = imported.with_context(|| format!("cannot import {}", replies::name(file)))?;
     if matches.get_flag("json") {
         return output::json(&json!({ "imported": n, "replies": n_kept }));
     }
     Ok(output::say(format!("imported {n} replies into {place}, which has {n_kept} now"))?)
+}
+
+/// Imports a file's replies, all or none of them where it can be read twice, and returns how many, and how many there are
+/// then.
+async fn import_from(path: &Path, place: &SharedHistory) -> anyhow::Result<(u64, u64)> {
+    let input: Box<dyn Read + Send> = if replies::is_standard_input(path) {
+        Box::new(io::stdin())
+    } else {
+        let mut file = File::open(path)?;
+        let kind = file.metadata()?.file_type();
+        // What else there is can be read only once; a folder not even that, which the check says.
+        if kind.is_file() || kind.is_dir() {
+            check_jsonl(&mut BufReader::new(&file)).context("nothing was imported")?;
+            file.rewind()?;
+        }
+        Box::new(file)
+    };
+    // Not before: a file that is refused makes no store.
+    let store = idiolect_miner::history::open(place).await?;
+    let n = import_jsonl(&*store, &mut BufReader::new(input)).await?;
+    Ok((n, store.count().await?))
 }
 
 async fn prune(matches: &ArgMatches) -> anyhow::Result<()> {

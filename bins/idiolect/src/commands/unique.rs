@@ -9,13 +9,13 @@ use idiolect_backend::{Embedder, Embedding};
 use idiolect_miner::backends::Loader;
 use idiolect_miner::config::{Config, EncoderKind, SharedHistory};
 use idiolect_miner::progress::FetchProgress;
-use idiolect_miner::{app, cli, models};
+use idiolect_miner::{cli, models};
 use idiolect_uniqueness::report::{Reply, Report, Row, Summary, pairwise_distances};
 use idiolect_uniqueness::selector::distance_scale;
 use idiolect_uniqueness::{GateHistory, GateMode, GateProfile};
 use idiolect_validator::{Profile, ProfileError};
 
-use super::{Usage, json_arg};
+use super::{Usage, history, json_arg};
 use crate::heat_map::{HeatMap, extension};
 use crate::output;
 use crate::replies::{self, Line};
@@ -112,7 +112,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let of_rivals = embed(&encoder, &rivals).await?;
     let (history, n_earlier) = match matches.get_one::<Option<SharedHistory>>("history") {
         Some(place) => kept_history(&profile, &encoder, place.as_ref(), config).await?,
-        None => (history(&profile, &encoder, &earlier).await?, (!earlier.is_empty()).then_some(earlier.len())),
+        None => (encoded(&profile, &encoder, &earlier).await?, (!earlier.is_empty()).then_some(earlier.len())),
     };
     let prompt = matches.get_one::<String>("prompt").map_or("", String::as_str);
     let (own, others) = (batch(&texts, &embeddings), batch(&rivals, &of_rivals));
@@ -140,14 +140,8 @@ async fn kept_history(
     place: Option<&SharedHistory>,
     config: &Config,
 ) -> anyhow::Result<(Option<GateHistory>, Option<usize>)> {
-    let own = SharedHistory::Sqlite(app::store_path(&config.data_dir));
-    let place = place.or(config.uniqueness.shared_history.as_ref()).unwrap_or(&own);
-    if let SharedHistory::Sqlite(path) = place
-        && !path.exists()
-    {
-        bail!("--history: there is no history at {}; a miner makes it when it starts", path.display());
-    }
-    let store = idiolect_miner::history::open(place).await.context("--history")?;
+    let place = place.cloned().unwrap_or_else(|| history::of(config));
+    let store = history::existing(&place).await.context("--history")?;
     let newer = store.since(encoder.name(), 0, profile.history_keep).await.context("--history cannot be read")?;
     let embeddings: Vec<Embedding> = newer.replies.into_iter().map(|reply| reply.embedding).collect();
     if let Some(odd) = embeddings.iter().find(|embedding| embedding.len() != encoder.dimensions()) {
@@ -181,7 +175,7 @@ async fn embed(encoder: &Arc<dyn Embedder>, texts: &[Line]) -> anyhow::Result<Ve
     Ok(embeddings)
 }
 
-async fn history(
+async fn encoded(
     profile: &GateProfile,
     encoder: &Arc<dyn Embedder>,
     earlier: &[Line],

@@ -21,13 +21,12 @@ pub enum JsonlError {
     #[error("cannot read or write the lines")]
     Io(#[from] io::Error),
     /// A line is not a reply.
-    #[error("line {line} is not a reply: {source}")]
+    #[error("line {line} is not a reply: {problem}")]
     Line {
         /// Which, from 1.
         line: usize,
-        /// What is wrong with it.
-        #[source]
-        source: serde_json::Error,
+        /// What is wrong with it, and at which column.
+        problem: String,
     },
     /// A line does not end.
     #[error("line {line} is longer than {MAX_LINE_BYTES} bytes")]
@@ -133,6 +132,11 @@ async fn import(
     }
 }
 
+/// Says what is wrong with a line without its number, which for the parser is always 1.
+pub(crate) fn in_a_line(error: &serde_json::Error) -> String {
+    error.to_string().replace(&format!(" at line {} column", error.line()), " at column")
+}
+
 /// The replies of a text, one after the other.
 struct Replies<L> {
     lines: L,
@@ -160,8 +164,8 @@ impl<L: BufRead> Replies<L> {
             if self.line.trim_ascii().is_empty() {
                 continue;
             }
-            let reply: StoredReply =
-                serde_json::from_slice(&self.line).map_err(|source| JsonlError::Line { line: number, source })?;
+            let reply: StoredReply = serde_json::from_slice(&self.line)
+                .map_err(|error| JsonlError::Line { line: number, problem: in_a_line(&error) })?;
             if crate::vectors::normalised(&reply.embedding).is_none() {
                 return Err(JsonlError::Embedding { line: number });
             }
