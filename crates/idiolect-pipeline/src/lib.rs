@@ -68,6 +68,7 @@ mod handler;
 mod hash;
 mod judge;
 pub mod metrics;
+mod pace;
 mod pipeline;
 pub mod provenance;
 mod recorder;

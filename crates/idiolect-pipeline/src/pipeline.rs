@@ -27,6 +27,7 @@ use crate::config::{RecordConfig, StorePrompts};
 use crate::error::to_handler_error;
 use crate::generate::{Draft, Generated, Planned, generate, share_time};
 use crate::judge::Judge;
+use crate::pace::{Measured, Pace};
 use crate::provenance::{CandidateRecord, Timings, milliseconds};
 use crate::recorder::{Recorder, now_ms};
 use crate::reserve::Reserve;
@@ -97,6 +98,7 @@ pub struct Pipeline {
     selector: Arc<Selector>,
     panels: Option<Arc<Panels>>,
     judge: Option<Judge>,
+    pace: Pace,
     pub(crate) history: Option<Arc<ReplyHistory>>,
     /// Whether other miners have the same history.
     pub(crate) is_shared: bool,
@@ -183,6 +185,7 @@ impl Pipeline {
             selector: Arc::new(Selector::new(config.selector.clone())),
             reserve: Reserve::new(config.score_reserve, SCORE_MOST),
             judge: reward.map(|model| Judge::new(model, config.reward_reserve)),
+            pace: Pace::default(),
             config,
             backend,
             embedder,
@@ -297,8 +300,15 @@ impl Pipeline {
         let nth = if self.config.sampling.seed.is_some() { 0 } else { self.n_requests.fetch_add(1, Ordering::Relaxed) };
         let seed = hash::seed(self.seed, nth, prompt_hash);
 
-        let n_candidates =
-            if mode.is_passthrough() { job.n_completions } else { self.config.candidates.max(job.n_completions) };
+        let max_tokens = self.config.sampling.max_tokens;
+        let n_candidates = if mode.is_passthrough() {
+            job.n_completions
+        } else {
+            // Fewer candidates that are whole are better than many that the deadline cuts. What remains of one candidate
+            // is the plain prompt: what is varied never misses a deadline that the plain prompt would not.
+            let left = job.deadline.saturating_duration_since(Instant::now());
+            self.pace.fit(self.config.candidates, max_tokens, left - self.set_aside(left)).max(job.n_completions)
+        };
         let families = if mode.is_passthrough() || job.model.is_some() { &[] } else { &*self.config.families };
         let n_recipes = self.config.recipes.max(families.len()).clamp(1, n_candidates);
         let recipes = self.sampler.draw(n_recipes, seed, task, &mode);
@@ -393,6 +403,7 @@ impl Pipeline {
             let nothing = || HandlerError::new(Category::Unavailable, "the model gave no text");
             return Err(generated.error.take().map_or_else(nothing, to_handler_error));
         }
+        self.measure(&generated, generated_at - planned_at);
         metrics::trimmed(generated.usage.trimmed_tokens);
         let asks_for_seed = job.dictated.as_ref().is_some_and(|dictated| dictated.seed.is_some());
         if asks_for_seed && !self.backend.capabilities().seed {
@@ -445,6 +456,23 @@ impl Pipeline {
         }
         self.recorder.reply(&provenance, history, deadline).await;
         Ok(Answer { reply, provenance })
+    }
+
+    /// Returns how much of a budget is about to be set aside for scoring one candidate.
+    fn set_aside(&self, budget: Duration) -> Duration {
+        let embedding = self.embedder.as_ref().map_or(Duration::ZERO, |_| self.reserve.of(1, budget));
+        embedding.max(finish(budget)).min(budget)
+    }
+
+    fn measure(&self, generated: &Generated, took: Duration) {
+        let of = |draft: &Draft| draft.candidate.n_tokens;
+        let is_cut = |draft: &Draft| draft.candidate.finish_reason == FinishReason::Deadline;
+        self.pace.measured(Measured {
+            n_candidates: generated.drafts.len(),
+            took,
+            length: generated.drafts.iter().map(of).max().unwrap_or(0),
+            is_cut: generated.drafts.iter().any(is_cut),
+        });
     }
 
     /// Compares later replies with this one, and returns what is to be written of it.

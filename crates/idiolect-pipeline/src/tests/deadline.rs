@@ -74,7 +74,9 @@ async fn a_slow_encoder_leaves_the_choice_to_quality_and_is_given_more_time_late
         let answer = pipeline.answer(in_time(4)).await.unwrap();
         assert!(started.elapsed() <= Duration::from_secs(4), "{:?}", started.elapsed());
         let p = answer.provenance;
-        assert_eq!(p.encoder.is_none(), p.reason == "quality_only");
+        if p.candidates.len() > 1 {
+            assert_eq!(p.encoder.is_none(), p.reason == "quality_only");
+        }
         assert_eq!(p.encoder.is_none(), p.notes.iter().any(|note| note.contains("no time")));
         encoders.push(p.encoder.is_some());
     }
@@ -200,12 +202,17 @@ async fn recipes_share_the_time_of_a_backend_that_takes_them_one_by_one() {
     let backend = OneByOne { inner: Scripted::new(vec![long]), turn: Arc::new(tokio::sync::Semaphore::new(1)) };
     let library = Arc::new(idiolect_mutation::Library::built_in());
     let pipeline = start(4, Parts { library, ..parts(backend) }).await;
-    for _ in 0..2 {
+    for nth in 0..3 {
         let started = Instant::now();
         let p = pipeline.answer(in_time(10)).await.unwrap().provenance;
-        assert_eq!(p.candidates.len(), 4);
-        assert!(p.candidates.iter().all(|c| (40..50).contains(&c.n_tokens)), "about half of the time each");
         assert!(started.elapsed() <= Duration::from_secs(10), "{:?}", started.elapsed());
+        if nth == 0 {
+            assert_eq!(p.candidates.len(), 4);
+            assert!(p.candidates.iter().all(|c| (40..50).contains(&c.n_tokens)), "about half of the time each");
+        } else {
+            assert_eq!(p.candidates.len(), 1, "more of them would all be cut, and shorter");
+            assert!(p.candidates[0].operators.is_empty() && p.candidates[0].n_tokens > 80);
+        }
     }
 }
 

@@ -1,0 +1,144 @@
+//! How many candidates can be drawn in the time there is.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// What is known of generation's speed: the time of a token grows with the candidates that grow side by side, y = a + b n.
+///
+/// Fitted by least squares to what was measured, of which the older counts less and less. Where all had the same n, the
+/// slope is that of a batch whose third candidate doubles the time of a token.
+#[derive(Debug, Default)]
+pub(crate) struct Pace(Mutex<Sums>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    weight: f64,
+    n: f64,
+    n_n: f64,
+    y: f64,
+    n_y: f64,
+    /// Tokens that a reply takes.
+    length: f64,
+}
+
+/// What counts of the earlier measurements when one is added.
+const KEPT: f64 = 0.7;
+/// Weight of the slope that is taken for granted, in candidates squared.
+const PRIOR: f64 = 0.25;
+/// What counts as no more time than one candidate takes.
+const SAME: f64 = 1.1;
+/// Share of the time that generation may be predicted to take.
+const MOST: f64 = 0.9;
+
+/// One generation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Measured {
+    pub(crate) n_candidates: usize,
+    pub(crate) took: Duration,
+    /// Tokens of the longest candidate.
+    pub(crate) length: u32,
+    /// Whether the deadline cut any short.
+    pub(crate) is_cut: bool,
+}
+
+impl Pace {
+    /// Takes a measurement in.
+    pub(crate) fn measured(&self, measured: Measured) {
+        let Measured { n_candidates, took, length, is_cut } = measured;
+        if n_candidates == 0 || length == 0 {
+            return;
+        }
+        let (n, y) = (n_candidates as f64, took.as_secs_f64() / f64::from(length));
+        // How long it would have become nobody knows.
+        let length = f64::from(length) * if is_cut { 1.5 } else { 1.0 };
+        let mut sums = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let add = |sum: &mut f64, value: f64| *sum = KEPT * *sum + value;
+        add(&mut sums.weight, 1.0);
+        add(&mut sums.n, n);
+        add(&mut sums.n_n, n * n);
+        add(&mut sums.y, y);
+        add(&mut sums.n_y, n * y);
+        add(&mut sums.length, length);
+    }
+
+    /// Returns how many of `wanted` candidates of at most `max_tokens` tokens fit into the time: all before anything was
+    /// measured, and 1 at least.
+    pub(crate) fn fit(&self, wanted: usize, max_tokens: u32, left: Duration) -> usize {
+        let sums = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if sums.weight <= 0.0 {
+            return wanted;
+        }
+        let mean = |sum: f64| sum / sums.weight;
+        let (n, y) = (mean(sums.n), mean(sums.y));
+        let slope_by_default = y / (n + 2.0);
+        let variance = mean(sums.n_n) - n * n;
+        let covariance = mean(sums.n_y) - n * y;
+        let slope = ((covariance + PRIOR * slope_by_default) / (variance + PRIOR)).max(0.0);
+        let alone = (y - slope * n).max(0.0);
+        let length = mean(sums.length).min(f64::from(max_tokens));
+        let predicted = |n: usize| (alone + slope * n as f64) * length;
+        // Where one is too many already, so are those that cost nothing beside it: the deadline cuts all of them alike.
+        let allowed = (left.as_secs_f64() * MOST).max(predicted(1) * SAME);
+        (1..=wanted).rev().find(|&n| predicted(n) <= allowed).unwrap_or(1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn generation(n_candidates: usize, ms_a_token: f64, is_cut: bool) -> Measured {
+        Measured { n_candidates, took: Duration::from_secs_f64(ms_a_token * 0.1), length: 100, is_cut }
+    }
+
+    #[test]
+    fn as_many_as_the_measured_speed_allows_and_one_at_least() {
+        let pace = Pace::default();
+        let fit = |seconds| pace.fit(8, 160, Duration::from_secs(seconds));
+        assert_eq!(fit(1), 8, "nothing is known yet");
+        // 100 ms a token for 8: 10 s for a reply of 100.
+        pace.measured(generation(8, 100.0, false));
+        assert_eq!((fit(12), fit(1)), (8, 1));
+        assert!((2..8).contains(&fit(6)), "{}", fit(6));
+        // Two are hardly faster: the time is that of a token, whatever grows beside it.
+        for _ in 0..20 {
+            pace.measured(generation(2, 95.0, false));
+            pace.measured(generation(8, 100.0, false));
+        }
+        assert_eq!((fit(12), fit(6)), (8, 8), "six seconds are too little for any number of them");
+        // Each costs as much as the first.
+        for _ in 0..20 {
+            pace.measured(generation(2, 25.0, false));
+            pace.measured(generation(8, 100.0, false));
+        }
+        assert_eq!((fit(12), fit(6), fit(1)), (8, 4, 1));
+        // A faster machine is noticed within a few replies, also where few candidates are drawn.
+        let n_replies = (0..).find(|_| {
+            let n = fit(6);
+            pace.measured(generation(n, 5.0 + n as f64, false));
+            n == 8
+        });
+        assert!(n_replies.is_some_and(|n| n < 15), "{n_replies:?}");
+    }
+
+    #[test]
+    fn cut_replies_would_have_become_longer_up_to_the_limit_of_tokens() {
+        let (cut, whole) = (Pace::default(), Pace::default());
+        cut.measured(generation(4, 60.0, true));
+        whole.measured(generation(4, 60.0, false));
+        let seconds = Duration::from_secs(8);
+        assert_eq!(whole.fit(4, 160, seconds), 4);
+        assert!(cut.fit(4, 160, seconds) < 4);
+        assert_eq!(cut.fit(4, 100, seconds), 4);
+    }
+
+    #[test]
+    fn nothing_generated_tells_nothing() {
+        let pace = Pace::default();
+        pace.measured(Measured { n_candidates: 0, took: Duration::MAX, length: 5, is_cut: false });
+        pace.measured(Measured { n_candidates: 3, took: Duration::MAX, length: 0, is_cut: false });
+        assert_eq!(pace.fit(8, 160, Duration::ZERO), 8);
+        pace.measured(Measured { n_candidates: 3, took: Duration::MAX, length: 1, is_cut: true });
+        assert_eq!(pace.fit(8, 160, Duration::from_secs(9)), 1);
+    }
+}
