@@ -2,8 +2,9 @@
 //!
 //!     cargo bench -p idiolect-uniqueness
 //!
-//! One thread. The reading is a sum of the bytes of the same rows as they are stored; both are the quickest of twenty. Rows
-//! are far from each other, or fifty each near to one of three hundred topics, as replies to a prompt are.
+//! One thread. The reading is a sum of the bytes of the same rows as they are stored; both are the quickest of twenty. Estimates
+//! of the rows may stay in the processor's caches from one search to the next, so a search after 256 MiB of other data were
+//! read is shown, too. Rows are far from each other, or fifty each near to one of three hundred topics, as replies to a prompt are.
 #![allow(clippy::print_stdout, reason = "printing is what it is for")]
 
 use std::hint::black_box;
@@ -33,10 +34,15 @@ fn topical(i: usize, dimensions: usize) -> Vec<f32> {
     row.collect()
 }
 
-fn time(mut work: impl FnMut()) -> Duration {
+fn time(work: impl FnMut()) -> Duration {
+    time_after(|| (), work)
+}
+
+fn time_after(mut before: impl FnMut(), mut work: impl FnMut()) -> Duration {
     work();
     (0..20)
         .map(|_| {
+            before();
             let began = Instant::now();
             work();
             began.elapsed()
@@ -49,6 +55,7 @@ fn main() {
     type Row = fn(usize, usize) -> Vec<f32>;
     let kinds: [(&str, Row, usize, usize); 4] =
         [("far", row, 384, SKIP), ("far", row, 768, SKIP), ("far", row, 768, 0), ("of 300 topics", topical, 768, SKIP)];
+    let other = vec![1_u64; 32 << 20];
     for (kind, row, dimensions, skip) in kinds {
         let mut vectors = Vectors::new(dimensions);
         for i in 0..ROWS {
@@ -64,6 +71,11 @@ fn main() {
             ROWS - skip,
             bytes / read.as_secs_f64() / 1e9
         );
+        let query = [row(ROWS, dimensions)];
+        let evict = || _ = black_box(black_box(&other).iter().fold(0, |sum: u64, v| sum.wrapping_add(*v)));
+        let search = time_after(evict, || drop(black_box(vectors.nearest_of_each(black_box(&query), 2, skip))));
+        let ratio = search.as_secs_f64() / read.as_secs_f64();
+        println!("   1 reply, after other data: {search:7.2?}, {ratio:.2} times a reading");
         for n in [1, 2, 4, 8, 16, 50] {
             let queries: Vec<Vec<f32>> = (0..n).map(|i| row(ROWS + i, dimensions)).collect();
             let search = time(|| drop(black_box(vectors.nearest_of_each(black_box(&queries), 2, skip))));
