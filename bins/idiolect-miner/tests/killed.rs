@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,7 @@ async fn what_was_sent_is_in_the_history_after_a_kill() {
     let dir = tempfile::tempdir().expect("a folder");
     let (ready, history) = (dir.path().join("ready.json"), dir.path().join("history.sqlite"));
     let mut n_kept = 0;
-    for round in 0..2 {
+    for (round, n_least) in [1, 12, 40].into_iter().enumerate() {
         let _ = std::fs::remove_file(&ready);
         let mut miner = start(&dir.path().join("data"), &ready, &history);
         let began = Instant::now();
@@ -49,9 +49,11 @@ async fn what_was_sent_is_in_the_history_after_a_kill() {
         let hotkey: Hotkey = said["hotkey"].as_str().and_then(|h| h.parse().ok()).expect("a hotkey");
 
         let (got, n_got) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+        let (n_failed, is_killed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
         let askers: Vec<_> = (0..4)
             .map(|asker| {
                 let (got, n_got) = (Arc::clone(&got), Arc::clone(&n_got));
+                let (n_failed, is_killed) = (Arc::clone(&n_failed), Arc::clone(&is_killed));
                 tokio::spawn(async move {
                     let validator = Dendrite::new(Keypair::generate());
                     let target = Target::from((address, hotkey));
@@ -59,20 +61,27 @@ async fn what_was_sent_is_in_the_history_after_a_kill() {
                         let question = format!("Round {round}, asker {asker}, question {nth}: what is to be said?");
                         let prompt = Prompt::new(vec![Message::new(Role::User, question)]).expect("a prompt");
                         let answer = validator.query(&target, Via::Http, &prompt, &QueryOptions::default()).await;
-                        // Once it is killed nobody answers.
-                        let Ok(answer) = answer else { return };
+                        let Ok(answer) = answer else {
+                            // Once it is killed nobody answers; before, a busy machine may be late.
+                            if is_killed.load(Ordering::SeqCst) {
+                                return;
+                            }
+                            n_failed.fetch_add(1, Ordering::SeqCst);
+                            continue;
+                        };
                         got.lock().expect("texts").push(answer.text.trim().to_owned());
                         n_got.fetch_add(1, Ordering::SeqCst);
                     }
                 })
             })
             .collect();
-        while n_got.load(Ordering::SeqCst) < 12 {
+        while n_got.load(Ordering::SeqCst) < n_least {
             assert!(began.elapsed() < Duration::from_secs(400), "too few replies");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         miner.0.kill().expect("killed");
         miner.0.wait().expect("dead");
+        is_killed.store(true, Ordering::SeqCst);
         for asker in askers {
             asker.await.expect("an asker");
         }
@@ -85,7 +94,8 @@ async fn what_was_sent_is_in_the_history_after_a_kill() {
             assert!(kept.contains(text), "{text:?} was sent and is not kept");
         }
         // Four may have been on their way, and two are the miner's questions to itself.
-        assert!(kept.len() <= n_kept + got.len() + 6, "{} kept, {} sent", kept.len(), got.len());
+        let most = n_kept + got.len() + n_failed.load(Ordering::SeqCst) + 6;
+        assert!(kept.len() <= most, "{} kept, {} sent", kept.len(), got.len());
         n_kept = kept.len();
     }
 }

@@ -127,7 +127,9 @@ pub struct Page {
 /// Where sent replies are kept. Several processes may share one store.
 ///
 /// # Contract
-/// A reply that [`append`](Self::append) returned for survives the death of the process. `since` returns replies of the
+/// A reply that [`append`](Self::append) returned for survives the death of the process, and one that it did not return for is
+/// there with all that was appended with it, or not at all. A power cut may take the last replies with it
+/// (see [`store::open`](crate::store::open); of PostgreSQL, its server's settings). `since` returns replies of the
 /// named encoder only: embeddings of different encoders are never compared. Places grow in the order in which replies can be
 /// seen: what is appended after a look at the store has a greater place than all that was seen. A place is given once, even
 /// when what had it is erased or replaced. In texts, ids and hashes U+FFFD is kept in place of U+0000, which not every

@@ -86,7 +86,9 @@ impl From<sqlx::Error> for StoreError {
 /// Opens the store at `path`, and makes it, and its folder, when it is not there.
 ///
 /// The file is readable by its owner only. It is written ahead (WAL), so that a killed process leaves a whole database
-/// behind; foreign keys are on; a statement waits five seconds for another process; erased rows are overwritten.
+/// behind, with every transaction that it committed; after a crash of the system or a power cut it is whole, too, but may lack
+/// the last ones, which the system had not brought to the disk yet. Foreign keys are on; a statement waits five seconds for
+/// another process; erased rows are overwritten.
 ///
 /// # Errors
 /// [`StoreError::Open`] for a bad path, [`StoreError::NotADatabase`] for a file of another kind, and the other variants

@@ -6,13 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use clap::{Arg, ArgGroup, ArgMatches, Command, value_parser};
 use idiolect_miner::config::{Config, SharedHistory};
 use idiolect_miner::{app, cli};
 use idiolect_uniqueness::{HistoryStore, JsonlError, Retention, check_jsonl, export_jsonl, import_jsonl};
 use serde_json::json;
-use tempfile::NamedTempFile;
 
 use super::{Usage, json_arg};
 use crate::{output, replies};
@@ -90,7 +89,11 @@ async fn export(matches: &ArgMatches) -> anyhow::Result<()> {
     if replies::is_standard_input(file) {
         return lines(&*store, io::stdout()).await.map(drop);
     }
-    let n = whole_file(&*store, file).await.with_context(|| format!("cannot export to {}", file.display()))?;
+    let written = tokio::select! {
+        written = whole_file(&*store, file) => written,
+        _ = tokio::signal::ctrl_c() => Err(anyhow!("interrupted")),
+    };
+    let n = written.with_context(|| format!("cannot export to {}", file.display()))?;
     Ok(output::say(format!("exported {n} replies to {}", file.display()))?)
 }
 
@@ -101,7 +104,8 @@ async fn whole_file(store: &dyn HistoryStore, path: &Path) -> anyhow::Result<u64
         bail!("it is there already; remove it, or name another file");
     }
     let folder = path.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
-    let out = NamedTempFile::new_in(folder)?;
+    let name = path.file_name().context("it names no file")?.to_string_lossy();
+    let out = tempfile::Builder::new().prefix(&format!(".{name}.")).tempfile_in(folder)?;
     let n = lines(store, &out).await?;
     out.as_file().sync_all()?;
     out.persist_noclobber(path).map_err(|error| error.error)?;
