@@ -6,7 +6,7 @@
 //! P = 1 - exp(-Λ), ln Λ = c₀ + c₁ x + c₂ x² + c₃ ln(1 + u) + c₄ ln(1 + m) + c₅ x ln(1 + m),
 //!
 //! the complementary log-log model, which is that of a nearest rival hidden among u: Λ is the expected number of unseen
-//! rivals that are too near. With no rival seen, ln Λ = b₀ + b₁ ln(1 + u); where one's own plain answer is there to tell how
+//! rivals that are too near. With no rival seen, ln Λ = b₀ + b₁ ln(1 + u) + b₂ ln(d₀ / 0.0653); where one's own plain answer is there to tell how
 //! usual a reply is, ln Λ = a₀ + a₁ x + b₁ ln(1 + u) with x of the distance to that.
 //!
 //! The coefficients were fitted to replies of 40 models to each of 50 prompts, whole populations of 5 to 40 with some of them
@@ -45,6 +45,9 @@ pub struct Calibration {
     pub spread: f64,
     /// b₀ and b₁.
     pub unseen: [f64; 2],
+    /// b₂, 0 where nothing is known of other bounds than the profiles' own.
+    #[serde(default)]
+    pub unseen_bound: f64,
     /// Standard deviation of ln Λ from prompt to prompt, where none is seen.
     pub unseen_spread: f64,
     /// a₀ and a₁; `None` where nothing is known of plain answers.
@@ -54,6 +57,9 @@ pub struct Calibration {
     /// all are seen.
     pub exact: bool,
 }
+
+/// The distance from which on the profiles that are built in let pass.
+const USUAL_BOUND: f64 = 0.065_342_64;
 
 /// Where x of the distance to a plain answer is cut off.
 const PLAIN_RANGE: [f64; 2] = [-1.2, 1.4];
@@ -68,6 +74,7 @@ impl Calibration {
         range: [0.0, 1.4],
         spread: 1.1,
         unseen: [-1.65227, 0.39349],
+        unseen_bound: 1.47192,
         unseen_spread: 1.25,
         plain: Some([-1.18324, -1.04115]),
         exact: true,
@@ -78,6 +85,7 @@ impl Calibration {
         range: [-1.2, 1.4],
         spread: 0.95,
         unseen: [-1.65227, 0.39349],
+        unseen_bound: 1.47192,
         unseen_spread: 1.25,
         plain: Some([-1.23869, -1.16365]),
         exact: false,
@@ -124,7 +132,8 @@ impl Calibration {
             if n_unseen == 0 {
                 return Chance::NEVER;
             }
-            return chance(self.unseen[0] + self.unseen[1] * unseen, self.unseen_spread);
+            let of_bound = self.unseen_bound * (f64::from(bound) / USUAL_BOUND).ln();
+            return chance(self.unseen[0] + self.unseen[1] * unseen + of_bound, self.unseen_spread);
         };
         if self.exact && distance <= bound {
             return Chance::ALWAYS;
@@ -193,6 +202,17 @@ mod tests {
         assert!(far.p > 0.0 && far.p < 0.1, "{far:?}");
     }
 
+    /// The same with profiles that let pass above 0.08, 0.5 and 0.8 instead of 0.2.
+    #[test]
+    fn other_bounds_give_other_shares() {
+        for (bound, share) in [(0.0389, 0.31), (0.1, 0.735), (0.1347, 0.84)] {
+            for calibration in both() {
+                let chance = calibration.masked(None, bound, 0, 39);
+                assert!((chance.p - share).abs() < 0.1, "{bound}: {chance:?} instead of {share}");
+            }
+        }
+    }
+
     #[test]
     fn what_is_near_the_plain_answer_is_near_to_rivals() {
         for calibration in both() {
@@ -211,9 +231,11 @@ mod tests {
     #[test]
     fn calibrations_of_earlier_versions_are_read() {
         let mut of_earlier = serde_json::to_value(Calibration::MPNET).unwrap();
-        of_earlier.as_object_mut().unwrap().remove("plain");
+        for key in ["plain", "unseen_bound"] {
+            of_earlier.as_object_mut().unwrap().remove(key).unwrap();
+        }
         let read: Calibration = serde_json::from_value(of_earlier).unwrap();
-        assert_eq!(read, Calibration { plain: None, ..Calibration::MPNET });
+        assert_eq!(read, Calibration { plain: None, unseen_bound: 0.0, ..Calibration::MPNET });
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use idiolect_uniqueness::chance::{Calibration, Chance};
 
-use super::cases::Case;
+use super::cases::{Case, Setting};
 use super::tables::coverage;
 
 /// Parts that the prompts are divided into; each is predicted by a fit to the others.
@@ -28,6 +28,17 @@ pub(crate) fn coefficients<'a>(
     let unseen = cases.filter(|case| case.n_seen == 0);
     let unseen = unseen.map(|case| ([1.0, (case.n_unseen as f64).ln_1p()], case.masked));
     (cloglog(&seen.collect::<Vec<_>>()), cloglog(&unseen.collect::<Vec<_>>()))
+}
+
+/// Returns how the logarithm of the rate grows with that of the bound where no rival is seen, between half and twice the bound.
+pub(crate) fn of_bound(setting: &Setting<'_>) -> f64 {
+    let mut rows = Vec::new();
+    for factor in [0.5_f32, 0.75, 1.0, 1.5, 2.0] {
+        let cases = Setting { bound: setting.bound * factor, ..*setting }.cases();
+        let unseen = cases.iter().filter(|case| case.n_seen == 0);
+        rows.extend(unseen.map(|case| ([1.0, (case.n_unseen as f64).ln_1p(), f64::from(factor).ln()], case.masked)));
+    }
+    cloglog(&rows)[2]
 }
 
 /// Returns the coefficients of P = 1 - exp(-exp(terms · coefficients)), by Fisher's scoring.

@@ -1,6 +1,7 @@
 //! The chance to be masked, predicted from a few revealed rivals, beside what the whole population does, and its fit.
 //!
-//!     cargo bench -p idiolect-uniqueness --bench calibration -- REPLIES.jsonl [--fit] [--folds] [--plain] [--embeddings FOLDER]
+//!     cargo bench -p idiolect-uniqueness --bench calibration -- REPLIES.jsonl [--fit] [--folds] [--plain] [--pass-above P]
+//!         [--embeddings FOLDER]
 //!
 //! REPLIES.jsonl has one reply a line: `{"p": PROMPT, "m": MODEL, "t": TEXT}`, each model once a prompt. The truth is that of
 //! all-mpnet-base-v2 with all replies to the prompt revealed. Without options the figures are those of the coefficients in
@@ -9,6 +10,7 @@
 //! - `--fit` fits them anew to the file's prompts and prints them, for both encoders.
 //! - `--folds` shows how such fits do: each of five parts of the prompts predicted by a fit to the other four.
 //! - `--plain` shows what one's own plain answer says of the rivals. The plain answer to X_concise is X.
+//! - `--pass-above` takes another bound of the reward than that of the profiles, which is 0.2.
 //! - `--embeddings` keeps embeddings in a folder for the next run.
 #![allow(clippy::print_stdout, reason = "printing is what it is for")]
 
@@ -26,7 +28,7 @@ use idiolect_uniqueness::chance::Calibration;
 
 use cases::Setting;
 
-const USAGE: &str = "usage: cargo bench -p idiolect-uniqueness --bench calibration -- REPLIES.jsonl [--fit] [--folds] [--plain] [--embeddings FOLDER]";
+const USAGE: &str = "usage: cargo bench -p idiolect-uniqueness --bench calibration -- REPLIES.jsonl [--fit] [--folds] [--plain] [--pass-above P] [--embeddings FOLDER]";
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -43,6 +45,7 @@ struct Options {
     fits: bool,
     folds: bool,
     plain: bool,
+    pass_above: Option<f32>,
     embeddings: Option<PathBuf>,
 }
 
@@ -55,6 +58,10 @@ impl Options {
                 "--fit" => options.fits = true,
                 "--folds" => options.folds = true,
                 "--plain" => options.plain = true,
+                "--pass-above" => {
+                    let text = args.next().ok_or("--pass-above needs a number")?;
+                    options.pass_above = Some(text.parse().map_err(|error| format!("--pass-above {text}: {error}"))?);
+                }
                 "--embeddings" => {
                     options.embeddings = Some(args.next().ok_or("--embeddings needs a folder")?.into());
                 }
@@ -81,7 +88,7 @@ fn main() -> Result<(), Failure> {
     println!("{} prompts, {} replies", prompts.len(), prompts.iter().map(Vec::len).sum::<usize>());
 
     let profile = GateProfile::TEXT_PROMPTING_2_1;
-    let bound = profile.batch.distance_at(profile.pass_above);
+    let bound = profile.batch.distance_at(options.pass_above.unwrap_or(profile.pass_above));
     let folder = options.embeddings.as_deref();
     let truth = embeddings::distances("mpnet", 1.0, &prompts, folder)?;
     let scale = idiolect_uniqueness::selector::distance_scale("minilm");
@@ -110,6 +117,7 @@ fn main() -> Result<(), Failure> {
             let (seen, unseen) = fit::coefficients(cases.iter(), &recorded, bound);
             println!("\nseen: {seen:.5?}, spread: {:.2}", folds.spread());
             println!("unseen: {unseen:.5?}, unseen_spread: {:.2}", folds.unseen_spread());
+            println!("unseen_bound: {:.5}", fit::of_bound(&setting));
         }
     }
     Ok(())
