@@ -680,6 +680,9 @@ impl Pipeline {
             drafts.iter().zip(qualities).map(|(draft, quality)| (draft.model.clone(), quality.score)).collect();
         let (embeddings, quoted) = (embeddings.clone(), quoted.clone());
         let (selector, history, panels) = (Arc::clone(&self.selector), self.history.clone(), self.panels.clone());
+        let is_plain = |draft: &Draft| plan.requests.get(draft.recipe).is_some_and(|r| r.recipe.is_no_op());
+        let plain: Vec<usize> =
+            drafts.iter().enumerate().filter(|(_, draft)| is_plain(draft)).map(|(index, _)| index).collect();
         let n_rivals = self.config.rivals;
         let asked = panels.as_ref().map(|_| plan.asked.clone()).unwrap_or_default();
         let encoder = self.embedder.as_ref().map_or(String::new(), |embedder| embedder.name().to_owned());
@@ -692,7 +695,7 @@ impl Pipeline {
             let candidates: Vec<Candidate<'_>> = with_place
                 .map(|(i, (source, quality))| Candidate { embedding: embedding(i), quality: *quality, source })
                 .collect();
-            let mut population = Population::new(&encoder).with_rivals(n_rivals);
+            let mut population = Population::new(&encoder).with_rivals(n_rivals).with_plain(&plain);
             // All were made for this encoder: `start` checks it.
             if let Some(with) = history.as_deref().and_then(|h| population.with_history(h, &prompt_hash).ok()) {
                 population = with;

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use idiolect_backend::testkit::{FaultyBackend, Step};
-use idiolect_backend::{Echo, Embedding, ErrorKind, HashEmbedder, Message, Usage};
+use idiolect_backend::{Echo, Embedder, Embedding, Error, ErrorKind, HashEmbedder, Message, Usage};
 use idiolect_mutation::Library;
 use idiolect_protocol::{Category, Prompt, Role};
 use idiolect_uniqueness::Panels;
@@ -413,4 +413,39 @@ async fn what_a_terminal_would_obey_is_shown() {
     let shown = p.to_string();
     assert!(!shown.contains(['\u{1b}', '\u{7}']), "{shown}");
     assert!(shown.contains("  | red \\u{1b}[31m ink\n  | and \\u{7} a bell"), "{shown}");
+}
+
+#[tokio::test]
+async fn what_the_plain_prompt_gives_tells_how_usual_the_others_are() {
+    // The encoder is known by its name to the calibration.
+    #[derive(Debug)]
+    struct Named(HashEmbedder);
+    #[async_trait::async_trait]
+    impl Embedder for Named {
+        fn name(&self) -> &str {
+            "all-mpnet-base-v2"
+        }
+
+        fn dimensions(&self) -> usize {
+            self.0.dimensions()
+        }
+
+        fn max_tokens(&self) -> usize {
+            self.0.max_tokens()
+        }
+
+        async fn embed(&self, texts: &[String]) -> Result<Vec<Embedding>, Error> {
+            self.0.embed(texts).await
+        }
+    }
+    let library = Arc::new(Library::built_in());
+    let embedder: Arc<dyn Embedder> = Arc::new(Named(HashEmbedder::new(256)));
+    let says = vec![says(SKY), says(SKY), says(OTHER), says(SKY_AGAIN)];
+    let parts = Parts { embedder: Some(embedder), library, ..Parts::new(Arc::new(Scripted::new(says))) };
+    let record = start(4, parts).await.answer(ask()).await.unwrap().provenance;
+    let chance = |text: &str| {
+        let mutated = record.candidates.iter().find(|c| !c.operators.is_empty() && c.text.as_deref() == Some(text));
+        mutated.unwrap().score.clone().unwrap().masked.unwrap().p
+    };
+    assert!(chance(SKY_AGAIN) > chance(OTHER), "{record}");
 }
