@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use idiolect_backend::{Error, Event, Moments, Preset, Request, Score, ScoreRequest};
+use idiolect_backend::{Error, Event, Moments, OwnLogits, Preset, Request, Score, ScoreRequest};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::clock::Clock;
@@ -110,9 +110,11 @@ pub(crate) struct Scoring {
     pub(crate) ids: Vec<u32>,
     /// Whether the caller wants the rows of logits.
     pub(crate) rows: bool,
+    /// Whether the caller wants what counts of them for the reply's own tokens.
+    pub(crate) own_logits: bool,
     /// Whether the caller wants the moments of those before the reply.
     pub(crate) prompt_logits: bool,
-    /// Of keys and values, and of the rows of logits where they are kept for the caller.
+    /// Of keys and values, and of the logits that are kept for the caller.
     pub(crate) cost: Cost,
     pub(crate) reply: oneshot::Sender<Result<Score, Error>>,
     pub(crate) place: Option<OwnedSemaphorePermit>,
@@ -206,14 +208,24 @@ impl Intake {
                     return None;
                 }
                 match self.prepare_score(&request) {
-                    Ok(Some(Scored { tokens, begin, ids, cost })) => {
-                        let (rows, prompt_logits, place) = (request.rows, request.prompt_logits, Some(place));
-                        Some(Arrival::Score(Scoring { tokens, begin, ids, rows, prompt_logits, cost, reply, place }))
-                    }
+                    Ok(Some(Scored { tokens, begin, ids, cost })) => Some(Arrival::Score(Scoring {
+                        tokens,
+                        begin,
+                        ids,
+                        rows: request.rows,
+                        own_logits: request.own_logits,
+                        prompt_logits: request.prompt_logits,
+                        cost,
+                        reply,
+                        place: Some(place),
+                    })),
                     Ok(None) => {
-                        let rows = request.rows.then(Vec::new);
-                        let prompt_logits = request.prompt_logits.then(Moments::default);
-                        let score = Score { tokens: Vec::new(), token_ids: Vec::new(), rows, prompt_logits };
+                        let score = Score {
+                            rows: request.rows.then(Vec::new),
+                            own_logits: request.own_logits.then(|| OwnLogits::new(&[])),
+                            prompt_logits: request.prompt_logits.then(Moments::default),
+                            ..Score::default()
+                        };
                         drop(reply.send(Ok(score)));
                         None
                     }
@@ -315,7 +327,8 @@ impl Intake {
         tokens.extend_from_slice(&ids);
         tokens.pop();
         let rows = if request.rows { (ids.len() as u64).saturating_mul(self.vocabulary as u64 * 4) } else { 0 };
-        let cost = Cost::new(self.portion, tokens.len(), 0).and_bytes(self.portion, rows);
+        let own = if request.own_logits { OwnLogits::size_bytes(&ids) } else { 0 };
+        let cost = Cost::new(self.portion, tokens.len(), 0).and_bytes(self.portion, rows.saturating_add(own));
         let (needed, allowed) = (cost.of(1).saturating_mul(self.portion.bytes), self.max_kv_bytes);
         if needed > allowed {
             return Err(Error::InvalidRequest(format!(

@@ -360,7 +360,7 @@ impl Shared {
     /// Scores by vLLM's `prompt_logprobs`: those of the whole conversation, less the tokens before the completion.
     async fn score(&self, before: &[Message], completion: &str) -> Result<Score, Fault> {
         if completion.is_empty() {
-            return Ok(Score { tokens: Vec::new(), token_ids: Vec::new(), rows: None, prompt_logits: None });
+            return Ok(Score::default());
         }
         let model = &self.config.model;
         let mut whole = before.to_vec();
@@ -376,7 +376,7 @@ impl Shared {
         let Some(rows) = rows else {
             return Err(Fault::Malformed("an answer without log-probabilities of the prompt".to_owned()));
         };
-        let mut score = Score { tokens: Vec::new(), token_ids: Vec::new(), rows: None, prompt_logits: None };
+        let mut score = Score::default();
         for row in &rows[n_prompt..] {
             let (id, token) = row.as_ref().and_then(|row| row.iter().next()).ok_or_else(unreadable)?;
             let text = token.get("decoded_token").and_then(Value::as_str).unwrap_or_default().to_owned();

@@ -420,8 +420,7 @@ impl Backend for Echo {
         Ok(Score {
             tokens: tokens(completion).map(|token| likelihood(token, 0)).collect(),
             token_ids: tokens(completion).map(|token| random::hash(token.as_bytes()) as u32).collect(),
-            rows: None,
-            prompt_logits: None,
+            ..Score::default()
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{Capabilities, Error, Message, Request, ScoreSupport, TokenLogprob};
+use crate::{Capabilities, Error, Message, OwnLogits, Request, ScoreSupport, TokenLogprob};
 
 /// A text whose likelihood is wanted.
 ///
@@ -23,6 +23,8 @@ pub struct ScoreRequest {
     /// Whether the row of logits behind each token is wanted, too. Default false: rows take memory for each token and
     /// each entry of the vocabulary, so that a backend may refuse with them what it would score without.
     pub rows: bool,
+    /// Whether what counts of those rows for the text's own tokens is wanted, which takes far less memory. Default false.
+    pub own_logits: bool,
     /// A plain text that the text follows, without any chat template and in place of `messages`, of which there are none
     /// then. Both are made tokens together; those of the text begin after as many as the plain text alone has.
     pub plain: Option<String>,
@@ -40,6 +42,7 @@ impl fmt::Debug for ScoreRequest {
             .field("messages", &self.messages)
             .field("completion", &format_args!("{} bytes", self.completion.len()))
             .field("rows", &self.rows)
+            .field("own_logits", &self.own_logits)
             .field("plain", &self.plain.as_ref().map(|plain| format!("{} bytes", plain.len())))
             .field("cut", &self.cut)
             .field("prompt_logits", &self.prompt_logits)
@@ -51,7 +54,7 @@ impl ScoreRequest {
     /// Asks for the log-probability of `completion`, given as the assistant's reply to `messages`.
     pub fn new(messages: impl Into<Vec<Message>>, completion: impl Into<String>) -> Self {
         let (messages, completion) = (messages.into(), completion.into());
-        Self { messages, completion, rows: false, plain: None, cut: false, prompt_logits: false }
+        Self { messages, completion, rows: false, own_logits: false, plain: None, cut: false, prompt_logits: false }
     }
 
     /// Asks for the log-probability of `completion` as the continuation of a plain text, as language models are trained on
@@ -81,6 +84,13 @@ impl ScoreRequest {
         self
     }
 
+    /// Asks for the logits of the text's own tokens, too.
+    #[must_use]
+    pub const fn with_own_logits(mut self) -> Self {
+        self.own_logits = true;
+        self
+    }
+
     /// Checks what every backend relies on: at least one message that is not empty, or a plain text that is not and no
     /// messages.
     ///
@@ -107,7 +117,7 @@ impl ScoreRequest {
     pub fn check_support(&self, backend: &str, capabilities: &Capabilities) -> Result<(), Error> {
         let what = match capabilities.score {
             ScoreSupport::None => "scoring",
-            ScoreSupport::Tokens if self.rows || self.prompt_logits => "scoring with rows of logits",
+            ScoreSupport::Tokens if self.rows || self.own_logits || self.prompt_logits => "scoring with rows of logits",
             ScoreSupport::Tokens if self.plain.is_some() => "scoring of plain texts",
             ScoreSupport::Tokens if self.cut => "scoring of texts cut to the context",
             ScoreSupport::Tokens | ScoreSupport::Rows => return Ok(()),
@@ -117,7 +127,7 @@ impl ScoreRequest {
 }
 
 /// The likelihood of a given text under a model.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Score {
     /// One entry for each token of the completion; `top` is empty.
     pub tokens: Vec<TokenLogprob>,
@@ -126,6 +136,9 @@ pub struct Score {
     /// For each token of the completion the logits it was drawn from, length = vocabulary; there if and only if
     /// [`ScoreRequest::rows`] asked for them.
     pub rows: Option<Vec<Vec<f32>>>,
+    /// What counts of those rows for the completion's own tokens; there if and only if [`ScoreRequest::own_logits`] asked for
+    /// it.
+    pub own_logits: Option<OwnLogits>,
     /// The moments of the logits that the tokens before the completion were drawn from, but those of the first, which nothing
     /// is before; there if and only if [`ScoreRequest::prompt_logits`] asked for them.
     pub prompt_logits: Option<Moments>,

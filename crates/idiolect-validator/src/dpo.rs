@@ -1,9 +1,7 @@
 //! The `dpo` reward: a reply's mean log-probability under a base model, with repetition taken off
 //! (`reward/dpo.py` of both versions). Equal to the recording `dpo.json`.
 
-use std::collections::HashMap;
-
-use idiolect_backend::Moments;
+use idiolect_backend::{Moments, OwnLogits};
 use serde::Deserialize;
 
 /// The figures of the `dpo` reward.
@@ -56,7 +54,13 @@ impl DpoRules {
     /// where there are no tokens, rows do not fit them, or the result is not finite.
     #[must_use]
     pub fn reward(&self, tokens: &[u32], rows: &[Vec<f32>], before: Moments) -> f32 {
-        mean(tokens, rows, before, self.repetition).filter(|mean| mean.is_finite()).unwrap_or(self.lowest)
+        self.reward_of_own(tokens, &OwnLogits::of_rows(tokens, rows), before)
+    }
+
+    /// As [`reward`](Self::reward), by what counts of the rows: that of its own tokens, which alone the rules change.
+    #[must_use]
+    pub fn reward_of_own(&self, tokens: &[u32], own: &OwnLogits, before: Moments) -> f32 {
+        mean(tokens, own, before, self.repetition).filter(|mean| mean.is_finite()).unwrap_or(self.lowest)
     }
 
     /// Returns a reply's reward where its [rows do not count](Self::wants_rows): the mean of its tokens' log-probabilities.
@@ -91,50 +95,45 @@ impl DpoRules {
     }
 }
 
-fn mean(tokens: &[u32], rows: &[Vec<f32>], before: Moments, repetition: Repetition) -> Option<f32> {
-    if tokens.is_empty() || rows.len() != tokens.len() {
+fn mean(tokens: &[u32], own: &OwnLogits, before: Moments, repetition: Repetition) -> Option<f32> {
+    if tokens.is_empty() || own.n_rows() != tokens.len() {
         return None;
     }
+    let place = |token: &u32| own.tokens().binary_search(token).ok();
+    let places: Vec<usize> = tokens.iter().map(place).collect::<Option<_>>()?;
     let ban = match repetition {
         Repetition::NoRepeatNgram { n, deviations } => {
-            let banned = banned(tokens, n);
-            if banned.is_empty() { None } else { Some((banned, floor(rows, before, deviations))) }
+            // What is banned stood in the reply.
+            let banned: Vec<usize> = banned(tokens, n).iter().filter_map(place).collect();
+            if banned.is_empty() { None } else { Some((banned, floor(own, before, deviations))) }
         }
         Repetition::Ignored | Repetition::Scaled { .. } => None,
     };
-    let mut seen: HashMap<u32, i32> = HashMap::new();
+    let mut seen = vec![0; own.tokens().len()];
     let mut sum = 0.0;
-    for (j, (row, &token)) in rows.iter().zip(tokens).enumerate() {
-        if token as usize >= row.len() {
-            return None;
-        }
+    for (j, ((row, others), &place)) in own.rows().zip(&places).enumerate() {
         let mut logits: Vec<f64> = row.iter().map(|&logit| f64::from(logit)).collect();
         if let Repetition::Scaled { factor, lag } = repetition
             && j >= lag
         {
-            *seen.entry(tokens[j - lag]).or_default() += 1;
+            seen[places[j - lag]] += 1;
             scale(&mut logits, &seen, factor);
         }
         if let Some((banned, floor)) = &ban {
-            for &token in banned {
-                if let Some(logit) = logits.get_mut(token as usize) {
-                    *logit = *floor;
-                }
-            }
+            banned.iter().for_each(|&place| logits[place] = *floor);
         }
-        sum += logits[token as usize] - log_sum_exp(&logits);
+        sum += logits[place] - log_sum_exp(&logits, others);
     }
     #[expect(clippy::cast_possible_truncation, reason = "a mean of log-probabilities")]
     let mean = (sum / tokens.len() as f64) as f32;
     Some(mean)
 }
 
-fn scale(logits: &mut [f64], seen: &HashMap<u32, i32>, factor: f64) {
-    for (&token, &count) in seen {
-        if let Some(logit) = logits.get_mut(token as usize) {
-            let power = factor.powi(count);
-            *logit = if *logit < 0.0 { *logit * power } else { *logit / power };
-        }
+/// Scales each logit once for each time that its token was seen.
+fn scale(logits: &mut [f64], seen: &[i32], factor: f64) {
+    for (logit, &count) in logits.iter_mut().zip(seen).filter(|(_, count)| **count > 0) {
+        let power = factor.powi(count);
+        *logit = if *logit < 0.0 { *logit * power } else { *logit / power };
     }
 }
 
@@ -148,13 +147,14 @@ fn banned(tokens: &[u32], n: usize) -> Vec<u32> {
 }
 
 /// The mean of all logits less some (unbiased) standard deviations.
-fn floor(rows: &[Vec<f32>], before: Moments, deviations: f64) -> f64 {
+fn floor(own: &OwnLogits, before: Moments, deviations: f64) -> f64 {
     let mut all = before;
-    rows.iter().for_each(|row| all.add(row));
+    all.merge(own.moments());
     all.mean() - deviations * all.variance().sqrt()
 }
 
-fn log_sum_exp(logits: &[f64]) -> f64 {
-    let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    max + logits.iter().map(|l| (l - max).exp()).sum::<f64>().ln()
+/// The logarithm of the sum of the exponentials of these, and of the others that already is one.
+fn log_sum_exp(logits: &[f64], others: f64) -> f64 {
+    let max = logits.iter().copied().fold(others, f64::max);
+    max + (logits.iter().map(|l| (l - max).exp()).sum::<f64>() + (others - max).exp()).ln()
 }

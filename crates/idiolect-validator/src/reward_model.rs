@@ -27,7 +27,7 @@ pub trait RewardModel: Debug + Send + Sync + 'static {
 /// So many replies are scored at a time.
 const SIDE_BY_SIDE: usize = 8;
 
-/// The `dpo` reward by a backend that scores texts with whole rows of logits. It is asked for within a tokio runtime.
+/// The `dpo` reward by a backend that scores texts with their logits. It is asked for within a tokio runtime.
 ///
 /// Prompt and reply are one plain text, without a chat template; what of the reply does not fit the model's context behind
 /// the prompt is cut off, and a prompt that does not fit gets the lowest reward. Validators use cerebras/btlm-3b-8k-base;
@@ -64,14 +64,15 @@ impl DpoModel {
         Ok(is_enough.then(|| self.rules.reward_of_logprobs(logprobs)))
     }
 
-    async fn by_rows(&self, prompt: &str, reply: &str) -> Result<f32, Error> {
-        let mut request = Self::request(prompt, reply).with_rows();
+    /// Returns a reply's reward where a rule changes logits before the softmax.
+    async fn by_logits(&self, prompt: &str, reply: &str) -> Result<f32, Error> {
+        let mut request = Self::request(prompt, reply).with_own_logits();
         request.prompt_logits = self.rules.wants_prompt();
-        let Score { token_ids, rows, prompt_logits, .. } = self.backend.score(request).await?;
-        let rules = self.rules;
-        // The whole vocabulary for each token: too long for a thread that others wait for.
+        let Score { token_ids, own_logits, prompt_logits, .. } = self.backend.score(request).await?;
+        let (rules, before) = (self.rules, prompt_logits.unwrap_or_default());
+        // Of a long reply too long for a thread that others wait for.
         let reward = tokio::task::spawn_blocking(move || {
-            rules.reward(&token_ids, &rows.unwrap_or_default(), prompt_logits.unwrap_or_default())
+            own_logits.map_or(rules.lowest, |own| rules.reward_of_own(&token_ids, &own, before))
         });
         reward.await.map_err(|error| Error::internal("the reward broke off", error))
     }
@@ -92,8 +93,8 @@ impl RewardModel for DpoModel {
     }
 
     async fn scores(&self, prompt: &str, replies: &[String]) -> Result<Vec<f32>, Error> {
-        // Rows take much memory, and the prompt's logits its being computed anew. Most replies need neither, and what
-        // needs neither is computed together.
+        // Logits take memory, and the prompt's its being computed anew. Most replies need neither, and what needs neither
+        // is computed together.
         let mut found = Vec::with_capacity(replies.len());
         for some in replies.chunks(SIDE_BY_SIDE) {
             let by_logprobs = some.iter().map(|reply| self.by_logprobs(prompt, reply));
@@ -103,7 +104,7 @@ impl RewardModel for DpoModel {
         for (found, reply) in found.into_iter().zip(replies) {
             let mut score = self.or_lowest(found)?;
             if score.is_none() {
-                score = self.or_lowest(self.by_rows(prompt, reply).await.map(Some))?;
+                score = self.or_lowest(self.by_logits(prompt, reply).await.map(Some))?;
             }
             scores.push(score.unwrap_or(self.rules.lowest));
         }

@@ -1,6 +1,6 @@
 //! Who is let in, with how much memory.
 
-use idiolect_backend::{Error, Moments, Usage};
+use idiolect_backend::{Error, Moments, OwnLogits, Usage};
 
 use super::Desk;
 use super::run::{Failure, Growth, Judgement, Progress, Rank, Run, What};
@@ -145,10 +145,12 @@ impl<E: Engine> Desk<E> {
                 }
                 Arrival::Score(mut job) => {
                     job.place = None;
+                    let own = job.own_logits.then(|| OwnLogits::new(&job.ids));
                     What::Score(Box::new(Judgement {
                         job,
                         progress: Progress::Waits,
                         rows: Vec::new(),
+                        own,
                         logprobs: Vec::new(),
                         before: Moments::default(),
                         n_rows: 0,

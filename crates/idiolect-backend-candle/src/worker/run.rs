@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use idiolect_backend::{Error, Moments, Usage};
+use idiolect_backend::{Error, Moments, OwnLogits, Usage};
 
 use crate::assembly::Assembly;
 use crate::candidate::Candidate;
@@ -64,6 +64,8 @@ pub(super) struct Judgement {
     pub(super) progress: Progress,
     /// Rows of logits, where they are wanted.
     pub(super) rows: Vec<Vec<f32>>,
+    /// What counts of them for the text's own tokens, where it is wanted.
+    pub(super) own: Option<OwnLogits>,
     /// Of the tokens that were computed.
     pub(super) logprobs: Vec<f32>,
     /// Of the logits before the text, where they are wanted.
@@ -240,6 +242,9 @@ impl Judgement {
             }
             let logit = self.job.ids.get(self.logprobs.len()).and_then(|id| row.get(*id as usize));
             self.logprobs.push(logit.map_or(f32::NAN, |logit| logit - crate::math::log_sum_exp(row)));
+            if let Some(own) = &mut self.own {
+                own.add(row, |logits| crate::math::log_sum_exp(logits).into());
+            }
             if self.job.rows {
                 self.rows.push(row.to_vec());
             }

@@ -252,11 +252,11 @@ impl<E: Engine> Desk<E> {
                 drop(growth.job.answer.events.try_send(Ok(done)));
             }
             What::Score(judgement) => {
-                let Judgement { job, rows, logprobs, before, .. } = *judgement;
+                let Judgement { job, rows, own, logprobs, before, .. } = *judgement;
                 let Scoring { ids, reply, rows: wanted, prompt_logits, .. } = job;
-                let score = self.judge(ids, wanted.then_some(rows), &logprobs);
-                let before = prompt_logits.then_some(before);
-                drop(reply.send(score.map(|score| Score { prompt_logits: before, ..score })));
+                let (rows, prompt_logits) = (wanted.then_some(rows), prompt_logits.then_some(before));
+                let score = self.judge(ids, &logprobs);
+                drop(reply.send(score.map(|score| Score { rows, own_logits: own, prompt_logits, ..score })));
             }
         }
     }
@@ -270,7 +270,7 @@ impl<E: Engine> Desk<E> {
     }
 
     /// Scores a text that was computed.
-    fn judge(&self, ids: Vec<u32>, rows: Option<Vec<Vec<f32>>>, logprobs: &[f32]) -> Result<Score, Error> {
+    fn judge(&self, ids: Vec<u32>, logprobs: &[f32]) -> Result<Score, Error> {
         let tokenizer = &self.worker.prompter.tokenizer;
         if logprobs.len() != ids.len() || logprobs.iter().any(|logprob| !logprob.is_finite()) {
             return Err(Error::internal("the engine failed", DrawError::NotFinite));
@@ -280,7 +280,7 @@ impl<E: Engine> Desk<E> {
             logprob: logprob.min(0.0),
             top: Vec::new(),
         };
-        Ok(Score { tokens: ids.iter().zip(logprobs).map(token).collect(), token_ids: ids, rows, prompt_logits: None })
+        Ok(Score { tokens: ids.iter().zip(logprobs).map(token).collect(), token_ids: ids, ..Score::default() })
     }
 }
 

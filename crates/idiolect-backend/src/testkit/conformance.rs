@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::{
     Backend, BackendExt, Candidate, Collector, Completion, Error, ErrorKind, Event, FinishReason, Health, Message,
-    Request, Score, ScoreRequest, ScoreSupport,
+    OwnLogits, Request, Score, ScoreRequest, ScoreSupport,
 };
 
 /// Runs the whole suite with its defaults; see [`Conformance`].
@@ -473,7 +473,7 @@ impl Conformance {
         assert!(!score.tokens.is_empty(), "a text has tokens");
         assert_eq!(score.token_ids.len(), score.tokens.len(), "an id for each token");
         assert!(score.tokens.iter().all(|t| t.logprob <= 0.0 && t.logprob.is_finite()), "log-probabilities up to 0");
-        assert_eq!(score.rows, None, "rows that nobody asked for");
+        assert_eq!((&score.rows, &score.own_logits), (&None, &None), "rows that nobody asked for");
         let again = backend.score(plain).await.expect("a score");
         let means = (score.mean_logprob().unwrap_or(0.0), again.mean_logprob().unwrap_or(0.0));
         assert!((means.0 - means.1).abs() < 1e-3, "the same text scores the same, got {means:?}");
@@ -488,6 +488,9 @@ impl Conformance {
         let score =
             backend.score(request.clone().with_rows().with_prompt_logits()).await.expect("a plain text's score");
         check_rows(&score);
+        let own = backend.score(request.clone().with_own_logits()).await.expect("a plain text's score");
+        assert_eq!((&own.rows, own.prompt_logits, &score.own_logits), (&None, None, &None), "what nobody asked for");
+        check_own_logits(own.own_logits.as_ref().expect("own logits that were asked for"), &score);
         let vocabulary = score.rows.as_ref().and_then(|rows| rows.first()).map_or(0, Vec::len);
         let before = score.prompt_logits.expect("moments that were asked for");
         assert!(
@@ -522,6 +525,20 @@ fn check_rows(score: &Score) {
         let off = (expected - f64::from(token.logprob)).abs();
         assert!(off < 1e-2, "log-softmax of the row is {expected}, the score says {}", token.logprob);
     }
+}
+
+/// Holds what is kept of rows to the rows.
+fn check_own_logits(own: &OwnLogits, score: &Score) {
+    let rows = score.rows.as_deref().unwrap_or_default();
+    let expected = OwnLogits::of_rows(&score.token_ids, rows);
+    assert_eq!((own.tokens(), own.n_rows()), (expected.tokens(), rows.len()), "own logits of other tokens");
+    for ((ours, others), (expected, all_others)) in own.rows().zip(expected.rows()) {
+        let near = ours.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-2);
+        assert!(near && (others - all_others).abs() < 1e-2, "own logits are others than those of the rows");
+    }
+    let (found, expected) = (own.moments(), expected.moments());
+    assert_eq!(found.count(), expected.count(), "own logits of so many");
+    assert!((found.mean() - expected.mean()).abs() < 1e-2, "{found:?}, {expected:?} of the rows");
 }
 
 /// Asks something else at the end: two turns of one speaker in a row are more than some chat templates take.

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use idiolect_backend::{
-    Backend, Capabilities, Completion, CompletionStream, Embedder, Embedding, Error, Health, Moments, Request, Score,
-    ScoreRequest, ScoreSupport, TokenLogprob,
+    Backend, Capabilities, Completion, CompletionStream, Embedder, Embedding, Error, Health, Moments, OwnLogits,
+    Request, Score, ScoreRequest, ScoreSupport, TokenLogprob,
 };
 use idiolect_backend_candle::SentenceEncoder;
 use idiolect_validator::RewardModel;
@@ -225,8 +225,10 @@ impl Backend for Rows {
             logprob: logprob(row, token),
             top: Vec::new(),
         });
-        let (tokens, rows) = (tokens.collect(), request.rows.then(|| rows.clone()));
-        Ok(Score { tokens, token_ids, rows, prompt_logits: request.prompt_logits.then_some(prompt_logits) })
+        let tokens = tokens.collect();
+        let own_logits = request.own_logits.then(|| OwnLogits::of_rows(&token_ids, &rows));
+        let prompt_logits = request.prompt_logits.then_some(prompt_logits);
+        Ok(Score { tokens, token_ids, rows: request.rows.then_some(rows), own_logits, prompt_logits })
     }
 
     async fn health(&self) -> Health {
