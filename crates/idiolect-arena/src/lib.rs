@@ -1,0 +1,31 @@
+//! Experiments on recorded populations: real replies of many models to the same prompts stand in for the miners of a subnet.
+//!
+//! Some of the models are ours, a few of the others are seen, all the rest are rivals that nobody shows us. A [`Choice`]
+//! picks one of our replies by what is seen; whether the gate masks it is known, since everybody's reply is on record.
+//!
+//! ```
+//! use idiolect_arena::{Choice, Experiment, Replies};
+//! use idiolect_uniqueness::GateProfile;
+//!
+//! let lines = r#"
+//! {"p": "sky", "m": "ours", "t": "Air scatters blue light."}
+//! {"p": "sky", "m": "ours_verbose", "t": "Look up: what you see has bounced about."}
+//! {"p": "sky", "m": "rival", "t": "Air scatters blue light!"}
+//! "#;
+//! let replies = Replies::read(&mut lines.as_bytes()).unwrap();
+//! // One embedding for each reply, as an `idiolect_backend::Embedder` gives them.
+//! let embeddings = vec![vec![1.0, 0.0], vec![0.0, 1.0], vec![1.0, 0.01]];
+//! let own = ["ours", "ours_verbose"].map(str::to_owned);
+//! let experiment = Experiment::new(&replies, &embeddings, &own, GateProfile::TEXT_PROMPTING_2_1).unwrap();
+//! let outcome = experiment.run(Choice::Oracle, 1, 0);
+//! assert_eq!((experiment.run(Choice::First, 1, 0).share_masked(), outcome.share_masked()), (1.0, 0.0));
+//! ```
+//!
+//! Main types: [`Replies`], [`Experiment`], [`Choice`], [`Outcome`], and the intervals of [`statistics`].
+
+pub mod experiment;
+pub mod replies;
+pub mod statistics;
+
+pub use experiment::{Choice, Experiment, ExperimentError, Outcome, Pick};
+pub use replies::{Recorded, Replies, RepliesError};
