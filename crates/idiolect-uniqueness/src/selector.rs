@@ -394,7 +394,11 @@ impl Selector {
         let (a_tier, a_value) = key(a);
         let (b_tier, b_value) = key(b);
         // Where every expectation is 0, quality still tells a repeat from nonsense.
-        a_tier.cmp(&b_tier).then(a_value.total_cmp(&b_value)).then(a.quality.total_cmp(&b.quality))
+        let by_value = a_tier.cmp(&b_tier).then(a_value.total_cmp(&b_value));
+        // Beyond what the chance to be masked was fitted to, more distance still does no harm.
+        by_value
+            .then(a.quality.total_cmp(&b.quality))
+            .then(a.distance.unwrap_or(0.0).total_cmp(&b.distance.unwrap_or(0.0)))
     }
 }
 
