@@ -12,7 +12,8 @@ pub enum ScoreSupport {
     None,
     /// The log-probability of each token of the text.
     Tokens,
-    /// The same, and the whole row of logits behind each.
+    /// The same, and the whole row of logits behind each, or what counts of it: all that a
+    /// [`ScoreRequest`](crate::ScoreRequest) can ask for.
     Rows,
 }
 

@@ -19,7 +19,7 @@ mod transformer;
 use idiolect_kernels::Team;
 
 pub(crate) use params::{Activation, LayerParams, Pairs, Params, SUPPORTED, Size, inverse_root, root};
-pub(crate) use rope::{RopeSpec, Scaling};
+pub(crate) use rope::{Rope, RopeSpec, Scaling};
 pub(crate) use tensor::{TensorSettings, Tensors};
 pub(crate) use transformer::{Settings, Transformer};
 

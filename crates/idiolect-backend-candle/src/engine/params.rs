@@ -86,18 +86,8 @@ impl Params {
         if gguf.integer(&key("expert_count"))?.unwrap_or(0) > 0 {
             return Err(LoadError::unsupported(gguf.path(), "a mixture of experts", "dense models"));
         }
-        let width = gguf.size(&key("embedding_length"))?;
-        let heads = gguf.size(&key("attention.head_count"))?;
-        let kv_heads = optional_size(gguf, &key("attention.head_count_kv"))?.unwrap_or(heads);
-        let n_layers = gguf.size(&key("block_count"))?;
-        let head_width = match optional_size(gguf, &key("attention.key_length"))? {
-            Some(n) => n,
-            None => width.checked_div(heads).unwrap_or(0),
-        };
-        let value_width = optional_size(gguf, &key("attention.value_length"))?.unwrap_or(head_width);
-        let rotated = optional_size(gguf, &key("rope.dimension_count"))?.unwrap_or(head_width);
-        let size = Size { width, heads, kv_heads, n_layers, head_width, value_width, rotated };
-        size.check().map_err(|reason| LoadError::damaged(gguf.path(), reason))?;
+        let size = size(gguf, &key)?;
+        let Size { width, heads, kv_heads, n_layers, head_width, .. } = size;
         let feed_forward = gguf.size(&key("feed_forward_length"))?;
         let context = gguf.size(&key("context_length"))?.min(most);
         if context < 16 {
@@ -114,35 +104,7 @@ impl Params {
             }
         };
 
-        let base = gguf.float(&key("rope.freq_base"))?.unwrap_or(10_000.0);
-        let scaling = scaling(gguf, &architecture, rotated, context)?;
-        let mut specs = vec![RopeSpec { base, rotated, scaling }];
-        let window = optional_size(gguf, &key("attention.sliding_window"))?.filter(|n| *n > 0 && *n < context);
-        let sliding = |index: usize| match architecture.as_str() {
-            "gemma2" => index.is_multiple_of(2),
-            "gemma3" => index % 6 != 5,
-            _ => true,
-        };
-        if architecture == "gemma3" {
-            // Layers with a window keep the rotation of short contexts.
-            let base = match gguf.float(&key("rope.freq_base_swa"))? {
-                Some(base) => base,
-                None => gguf.float(&key("rope.local_freq_base"))?.unwrap_or(10_000.0),
-            };
-            specs.push(RopeSpec { base, rotated, scaling: Scaling::None });
-        }
-        let pattern = pattern(gguf, &key("attention.sliding_window_pattern"), n_layers)?;
-        let layers = (0..n_layers)
-            .map(|index| {
-                let sliding = pattern.as_ref().map_or_else(|| sliding(index), |pattern| pattern[index]);
-                let rope = usize::from(sliding && specs.len() > 1);
-                LayerParams { window: window.filter(|_| sliding), rope }
-            })
-            .collect();
-        let ropes = specs.iter().map(RopeSpec::rope).collect::<Option<_>>();
-        let ropes = ropes.ok_or_else(|| {
-            LoadError::damaged(gguf.path(), "the frequencies of its position encoding are no numbers")
-        })?;
+        let (layers, ropes) = layers(gguf, &architecture, &size, context)?;
 
         // The largest models of these families were trained with another scale; nothing in the file says so.
         let by_width = matches!((architecture.as_str(), n_layers), ("gemma2", 46) | ("gemma3", 62));
@@ -239,6 +201,61 @@ pub(crate) fn root(width: usize) -> f32 {
 /// Returns one over the square root of a width.
 pub(crate) fn inverse_root(width: usize) -> f32 {
     1.0 / root(width)
+}
+
+fn size(gguf: &mut Gguf, key: &impl Fn(&str) -> String) -> Result<Size, LoadError> {
+    let width = gguf.size(&key("embedding_length"))?;
+    let heads = gguf.size(&key("attention.head_count"))?;
+    let kv_heads = optional_size(gguf, &key("attention.head_count_kv"))?.unwrap_or(heads);
+    let n_layers = gguf.size(&key("block_count"))?;
+    let head_width = match optional_size(gguf, &key("attention.key_length"))? {
+        Some(n) => n,
+        None => width.checked_div(heads).unwrap_or(0),
+    };
+    let value_width = optional_size(gguf, &key("attention.value_length"))?.unwrap_or(head_width);
+    let rotated = optional_size(gguf, &key("rope.dimension_count"))?.unwrap_or(head_width);
+    let size = Size { width, heads, kv_heads, n_layers, head_width, value_width, rotated };
+    size.check().map_err(|reason| LoadError::damaged(gguf.path(), reason))?;
+    Ok(size)
+}
+
+/// Reads which layers have a window, and what turns queries and keys in each of them.
+fn layers(
+    gguf: &mut Gguf,
+    architecture: &str,
+    size: &Size,
+    context: usize,
+) -> Result<(Vec<LayerParams>, Vec<Rope>), LoadError> {
+    let key = |name: &str| format!("{architecture}.{name}");
+    let base = gguf.float(&key("rope.freq_base"))?.unwrap_or(10_000.0);
+    let scaling = scaling(gguf, architecture, size.rotated, context)?;
+    let mut specs = vec![RopeSpec { base, rotated: size.rotated, scaling }];
+    let window = optional_size(gguf, &key("attention.sliding_window"))?.filter(|n| *n > 0 && *n < context);
+    let sliding = |index: usize| match architecture {
+        "gemma2" => index.is_multiple_of(2),
+        "gemma3" => index % 6 != 5,
+        _ => true,
+    };
+    if architecture == "gemma3" {
+        // Layers with a window keep the rotation of short contexts.
+        let base = match gguf.float(&key("rope.freq_base_swa"))? {
+            Some(base) => base,
+            None => gguf.float(&key("rope.local_freq_base"))?.unwrap_or(10_000.0),
+        };
+        specs.push(RopeSpec { base, rotated: size.rotated, scaling: Scaling::None });
+    }
+    let pattern = pattern(gguf, &key("attention.sliding_window_pattern"), size.n_layers)?;
+    let layers = (0..size.n_layers)
+        .map(|index| {
+            let sliding = pattern.as_ref().map_or_else(|| sliding(index), |pattern| pattern[index]);
+            let rope = usize::from(sliding && specs.len() > 1);
+            LayerParams { window: window.filter(|_| sliding), rope }
+        })
+        .collect();
+    let ropes = specs.iter().map(RopeSpec::rope).collect::<Option<_>>();
+    let ropes = ropes
+        .ok_or_else(|| LoadError::damaged(gguf.path(), "the frequencies of its position encoding are no numbers"))?;
+    Ok((layers, ropes))
 }
 
 fn optional_size(gguf: &Gguf, key: &str) -> Result<Option<usize>, LoadError> {

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::role::{Names, Scheme};
-use crate::engine::{Activation, LayerParams, Pairs, Params, RopeSpec, SUPPORTED, Scaling, Size, inverse_root, root};
+use crate::engine::{
+    Activation, LayerParams, Pairs, Params, Rope, RopeSpec, SUPPORTED, Scaling, Size, inverse_root, root,
+};
 use crate::error::LoadError;
 use crate::safetensors::{SafeTensors, Stored};
 
@@ -240,25 +242,8 @@ impl Config {
             let supported = "weights in F32, F16 or BF16";
             return Err(LoadError::unsupported(&self.path, "a \"quantization_config\"", supported));
         }
-        let width = self.required_size("hidden_size")?;
-        let heads = self.required_size("num_attention_heads")?;
-        let kv_heads = self.size("num_key_value_heads")?.unwrap_or(heads);
-        let n_layers = self.required_size("num_hidden_layers")?;
-        let head_width = match self.size("head_dim")? {
-            Some(n) => n,
-            None if gemma => 256,
-            None => width.checked_div(heads).unwrap_or(0),
-        };
-        let partial = self.float("partial_rotary_factor")?.unwrap_or(1.0);
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "a part of a head's width, checked below"
-        )]
-        let rotated = (head_width as f32 * partial) as usize;
-        let size = Size { width, heads, kv_heads, n_layers, head_width, value_width: head_width, rotated };
-        size.check().map_err(|reason| LoadError::damaged(&self.path, reason))?;
+        let size = self.shape(gemma)?;
+        let Size { width, heads, kv_heads, head_width, .. } = size;
         let trained = self.size("max_position_embeddings")?.unwrap_or(if gemma { 8192 } else { 2048 });
         let context = trained.min(most);
         if context < 16 {
@@ -266,31 +251,7 @@ impl Config {
             return Err(LoadError::damaged(&self.path, reason));
         }
 
-        let sliding = self.sliding(architecture, n_layers)?;
-        let window = self.size("sliding_window")?.filter(|n| *n > 0 && *n < context);
-        let mut specs = vec![RopeSpec {
-            base: self.rope_base("full_attention")?.unwrap_or(if architecture == "gemma3" { 1e6 } else { 1e4 }),
-            rotated,
-            scaling: self.scaling(rotated / 2, context, trained)?,
-        }];
-        if architecture == "gemma3" {
-            let base = match self.float("rope_local_base_freq")? {
-                Some(base) => base,
-                None => self.rope_base("sliding_attention")?.unwrap_or(1e4),
-            };
-            specs.push(RopeSpec { base, rotated, scaling: Scaling::None });
-        }
-        let layers = sliding
-            .into_iter()
-            .map(|sliding| LayerParams {
-                window: window.filter(|_| sliding),
-                rope: usize::from(sliding && specs.len() > 1),
-            })
-            .collect();
-        let ropes = specs.iter().map(RopeSpec::rope).collect::<Option<_>>();
-        let ropes = ropes
-            .ok_or_else(|| LoadError::damaged(&self.path, "the frequencies of its position encoding are no numbers"))?;
-
+        let (layers, ropes) = self.layers(architecture, &size, context, trained)?;
         let activation = self.activation(gemma)?;
         let query_scale = match self.float("query_pre_attn_scalar")?.filter(|n| gemma && *n > 0.0) {
             Some(scalar) => 1.0 / scalar.sqrt(),
@@ -319,6 +280,64 @@ impl Config {
             post_norms: matches!(architecture, "gemma2" | "gemma3"),
             tied: false,
         })
+    }
+
+    fn shape(&self, gemma: bool) -> Result<Size, LoadError> {
+        let width = self.required_size("hidden_size")?;
+        let heads = self.required_size("num_attention_heads")?;
+        let kv_heads = self.size("num_key_value_heads")?.unwrap_or(heads);
+        let n_layers = self.required_size("num_hidden_layers")?;
+        let head_width = match self.size("head_dim")? {
+            Some(n) => n,
+            None if gemma => 256,
+            None => width.checked_div(heads).unwrap_or(0),
+        };
+        let partial = self.float("partial_rotary_factor")?.unwrap_or(1.0);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a part of a head's width, checked below"
+        )]
+        let rotated = (head_width as f32 * partial) as usize;
+        let size = Size { width, heads, kv_heads, n_layers, head_width, value_width: head_width, rotated };
+        size.check().map_err(|reason| LoadError::damaged(&self.path, reason))?;
+        Ok(size)
+    }
+
+    /// Returns which layers have a window, and what turns queries and keys in each of them.
+    fn layers(
+        &self,
+        architecture: &str,
+        size: &Size,
+        context: usize,
+        trained: usize,
+    ) -> Result<(Vec<LayerParams>, Vec<Rope>), LoadError> {
+        let sliding = self.sliding(architecture, size.n_layers)?;
+        let window = self.size("sliding_window")?.filter(|n| *n > 0 && *n < context);
+        let mut specs = vec![RopeSpec {
+            base: self.rope_base("full_attention")?.unwrap_or(if architecture == "gemma3" { 1e6 } else { 1e4 }),
+            rotated: size.rotated,
+            scaling: self.scaling(size.rotated / 2, context, trained)?,
+        }];
+        if architecture == "gemma3" {
+            let base = match self.float("rope_local_base_freq")? {
+                Some(base) => base,
+                None => self.rope_base("sliding_attention")?.unwrap_or(1e4),
+            };
+            specs.push(RopeSpec { base, rotated: size.rotated, scaling: Scaling::None });
+        }
+        let layers = sliding
+            .into_iter()
+            .map(|sliding| LayerParams {
+                window: window.filter(|_| sliding),
+                rope: usize::from(sliding && specs.len() > 1),
+            })
+            .collect();
+        let ropes = specs.iter().map(RopeSpec::rope).collect::<Option<_>>();
+        let ropes = ropes
+            .ok_or_else(|| LoadError::damaged(&self.path, "the frequencies of its position encoding are no numbers"))?;
+        Ok((layers, ropes))
     }
 
     fn activation(&self, gemma: bool) -> Result<Activation, LoadError> {

@@ -154,20 +154,7 @@ impl<E: Engine> Desk<E> {
         self.metrics.tokens(n);
         growth.growing = growing;
         if first {
-            // Until here all candidates are one sequence. Who goes on has one of their own from now on.
-            let seq = growth.growing.first().or(ended.first().map(|(c, _)| c)).map(|candidate| candidate.seq);
-            for candidate in growth.growing.iter_mut().skip(1) {
-                candidate.seq =
-                    self.worker.engine.fork(candidate.seq).map_err(|e| Error::internal("the engine failed", e))?;
-            }
-            if growth.growing.is_empty()
-                && let Some(seq) = seq
-            {
-                self.worker.engine.release(seq);
-            }
-            for (candidate, _) in &mut ended {
-                candidate.seq = NOBODY;
-            }
+            part(&mut self.worker.engine, growth, &mut ended)?;
         }
         if let Some(started) = growth.job.answer.started.take() {
             // Nothing but the engine can fail from here on.
@@ -282,6 +269,23 @@ impl<E: Engine> Desk<E> {
         };
         Ok(Score { tokens: ids.iter().zip(logprobs).map(token).collect(), token_ids: ids, ..Score::default() })
     }
+}
+
+/// Gives candidates whose first token was drawn sequences of their own: until here all have one.
+fn part(engine: &mut impl Engine, growth: &mut Growth, ended: &mut [(Candidate, FinishReason)]) -> Result<(), Failure> {
+    let seq = growth.growing.first().or(ended.first().map(|(c, _)| c)).map(|candidate| candidate.seq);
+    for candidate in growth.growing.iter_mut().skip(1) {
+        candidate.seq = engine.fork(candidate.seq).map_err(|e| Error::internal("the engine failed", e))?;
+    }
+    if growth.growing.is_empty()
+        && let Some(seq) = seq
+    {
+        engine.release(seq);
+    }
+    for (candidate, _) in ended {
+        candidate.seq = NOBODY;
+    }
+    Ok(())
 }
 
 /// Sends what was released, if anything; says whether it held text.

@@ -65,6 +65,8 @@ fn scores_share_steps_and_take_their_part_of_the_memory() {
     // A token takes 1,000 bytes of keys and values, and 1,036 of logits where they are wanted.
     assert_eq!(scored(&mut small, &ask(100).with_rows()).unwrap().tokens.len(), 100);
     assert_eq!(scored(&mut small, &ask(200)).unwrap().tokens.len(), 200);
+    let own = scored(&mut small, &ask(200).with_own_logits()).unwrap().own_logits.unwrap();
+    assert_eq!((own.n_rows(), own.tokens().len(), own.moments().count()), (200, 1, 200 * 259));
     let error = scored(&mut small, &ask(200).with_rows()).unwrap_err().to_string();
     assert!(error.contains("207200 of them for rows of 259 logits, 400000 are allowed"), "{error}");
     assert_eq!((large.script.n_sequences(), small.script.n_sequences()), (0, 0));

@@ -485,12 +485,14 @@ impl Conformance {
         let backend = self.backend();
         let text = "Red, orange and yellow are warm colours.";
         let request = ScoreRequest::plain("The colours are these:", text);
-        let score =
-            backend.score(request.clone().with_rows().with_prompt_logits()).await.expect("a plain text's score");
+        let everything = request.clone().with_rows().with_own_logits().with_prompt_logits();
+        let score = backend.score(everything).await.expect("a plain text's score");
         check_rows(&score);
+        check_own_logits(&score);
         let own = backend.score(request.clone().with_own_logits()).await.expect("a plain text's score");
-        assert_eq!((&own.rows, own.prompt_logits, &score.own_logits), (&None, None, &None), "what nobody asked for");
-        check_own_logits(own.own_logits.as_ref().expect("own logits that were asked for"), &score);
+        assert_eq!((&own.rows, own.prompt_logits), (&None, None), "what nobody asked for");
+        let n_rows = own.own_logits.expect("own logits that were asked for").n_rows();
+        assert_eq!(n_rows, score.token_ids.len(), "a row for each token");
         let vocabulary = score.rows.as_ref().and_then(|rows| rows.first()).map_or(0, Vec::len);
         let before = score.prompt_logits.expect("moments that were asked for");
         assert!(
@@ -528,7 +530,8 @@ fn check_rows(score: &Score) {
 }
 
 /// Holds what is kept of rows to the rows.
-fn check_own_logits(own: &OwnLogits, score: &Score) {
+fn check_own_logits(score: &Score) {
+    let own = score.own_logits.as_ref().expect("own logits that were asked for");
     let rows = score.rows.as_deref().unwrap_or_default();
     let expected = OwnLogits::of_rows(&score.token_ids, rows);
     assert_eq!((own.tokens(), own.n_rows()), (expected.tokens(), rows.len()), "own logits of other tokens");
