@@ -13,7 +13,7 @@
 //! let library = Arc::new(Library::built_in());
 //! let messages = [Message::user("Why is the sky blue?")];
 //! let task = Task::detect(None, &messages);
-//! let mode = library.route(&Facts { transport: "grpc", task: task.as_str(), dictated: false });
+//! let mode = library.route(&Facts { transport: "grpc", task: task.as_str(), ..Facts::default() });
 //!
 //! let sampler = RecipeSampler::new(library, 42);
 //! let recipes = sampler.draw(3, 1, task, &mode);
@@ -25,19 +25,39 @@
 //! assert!(guard::check(task, "Why is the sky blue?", "Air scatters blue light most.").is_empty());
 //! ```
 //!
-//! Main types: [`Library`] (read from TOML), [`Operator`], [`RecipeSampler`], [`Recipe`], [`Route`], [`Task`], and the
-//! checks of [`guard`].
+//! Main types: [`Library`] (read from TOML; [`LibraryFile`] reads it anew when it changes), [`Operator`], [`RecipeSampler`],
+//! [`Recipe`], [`Route`], [`CollisionModel`], [`Task`], [`lint`], and the checks of [`guard`].
 
+mod check;
+pub mod collision;
+mod compose;
 pub mod guard;
 pub mod library;
+pub mod lint;
 pub mod operator;
+mod pattern;
+mod reader;
 pub mod recipe;
+mod reload;
 pub mod route;
+pub mod sampling;
+pub mod schema;
+pub mod shape;
+pub mod slot;
 pub mod task;
+mod template;
+pub mod tokens;
 
+pub use collision::{Amount, CollisionModel, Features};
+pub use compose::ComposeError;
 pub use guard::{Flag, FlagKind};
-pub use library::{Library, LibraryError, Problem};
-pub use operator::{Operator, Place, RenderError, SamplingOverrides};
+pub use library::{Library, LibraryError, Plan, Problem};
+pub use operator::{Operator, Place};
+pub use pattern::{BadPattern, NamePattern};
 pub use recipe::{Applied, Recipe, RecipeSampler};
+pub use reload::{LibraryFile, Polled};
 pub use route::{Facts, Mode, Route};
+pub use sampling::{SamplingOverrides, SamplingRanges, Setting};
+pub use shape::{Form, Shape};
 pub use task::Task;
+pub use template::RenderError;

@@ -5,17 +5,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-use idiolect_backend::{Preset, Stage};
-use serde::Deserialize;
-use toml::Spanned;
-use toml::de::{DeTable, DeValue, ValueDeserializer};
+use idiolect_backend::Message;
 
-use crate::operator::{Operator, Place, SamplingOverrides};
+use crate::check::{check_operator, check_relations};
+use crate::collision::{Amount, CollisionModel, Features};
+use crate::operator::Operator;
+use crate::reader::Reader;
 use crate::route::{Facts, Mode, Route, route};
 use crate::task::Task;
-
-/// Most operators that a file may hold.
-const MAX_OPERATORS: usize = 1_000;
 
 /// Something wrong at one place of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,8 +53,10 @@ fn list(name: &str, problems: &[Problem]) -> String {
 
 /// Operators, and the routes that say where they may be used.
 ///
-/// A file has any number of `[[operator]]` and `[[route]]` tables and, above them, `include_built_in` (default false) and
-/// `max_operators` of one recipe (default 2). An empty file changes nothing in any prompt.
+/// A file has any number of `[[operator]]` and `[[route]]` tables, a table `[collision]` (see [`CollisionModel`]) and, above
+/// them, `include_built_in` (default false), `exclude_built_in` (names of those to leave out), `max_operators` of one recipe
+/// (default 2), `max_added_tokens` of one recipe (default 80) and `allow_rewrite` (default false). An empty file changes
+/// nothing in any prompt. docs/mutation.md tells more, docs/operators.schema.json has all keys.
 ///
 /// # Examples
 /// ```
@@ -68,11 +67,14 @@ fn list(name: &str, problems: &[Problem]) -> String {
 ///     [[operator]]
 ///     name = "register.academic"
 ///     slot = "register"
-///     place = "append"                 # or system, prepend
+///     place = "append"                 # or system, prepend, rewrite
 ///     text = "Answer using academic language."
 ///     weight = 2.0                     # default 1
 ///     tasks = ["answer", "unknown"]    # default: all
-///     sampling = { temperature = 0.8 }  # or a preset and stages of a chain, see `SamplingOverrides`
+///     excludes = ["persona.*"]         # never in one recipe with these; requires = [...] draws others along
+///     max_tokens = 20                  # default 80
+///     forbid = ["Answer:"]             # must be neither in the text nor brought about
+///     sampling = { temperature = [0.7, 0.9] }  # a value or a range; or stages of a chain, see `SamplingOverrides`
 ///
 ///     [[route]]
 ///     transport = ["epistula"]
@@ -85,20 +87,52 @@ fn list(name: &str, problems: &[Problem]) -> String {
 /// let error = Library::parse("[[operator]]\nname = 3\nplace = \"middle\"", "operators.toml").unwrap_err();
 /// let text = error.to_string();
 /// assert!(text.contains("operators.toml:2: name is an integer, expected a string"));
-/// assert!(text.contains("operators.toml:3: place is \"middle\", expected system, prepend or append"));
+/// assert!(text.contains("operators.toml:3: place is \"middle\", expected system, prepend, append or rewrite"));
 /// # Ok::<(), idiolect_mutation::LibraryError>(())
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 pub struct Library {
-    operators: Vec<Operator>,
-    routes: Vec<Route>,
-    max_operators: usize,
+    pub(crate) operators: Vec<Operator>,
+    pub(crate) routes: Vec<Route>,
+    pub(crate) max_operators: usize,
+    pub(crate) max_added_tokens: u32,
+    pub(crate) allow_rewrite: bool,
+    pub(crate) collision: CollisionModel,
 }
 
 impl Default for Library {
     /// Returns the library that changes nothing.
     fn default() -> Self {
-        Self { operators: Vec::new(), routes: Vec::new(), max_operators: 2 }
+        Self {
+            operators: Vec::new(),
+            routes: Vec::new(),
+            max_operators: 2,
+            max_added_tokens: 80,
+            allow_rewrite: false,
+            collision: CollisionModel::default(),
+        }
+    }
+}
+
+/// What is done about one request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Whether it is mutated at all, and with which slots.
+    pub mode: Mode,
+    /// The chance that a plain answer falls under the gate; 0 in passthrough, where nobody asks.
+    pub risk: f64,
+    /// How much is varied.
+    pub amount: Amount,
+}
+
+impl Plan {
+    /// Returns how many candidates are made of at most `k`.
+    #[must_use]
+    pub fn candidates(&self, k: usize) -> usize {
+        match self.amount {
+            Amount::Nothing => k.min(1),
+            _ => k,
+        }
     }
 }
 
@@ -111,10 +145,12 @@ impl Library {
         let mut problems = Vec::new();
         let mut library = Self::default();
         for operator in operators {
-            let mut note = |message| problems.push(Problem { line: 0, message });
+            let mut note = |_: &str, message| problems.push(Problem { line: 0, message });
             check_operator(&operator, &library.operators, &mut note);
             library.operators.push(operator);
         }
+        let related = check_relations(&library.operators, library.max_operators);
+        problems.extend(related.into_iter().map(|(_, _, message)| Problem { line: 0, message }));
         if problems.is_empty() {
             Ok(library)
         } else {
@@ -150,21 +186,10 @@ impl Library {
     /// # Errors
     /// [`LibraryError::Invalid`] with all bad values.
     pub fn parse(text: &str, name: &str) -> Result<Self, LibraryError> {
-        let mut reader = Reader { text, problems: Vec::new() };
-        let (document, errors) = DeTable::parse_recoverable(text);
-        for error in errors {
-            let at = error.span().map_or(0, |span| span.start);
-            reader.note(at, error.message().trim().replace('\n', "; "));
+        match Reader::read(text) {
+            Ok(library) => Ok(library),
+            Err(problems) => Err(LibraryError::Invalid { name: name.to_owned(), problems }),
         }
-        let mut library = Self::default();
-        if reader.problems.is_empty() {
-            library = reader.library(document.get_ref());
-        }
-        if reader.problems.is_empty() {
-            return Ok(library);
-        }
-        reader.problems.sort_by_key(|problem| problem.line);
-        Err(LibraryError::Invalid { name: name.to_owned(), problems: reader.problems })
     }
 
     /// Returns the operators.
@@ -185,293 +210,41 @@ impl Library {
         self.max_operators
     }
 
+    /// Returns the most tokens that one recipe may add to a prompt, by [`tokens::estimate`](crate::tokens::estimate).
+    #[must_use]
+    pub const fn max_added_tokens(&self) -> u32 {
+        self.max_added_tokens
+    }
+
+    /// Says whether rewrites may be drawn for the validators' own tasks, whose criteria they would stand around.
+    #[must_use]
+    pub const fn allow_rewrite(&self) -> bool {
+        self.allow_rewrite
+    }
+
+    /// Returns the model of how likely others give the same answer.
+    #[must_use]
+    pub const fn collision(&self) -> &CollisionModel {
+        &self.collision
+    }
+
     /// Finds what becomes of a request; see [`route`].
     #[must_use]
     pub fn route(&self, facts: &Facts<'_>) -> Mode {
         route(&self.routes, facts)
     }
-}
 
-fn check_operator(operator: &Operator, others: &[Operator], note: &mut impl FnMut(String)) {
-    let Operator { name, slot, weight, .. } = operator;
-    let well_formed = |s: &str| !s.is_empty() && s.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c));
-    for (key, value) in [("name", name), ("slot", slot)] {
-        if !well_formed(value) {
-            note(format!("{key} is {value:?}, expected letters, digits, dots, dashes and underscores"));
+    /// Finds what becomes of a request, and how much of it is varied. `task` is the detected one.
+    #[must_use]
+    pub fn plan(&self, facts: &Facts<'_>, task: Task, messages: &[Message]) -> Plan {
+        let mode = self.route(facts);
+        if mode.is_passthrough() {
+            return Plan { mode, risk: 0.0, amount: Amount::Nothing };
         }
+        let risk = self.collision.risk(&Features::of(task, messages));
+        let amount = self.collision.amount(risk);
+        Plan { mode, risk, amount }
     }
-    if others.iter().any(|other| other.name == *name) {
-        note(format!("name {name:?} is taken by an operator above"));
-    }
-    // The bound keeps sums of weights finite.
-    if !(0.0..=1e9).contains(weight) {
-        note(format!("weight is {weight}, expected 0 to 1000000000"));
-    }
-    if let Err(idiolect_backend::Error::InvalidRequest(reason)) = operator.sampling.validate() {
-        note(format!("sampling: {reason}"));
-    }
-    // A few seeds, so that a bad element of a pick list comes to light.
-    let tasks = if operator.tasks.is_empty() { &Task::ALL[..] } else { &operator.tasks };
-    let trials = tasks.iter().flat_map(|&task| (0..8).map(move |seed| (task, seed)));
-    if let Some(error) = trials.into_iter().find_map(|(task, seed)| operator.render(task, seed).err()) {
-        note(format!("text: {error}"));
-    }
-}
-
-/// Walks the parsed file and notes everything that is wrong.
-struct Reader<'a> {
-    text: &'a str,
-    problems: Vec<Problem>,
-}
-
-type Value<'i> = Spanned<DeValue<'i>>;
-
-impl Reader<'_> {
-    fn note(&mut self, at: usize, message: impl Into<String>) {
-        let line = self.text.as_bytes().iter().take(at).filter(|&&b| b == b'\n').count() + 1;
-        self.problems.push(Problem { line, message: message.into() });
-    }
-
-    fn expected(&mut self, key: &str, value: &Value<'_>, expected: &str) {
-        let shown = match value.get_ref() {
-            DeValue::String(s) => format!("{s:?}"),
-            other => with_article(other.type_str()),
-        };
-        self.note(value.span().start, format!("{key} is {shown}, expected {expected}"));
-    }
-
-    fn library(&mut self, document: &DeTable<'_>) -> Library {
-        let mut library = Library::default();
-        let mut include_built_in = false;
-        for (key, value) in document {
-            match key.get_ref().as_ref() {
-                "include_built_in" => include_built_in = self.bool("include_built_in", value).unwrap_or(false),
-                "max_operators" => {
-                    let max = self.integer("max_operators", value, 1, 8).unwrap_or(1);
-                    library.max_operators = usize::try_from(max).unwrap_or(1);
-                }
-                "operator" | "route" => {}
-                other => self.note(
-                    key.span().start,
-                    format!("unknown key {other:?}, expected include_built_in, max_operators, operator or route"),
-                ),
-            }
-        }
-        if include_built_in {
-            library.operators = Library::built_in().operators;
-        }
-        for (at, table) in self.tables(document, "operator") {
-            if library.operators.len() >= MAX_OPERATORS {
-                self.note(at, format!("more than {MAX_OPERATORS} operators"));
-                break;
-            }
-            let n_before = self.problems.len();
-            let operator = self.operator(at, table);
-            let n_noted = self.problems.len();
-            let is_noted = |key: &str, problems: &[Problem]| {
-                problems.iter().any(|p| p.message.starts_with(key) || p.message.ends_with(&format!(" no {key}")))
-            };
-            let mut found = Vec::new();
-            check_operator(&operator, &library.operators, &mut |message| found.push(message));
-            for message in found {
-                let key = message.split([' ', ':']).next().unwrap_or_default();
-                // What is missing or of a wrong type was noted as such.
-                if !is_noted(key, &self.problems[n_before..n_noted]) {
-                    let line_at = table.get(key).map_or(at, |value| value.span().start);
-                    self.note(line_at, message);
-                }
-            }
-            library.operators.push(operator);
-        }
-        library.routes = self.tables(document, "route").into_iter().filter_map(|(at, t)| self.route(at, t)).collect();
-        library
-    }
-
-    /// Returns the tables of an array of tables, each with its place.
-    fn tables<'t, 'i>(&mut self, document: &'t DeTable<'i>, key: &str) -> Vec<(usize, &'t DeTable<'i>)> {
-        let Some(value) = document.get(key) else { return Vec::new() };
-        let DeValue::Array(items) = value.get_ref() else {
-            self.expected(key, value, &format!("[[{key}]] tables"));
-            return Vec::new();
-        };
-        let mut tables = Vec::new();
-        for item in items {
-            match item.get_ref() {
-                DeValue::Table(table) => tables.push((item.span().start, table)),
-                _ => self.expected(key, item, "a table"),
-            }
-        }
-        tables
-    }
-
-    fn operator(&mut self, at: usize, table: &DeTable<'_>) -> Operator {
-        let mut operator = Operator::new("", "", Place::Append, "");
-        for (key, value) in table {
-            match key.get_ref().as_ref() {
-                "name" => operator.name = self.string("name", value).unwrap_or_default(),
-                "slot" => operator.slot = self.string("slot", value).unwrap_or_default(),
-                "text" => operator.text = self.string("text", value).unwrap_or_default(),
-                "place" => {
-                    if let Some(name) = self.string("place", value) {
-                        match name.parse() {
-                            Ok(place) => operator.place = place,
-                            Err(message) => self.note(value.span().start, format!("place {message}")),
-                        }
-                    }
-                }
-                "version" => {
-                    let version = self.integer("version", value, 0, i64::from(u32::MAX)).unwrap_or(1);
-                    operator.version = u32::try_from(version).unwrap_or(1);
-                }
-                "weight" => operator.weight = self.number("weight", value).unwrap_or(1.0),
-                "tasks" => {
-                    for name in self.strings("tasks", value) {
-                        match name.parse() {
-                            Ok(task) => operator.tasks.push(task),
-                            Err(error) => self.note(value.span().start, format!("tasks: {error}")),
-                        }
-                    }
-                }
-                "sampling" => operator.sampling = self.sampling(value),
-                other => self.note(
-                    key.span().start,
-                    format!(
-                        "unknown key {other:?}, expected name, slot, version, place, text, weight, tasks or sampling"
-                    ),
-                ),
-            }
-        }
-        for key in ["name", "slot", "place", "text"] {
-            if !table.contains_key(key) {
-                self.note(at, format!("this operator has no {key}"));
-            }
-        }
-        operator
-    }
-
-    fn sampling(&mut self, value: &Value<'_>) -> SamplingOverrides {
-        let mut sampling = SamplingOverrides::default();
-        let DeValue::Table(table) = value.get_ref() else {
-            self.expected("sampling", value, "a table");
-            return sampling;
-        };
-        for (key, value) in table {
-            let key_text = key.get_ref().as_ref();
-            #[expect(clippy::cast_possible_truncation, reason = "sampling settings are f32 wherever they are used")]
-            let mut number = || self.number(key_text, value).map(|v| v as f32);
-            match key_text {
-                "temperature" => sampling.temperature = number(),
-                "top_p" => sampling.top_p = number(),
-                "min_p" => sampling.min_p = number(),
-                "repetition_penalty" => sampling.repetition_penalty = number(),
-                "frequency_penalty" => sampling.frequency_penalty = number(),
-                "presence_penalty" => sampling.presence_penalty = number(),
-                "top_k" => {
-                    sampling.top_k = self.integer("top_k", value, 0, 1_000_000).and_then(|v| u32::try_from(v).ok());
-                }
-                "preset" => {
-                    let name = self.string("preset", value);
-                    match name.as_deref().map(str::parse::<Preset>).transpose() {
-                        Ok(preset) => sampling.preset = preset,
-                        Err(problem) => self.note(value.span().start, problem),
-                    }
-                }
-                "stages" => match Vec::<Stage>::deserialize(ValueDeserializer::from(value.clone())) {
-                    Ok(stages) => sampling.stages = stages,
-                    Err(error) => self.note(value.span().start, format!("stages: {}", error.message())),
-                },
-                other => self.note(key.span().start, format!("unknown sampling setting {other:?}")),
-            }
-        }
-        sampling
-    }
-
-    fn route(&mut self, at: usize, table: &DeTable<'_>) -> Option<Route> {
-        let n_before = self.problems.len();
-        let mut route = Route { transport: Vec::new(), task: Vec::new(), mode: Mode::mutate() };
-        let mut slots = Vec::new();
-        for (key, value) in table {
-            match key.get_ref().as_ref() {
-                "transport" => {
-                    route.transport = self.strings("transport", value);
-                    let known = ["grpc", "http", "epistula", "btauth"];
-                    if let Some(name) = route.transport.iter().find(|name| !known.contains(&name.as_str())) {
-                        let message = format!("transport holds {name:?}, expected grpc, http, epistula or btauth");
-                        self.note(value.span().start, message);
-                    }
-                }
-                "task" => route.task = self.strings("task", value),
-                "slots" => slots = self.strings("slots", value),
-                "mode" => match self.string("mode", value).as_deref() {
-                    Some("passthrough") => route.mode = Mode::Passthrough,
-                    Some("mutate") | None => {}
-                    Some(_) => self.expected("mode", value, "passthrough or mutate"),
-                },
-                other => self
-                    .note(key.span().start, format!("unknown key {other:?}, expected transport, task, mode or slots")),
-            }
-        }
-        if !slots.is_empty() {
-            match &mut route.mode {
-                Mode::Mutate { slots: allowed } => *allowed = slots,
-                _ => self.note(at, "slots have no meaning in a passthrough route"),
-            }
-        }
-        (self.problems.len() == n_before).then_some(route)
-    }
-
-    fn string(&mut self, key: &str, value: &Value<'_>) -> Option<String> {
-        if let DeValue::String(s) = value.get_ref() {
-            return Some(s.clone().into_owned());
-        }
-        self.expected(key, value, "a string");
-        None
-    }
-
-    fn strings(&mut self, key: &str, value: &Value<'_>) -> Vec<String> {
-        let DeValue::Array(items) = value.get_ref() else {
-            self.expected(key, value, "a list of strings");
-            return Vec::new();
-        };
-        items.iter().filter_map(|item| self.string(key, item)).collect()
-    }
-
-    fn bool(&mut self, key: &str, value: &Value<'_>) -> Option<bool> {
-        if let DeValue::Boolean(b) = value.get_ref() {
-            return Some(*b);
-        }
-        self.expected(key, value, "true or false");
-        None
-    }
-
-    fn integer(&mut self, key: &str, value: &Value<'_>, min: i64, max: i64) -> Option<i64> {
-        let DeValue::Integer(integer) = value.get_ref() else {
-            self.expected(key, value, "a whole number");
-            return None;
-        };
-        let parsed = i64::from_str_radix(&integer.as_str().replace('_', ""), integer.radix()).ok();
-        let in_range = parsed.filter(|v| (min..=max).contains(v));
-        if in_range.is_none() {
-            self.note(value.span().start, format!("{key} is {integer}, expected {min} to {max}"));
-        }
-        in_range
-    }
-
-    fn number(&mut self, key: &str, value: &Value<'_>) -> Option<f64> {
-        let parsed = match value.get_ref() {
-            DeValue::Float(float) => float.as_str().replace('_', "").parse().ok(),
-            DeValue::Integer(integer) if integer.radix() == 10 => integer.as_str().replace('_', "").parse().ok(),
-            _ => None,
-        };
-        if parsed.is_none() {
-            self.expected(key, value, "a number");
-        }
-        parsed
-    }
-}
-
-fn with_article(kind: &str) -> String {
-    format!("{} {kind}", if kind.starts_with(['a', 'i']) { "an" } else { "a" })
 }
 
 /// Shows how many operators and routes there are.
@@ -488,27 +261,47 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::guard;
+    use crate::{Place, guard, tokens};
 
     #[test]
     fn the_built_in_operators_are_sound() {
         let library = Library::built_in();
-        assert!(library.operators().len() >= 12);
+        assert!(library.operators().len() >= 60, "{}", library.operators().len());
         let texts: Vec<&str> = library.operators().iter().map(|o| o.text.as_str()).collect();
         assert!(texts.contains(&"Answer using academic language."));
-        for task in Task::ALL {
-            assert!(library.operators().iter().any(|o| o.is_for(task)), "{task}");
-        }
         for operator in library.operators() {
-            for seed in 0..32 {
-                let text = operator.render(operator.tasks[0], seed).unwrap();
-                for task in Task::ALL {
+            assert!(!operator.tasks.is_empty() && operator.place != Place::Rewrite && operator.weight > 0.0);
+            for task in Task::ALL.into_iter().filter(|task| operator.is_for(*task)) {
+                for seed in 0..64 {
+                    let text = operator.render(task, seed).unwrap();
+                    assert!(tokens::estimate(&text) <= operator.max_tokens.min(48), "{text}");
                     // An operator must not talk the model into what the guard flags.
-                    assert!(guard::check(task, "", &text).is_empty(), "{text}");
+                    for other in Task::ALL.into_iter().filter(|_| !text.is_empty()) {
+                        assert!(guard::check(other, "", &text).is_empty(), "{text}");
+                    }
+                    assert!(!text.contains(['?', ':', '\n', '{', '*', '#', '"', '“']), "{text}");
+                    assert!(!text.contains("- ") && text.is_ascii(), "{text}");
+                    assert!(text.is_empty() || text.ends_with('.'), "{text}");
                 }
-                assert!(!text.contains(['?', '\n', '{']), "{text}");
             }
         }
+    }
+
+    #[test]
+    fn every_task_has_built_in_operators_of_several_slots() {
+        let library = Library::built_in();
+        for task in Task::ALL {
+            let usable = library.usable(task, &Mode::mutate());
+            let slots: BTreeSet<&str> = usable.iter().map(|o| o.slot.as_str()).collect();
+            assert!(usable.len() >= 12 && slots.len() >= 5, "{task}: {} of {slots:?}", usable.len());
+        }
+        let slots: BTreeSet<&str> = library.operators().iter().map(|o| o.slot.as_str()).collect();
+        // Another language and other words for the prompt are for those who ask for them.
+        let missing: Vec<&str> =
+            crate::slot::SLOTS.map(|(slot, _)| slot).into_iter().filter(|s| !slots.contains(s)).collect();
+        assert_eq!(missing, ["lang"]);
+        // Texts that vary by themselves, beside the choice of operators.
+        assert!(library.operators().iter().filter(|o| o.text.contains("{{")).count() >= 20);
     }
 
     #[test]
@@ -563,7 +356,7 @@ mode = "sometimes"
                 (15, "weight is -1"),
                 (16, "tasks: unknown task \"sing\""),
                 (23, "weight is -1.5"),
-                (24, "unknown sampling setting \"heat\""),
+                (24, "unknown key \"heat\""),
                 (24, "sampling: temperature is 9"),
                 (26, "this operator has no name"),
                 (26, "this operator has no place"),
@@ -572,6 +365,90 @@ mode = "sometimes"
                 (31, "mode is \"sometimes\""),
             ]
         );
+    }
+
+    #[test]
+    fn relations_of_operators_are_checked() {
+        let operator = |name: &str, rest: &str| {
+            let slot = name.split('.').next().unwrap();
+            format!("[[operator]]\nname = \"{name}\"\nslot = \"{slot}\"\nplace = \"append\"\ntext = \"T\"\n{rest}\n")
+        };
+        #[track_caller]
+        fn check(text: &str, expected: &str) {
+            let error = Library::parse(text, "o.toml").unwrap_err().to_string();
+            assert_eq!(error, format!("o.toml:{expected}"));
+        }
+        let a = |rest: &str| operator("a.x", rest);
+        check(&a("excludes = [\"a.x\"]"), "6: excludes holds \"a.x\", which \"a.x\" is itself, expected others");
+        check(
+            &a("excludes = [\"a b\"]"),
+            "6: excludes holds \"a b\", expected an operator's name or a pattern like layout.*",
+        );
+        check(
+            &a("requires = [\"b.*\"]"),
+            "6: requires holds \"b.*\", which no other operator is, expected names or patterns of some",
+        );
+        check(
+            &(a("requires = [\"a.y\"]") + &operator("a.y", "")),
+            "6: requires holds \"a.y\", which is of its own slot or excluded, expected what goes with it",
+        );
+        check(
+            &(a("requires = [\"b.x\"]")
+                + &operator("b.x", "requires = [\"c.*\"]")
+                + &operator("c.x", "requires = [\"a.x\"]")),
+            "6: requires goes in a circle: a.x > b.x > c.x > a.x, expected an end",
+        );
+        check(
+            &(a("requires = [\"b.x\", \"c.x\"]") + &operator("b.x", "") + &operator("c.x", "")),
+            "6: requires holds 2 names, expected fewer than max_operators, 2",
+        );
+        check(&(a("") + &a("")), "8: name \"a.x\" is taken by an operator above, expected one of its own");
+        check(&a("max_tokens = 0"), "6: max_tokens is 0, expected 1 to 1000");
+        check(&a("forbid = [\"t\"]"), "5: text: the template gives \"t\", which the operator forbids");
+        check(
+            &a("sampling = { temperature = [0.9, 0.7] }"),
+            "6: sampling: temperature is 0.9 to 0.7, expected the lower end first",
+        );
+        check(
+            &a("sampling = { temperature = [0.9] }"),
+            "6: temperature is a list of 1, expected a number or the two ends of a range",
+        );
+        check(
+            "exclude_built_in = [\"seed.*\"]",
+            "1: exclude_built_in is given, expected include_built_in = true beside it",
+        );
+        check("[[route]]\nwords = [9, 3]", "2: words is 3, expected 9 to 4294967295");
+        check("[[route]]\nvalidator = [\"me\"]", "2: validator holds \"me\", expected hotkeys like 5C4h…");
+        check(
+            "[[route]]\nlanguage = [\"xx\"]",
+            "2: language holds \"xx\", expected en, de, fr, es, it, pt, nl, ru, el, ar, hi, zh, ja or ko",
+        );
+        check("[collision]\nhigh = 0.01", "1: low is 0.05, expected at most high, 0.01");
+        check("[collision]\nclosed = \"much\"", "2: closed is \"much\", expected a number");
+    }
+
+    #[test]
+    fn built_in_operators_can_be_left_out() {
+        let library =
+            Library::parse("include_built_in = true\nexclude_built_in = [\"seed.*\", \"register.academic\"]", "o.toml")
+                .unwrap();
+        let n_left_out = Library::built_in().operators().len() - library.operators().len();
+        let is_seed = |operator: &&Operator| operator.slot == "seed";
+        assert_eq!(n_left_out, Library::built_in().operators().iter().filter(is_seed).count() + 1);
+    }
+
+    #[test]
+    fn plans_say_how_much_is_varied() {
+        let text = "[collision]\nintercept = -9\n[[route]]\ntransport = [\"epistula\"]\nmode = \"passthrough\"";
+        let library = Library::parse(text, "o.toml").unwrap();
+        let messages = [Message::user("Why?")];
+        let plan = library.plan(&Facts::default(), Task::Unknown, &messages);
+        assert_eq!((plan.amount, plan.candidates(4)), (Amount::Nothing, 1));
+        let plan = library.plan(&Facts { transport: "epistula", ..Facts::default() }, Task::Unknown, &messages);
+        assert!(plan.mode.is_passthrough());
+        let library = Library::parse("[collision]\nintercept = 9", "o.toml").unwrap();
+        let plan = library.plan(&Facts::default(), Task::Unknown, &messages);
+        assert_eq!((plan.amount, plan.candidates(4), plan.candidates(0)), (Amount::Most, 4, 0));
     }
 
     #[test]

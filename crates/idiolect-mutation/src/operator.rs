@@ -2,16 +2,11 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Mutex;
 
-use idiolect_backend::{Error, Preset, Sampling, Stage};
-use minijinja::value::Value;
-use minijinja::{Environment, ErrorKind, UndefinedBehavior, context};
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-use crate::Task;
+use crate::template::{self, PROMPT};
+use crate::{NamePattern, RenderError, SamplingRanges, Task, tokens};
 
 /// Where an operator's text goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -24,10 +19,13 @@ pub enum Place {
     Prepend,
     /// After the last user message's text.
     Append,
+    /// In place of the last user message: the text holds `{{ prompt }}`, where that message's own text is put as it is.
+    Rewrite,
 }
 
 impl Place {
-    const ALL: [Self; 3] = [Self::System, Self::Prepend, Self::Append];
+    /// All places.
+    pub const ALL: [Self; 4] = [Self::System, Self::Prepend, Self::Append, Self::Rewrite];
 
     /// Returns the name used in files.
     #[must_use]
@@ -36,6 +34,7 @@ impl Place {
             Self::System => "system",
             Self::Prepend => "prepend",
             Self::Append => "append",
+            Self::Rewrite => "rewrite",
         }
     }
 }
@@ -50,128 +49,55 @@ impl FromStr for Place {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        let expected = || format!("is {name:?}, expected system, prepend or append");
+        let expected = || format!("is {name:?}, expected system, prepend, append or rewrite");
         Self::ALL.into_iter().find(|place| place.as_str() == name).ok_or_else(expected)
     }
 }
 
-/// Sampling settings that an operator changes; `None` leaves a setting alone.
-///
-/// In a library: `sampling = { temperature = 0.9, preset = "llamacpp", stages = [{ stage = "xtc", probability = 0.5 }] }`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct SamplingOverrides {
-    /// See [`Sampling::temperature`].
-    pub temperature: Option<f32>,
-    /// See [`Sampling::top_k`].
-    pub top_k: Option<u32>,
-    /// See [`Sampling::top_p`].
-    pub top_p: Option<f32>,
-    /// See [`Sampling::min_p`].
-    pub min_p: Option<f32>,
-    /// See [`Sampling::repetition_penalty`].
-    pub repetition_penalty: Option<f32>,
-    /// See [`Sampling::frequency_penalty`].
-    pub frequency_penalty: Option<f32>,
-    /// See [`Sampling::presence_penalty`].
-    pub presence_penalty: Option<f32>,
-    /// The preset of [`Sampling::chain`]: its order and its defaults.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub preset: Option<Preset>,
-    /// Stages that replace those of their kind in [`Sampling::chain`], or are added where its preset puts them. Where there
-    /// is no chain they make one of the preset `llamacpp`.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub stages: Vec<Stage>,
-}
-
-impl SamplingOverrides {
-    /// Says whether nothing is changed.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// Changes the settings that are given.
-    pub fn apply(&self, sampling: &mut Sampling) {
-        fn set<T: Copy>(target: &mut Option<T>, value: Option<T>) {
-            *target = value.or(*target);
-        }
-        set(&mut sampling.temperature, self.temperature);
-        set(&mut sampling.top_k, self.top_k);
-        set(&mut sampling.top_p, self.top_p);
-        set(&mut sampling.min_p, self.min_p);
-        set(&mut sampling.repetition_penalty, self.repetition_penalty);
-        set(&mut sampling.frequency_penalty, self.frequency_penalty);
-        set(&mut sampling.presence_penalty, self.presence_penalty);
-        if self.preset.is_some() || !self.stages.is_empty() {
-            let chain = sampling.chain.get_or_insert_with(|| Preset::default().into());
-            chain.preset = self.preset.or(chain.preset);
-            for stage in &self.stages {
-                chain.preset.unwrap_or_default().place(&mut chain.stages, stage.clone());
-            }
-        }
-    }
-
-    /// Checks the ranges that [`Sampling`] states.
-    ///
-    /// # Errors
-    /// [`Error::InvalidRequest`] naming each bad value.
-    pub fn validate(&self) -> Result<(), Error> {
-        let mut sampling = Sampling::default();
-        self.apply(&mut sampling);
-        sampling.validate()
-    }
-}
-
-/// Why an operator's template gives no text.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum RenderError {
-    /// The template is wrong, or names something that is not there.
-    #[error("{0}")]
-    Template(String),
-    /// It ran for too long.
-    #[error("the template does not end within {FUEL} steps")]
-    OutOfFuel,
-    /// Nothing came out.
-    #[error("the template gives no text")]
-    Empty,
-    /// Too much came out.
-    #[error("the template gives {n} characters, at most {MAX_CHARACTERS} are allowed")]
-    TooLong {
-        /// How much.
-        n: usize,
-    },
-}
-
-/// Steps that a template may take.
-const FUEL: u64 = 2_000;
-/// About 80 tokens: more would crowd the prompt out.
-const MAX_CHARACTERS: usize = 400;
-
 /// A mutation of the prompt.
 ///
-/// The text is a minijinja template that knows `task` (the task's name) and `pick([…])`, which takes one element of a
-/// list, by the request's own random numbers. Undefined names are errors, and so is a template that runs on. The
-/// caller's text is never seen by the template: whatever it holds, it is not evaluated.
+/// The text is a minijinja template that knows `task` (the task's name) and draws by the request's own random numbers:
+/// `pick([…])` takes one element of a list, `word()` an everyday word, `number(low, high)` a whole number. Undefined names
+/// are errors, and so is a template that runs on. The caller's text is never seen by a template: whatever it holds, it is
+/// not evaluated. That of a rewrite says with `{{ prompt }}` where the caller's text is put afterwards.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Operator {
     /// A name, unique in the library: `register.academic`.
     pub name: String,
-    /// Operators of one slot exclude each other.
+    /// Operators of one slot exclude each other; [`SLOTS`](crate::slot::SLOTS) has the usual ones.
     pub slot: String,
     /// Raised by its author when the text changes, so that what was learnt of the old one is not taken for the new.
     pub version: u32,
     /// Where the text goes.
     pub place: Place,
-    /// The text's template.
+    /// The text's template. Empty only where there are sampling settings.
     pub text: String,
     /// How often it is drawn, beside the others; 0 (never) to a billion.
     pub weight: f64,
     /// Sampling settings that come with it.
-    pub sampling: SamplingOverrides,
+    pub sampling: SamplingRanges,
     /// Tasks it is for; empty for all.
     pub tasks: Vec<Task>,
+    /// Operators that never share a recipe with it.
+    #[serde(default)]
+    pub excludes: Vec<NamePattern>,
+    /// Of the operators that each of these stands for, one has to be in the recipe, too; it is drawn along.
+    #[serde(default)]
+    pub requires: Vec<NamePattern>,
+    /// Most tokens that its text may have, by [`tokens::estimate`].
+    #[serde(default = "default_max_tokens")]
+    pub max_tokens: u32,
+    /// Texts that it must not bring about: they may not be in its own text, and a reply that has one is found by
+    /// [`induced`](Self::induced). Letter case does not count.
+    #[serde(default)]
+    pub forbid: Vec<String>,
+}
+
+/// Most tokens of an operator where it does not say.
+pub(crate) const DEFAULT_MAX_TOKENS: u32 = 80;
+
+const fn default_max_tokens() -> u32 {
+    DEFAULT_MAX_TOKENS
 }
 
 impl Operator {
@@ -184,8 +110,12 @@ impl Operator {
             place,
             text: text.into(),
             weight: 1.0,
-            sampling: SamplingOverrides::default(),
+            sampling: SamplingRanges::default(),
             tasks: Vec::new(),
+            excludes: Vec::new(),
+            requires: Vec::new(),
+            max_tokens: DEFAULT_MAX_TOKENS,
+            forbid: Vec::new(),
         }
     }
 
@@ -195,38 +125,66 @@ impl Operator {
         self.tasks.is_empty() || self.tasks.contains(&task)
     }
 
-    /// Returns the text for a task. The same seed gives the same text.
+    /// Says whether both may be in one recipe: they have different slots, neither excludes the other, and at most one is a
+    /// rewrite.
+    #[must_use]
+    pub fn goes_with(&self, other: &Self) -> bool {
+        let excludes = |a: &Self, b: &Self| a.excludes.iter().any(|pattern| pattern.matches(&b.name));
+        let rewrites = [self, other].iter().all(|operator| operator.place == Place::Rewrite);
+        self.slot != other.slot && !excludes(self, other) && !excludes(other, self) && !rewrites
+    }
+
+    /// Says whether it changes sampling only.
+    #[must_use]
+    pub fn is_sampling_only(&self) -> bool {
+        self.text.trim().is_empty() && !self.sampling.is_empty()
+    }
+
+    /// Returns the text for a task; it is empty where the operator changes sampling only. The same seed gives the same text.
+    /// That of a rewrite still has `{{ prompt }}` in the caller's text's place.
     ///
     /// # Errors
     /// [`RenderError`] when the template gives no usable text.
     pub fn render(&self, task: Task, seed: u64) -> Result<String, RenderError> {
-        let mut environment = Environment::empty();
-        environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        environment.set_fuel(Some(FUEL));
-        let random = Mutex::new(ChaCha8Rng::seed_from_u64(seed));
-        environment.add_function("pick", move |choices: Vec<Value>| -> Result<Value, minijinja::Error> {
-            let drawn = random.lock().map_or(0, |mut random| random.next_u64());
-            let index = usize::try_from(drawn % choices.len().max(1) as u64).unwrap_or(0);
-            let empty = || minijinja::Error::new(ErrorKind::InvalidOperation, "pick needs a list that is not empty");
-            choices.into_iter().nth(index).ok_or_else(empty)
-        });
-        let rendered = environment.render_str(&self.text, context! { task => task.as_str() });
-        let text = rendered.map_err(|error| match error.kind() {
-            ErrorKind::OutOfFuel => RenderError::OutOfFuel,
-            _ => RenderError::Template(error.to_string()),
-        })?;
-        let text = text.trim();
-        match text.chars().count() {
-            0 => Err(RenderError::Empty),
-            n if n > MAX_CHARACTERS => Err(RenderError::TooLong { n }),
-            _ => Ok(text.to_owned()),
+        if self.is_sampling_only() {
+            return Ok(String::new());
         }
+        let is_rewrite = self.place == Place::Rewrite;
+        let text = template::render(&self.text, task, seed, is_rewrite)?;
+        let n_prompts = if is_rewrite { text.matches(PROMPT).count() } else { 1 };
+        if n_prompts != 1 {
+            return Err(RenderError::Prompts { n: n_prompts });
+        }
+        let n = added_tokens(self.place, &text);
+        if n > self.max_tokens {
+            return Err(RenderError::OverBudget { n, max: self.max_tokens });
+        }
+        match self.induced(&text) {
+            Some(text) => Err(RenderError::Forbidden { text: text.to_owned() }),
+            None => Ok(text),
+        }
+    }
+
+    /// Returns the first of the texts that it must not bring about and that is in a reply.
+    #[must_use]
+    pub fn induced(&self, reply: &str) -> Option<&str> {
+        let reply = reply.to_lowercase();
+        self.forbid.iter().find(|text| reply.contains(&text.to_lowercase())).map(String::as_str)
+    }
+}
+
+/// Estimates the tokens that a rendered text adds to the prompt.
+pub(crate) fn added_tokens(place: Place, text: &str) -> u32 {
+    match place {
+        Place::Rewrite => text.split(PROMPT).map(tokens::estimate).sum(),
+        _ => tokens::estimate(text),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Setting;
 
     fn render(text: &str) -> Result<String, RenderError> {
         Operator::new("o", "s", Place::Append, text).render(Task::Answer, 7)
@@ -245,6 +203,7 @@ mod tests {
     #[test]
     fn bad_templates_are_errors() {
         assert!(matches!(render("{{ nobody }}"), Err(RenderError::Template(_))));
+        assert!(matches!(render("{{ prompt }}"), Err(RenderError::Template(_))), "only a rewrite knows it");
         assert!(matches!(render("{{ pick([]) }}"), Err(RenderError::Template(_))));
         assert!(matches!(render("{% if %}"), Err(RenderError::Template(_))));
         assert!(matches!(render("{{ task.upper() }}"), Err(RenderError::Template(_))));
@@ -256,10 +215,43 @@ mod tests {
     }
 
     #[test]
-    fn overrides_change_only_what_they_name() {
-        let mut sampling = Sampling { top_p: Some(0.9), temperature: Some(0.5), ..Sampling::default() };
-        SamplingOverrides { temperature: Some(0.8), ..Default::default() }.apply(&mut sampling);
-        assert_eq!((sampling.temperature, sampling.top_p), (Some(0.8), Some(0.9)));
-        assert!(SamplingOverrides { temperature: Some(9.0), ..Default::default() }.validate().is_err());
+    fn budgets_and_forbidden_texts_are_kept() {
+        let mut operator = Operator::new("o", "s", Place::Append, "One two three four.");
+        operator.max_tokens = 4;
+        assert_eq!(operator.render(Task::Answer, 1), Err(RenderError::OverBudget { n: 5, max: 4 }));
+        operator.max_tokens = 5;
+        operator.forbid = vec!["TWO".to_owned()];
+        assert_eq!(operator.render(Task::Answer, 1), Err(RenderError::Forbidden { text: "TWO".to_owned() }));
+        assert_eq!(operator.induced("It takes two."), Some("TWO"));
+        assert_eq!(operator.induced("It takes three."), None);
+    }
+
+    #[test]
+    fn a_rewrite_holds_the_prompt_once() {
+        let render = |text: &str| Operator::new("o", "s", Place::Rewrite, text).render(Task::Unknown, 1);
+        assert_eq!(render("Consider {{prompt}} well.").unwrap(), "Consider {{ prompt }} well.");
+        assert_eq!(render("Nothing."), Err(RenderError::Prompts { n: 0 }));
+        assert_eq!(render("{{ prompt }} {{ prompt }}"), Err(RenderError::Prompts { n: 2 }));
+        assert_eq!(render("{{ prompt | upper }}").ok(), None);
+    }
+
+    #[test]
+    fn sampling_alone_needs_no_text() {
+        let mut operator = Operator::new("o", "sampling", Place::System, "");
+        assert_eq!(operator.render(Task::Unknown, 1), Err(RenderError::Empty));
+        operator.sampling.temperature = Some(Setting::Fixed(0.9));
+        assert_eq!(operator.render(Task::Unknown, 1).unwrap(), "");
+    }
+
+    #[test]
+    fn slots_exclusions_and_rewrites_keep_apart() {
+        let operator = |name: &str, slot: &str, place| Operator::new(name, slot, place, "x");
+        let a = operator("a.x", "a", Place::Append);
+        let mut b = operator("b.x", "b", Place::Append);
+        assert!(a.goes_with(&b) && !a.goes_with(&a));
+        b.excludes = vec!["a.*".parse().unwrap()];
+        assert!(!a.goes_with(&b) && !b.goes_with(&a));
+        let (c, d) = (operator("c", "c", Place::Rewrite), operator("d", "d", Place::Rewrite));
+        assert!(!c.goes_with(&d) && c.goes_with(&a));
     }
 }

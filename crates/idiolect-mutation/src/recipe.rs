@@ -8,6 +8,8 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
 
+use crate::compose::with_required;
+use crate::template::PROMPT;
 use crate::{Library, Mode, Operator, Place, SamplingOverrides, Task};
 
 /// An operator as it was applied.
@@ -21,7 +23,7 @@ pub struct Applied {
     pub slot: String,
     /// Where its text went.
     pub place: Place,
-    /// The text.
+    /// The text; empty where only sampling was changed. That of a rewrite has `{{ prompt }}` where the caller's was put.
     pub text: String,
 }
 
@@ -47,12 +49,15 @@ impl Recipe {
         self.operators.is_empty() && self.sampling.is_empty()
     }
 
-    /// Returns the messages with the operators' texts. Every text of the caller's is in the result, byte for byte; with
-    /// the no-op the result is equal to the argument.
+    /// Returns the messages with the operators' texts. Every text of the caller's is in the result, byte for byte, and none
+    /// is evaluated; with the no-op the result is equal to the argument.
     #[must_use]
     pub fn apply(&self, messages: &[Message]) -> Vec<Message> {
         let mut messages = messages.to_vec();
-        for operator in &self.operators {
+        // A rewrite goes first: the others stand around what it makes, not within.
+        let is_rewrite = |operator: &&Applied| operator.place == Place::Rewrite;
+        let (rewrites, others): (Vec<_>, Vec<_>) = self.operators.iter().partition(is_rewrite);
+        for operator in rewrites.into_iter().chain(others) {
             operator.apply(&mut messages);
         }
         messages
@@ -66,8 +71,19 @@ impl Recipe {
 
 impl Applied {
     fn apply(&self, messages: &mut Vec<Message>) {
+        if self.text.is_empty() {
+            return;
+        }
         let last_user = messages.iter().rposition(|m| m.role == Role::User);
         match (self.place, last_user) {
+            (Place::Rewrite, Some(i)) => {
+                // Only the operator's own text is searched; what is put there is not looked at again.
+                if let Some((before, after)) = self.text.split_once(PROMPT) {
+                    messages[i].content = format!("{before}{}{after}", messages[i].content);
+                }
+            }
+            // Nothing to put into it.
+            (Place::Rewrite, None) => {}
             (Place::Prepend, Some(i)) => messages[i].content.insert_str(0, &format!("{}\n\n", self.text)),
             (Place::Append, Some(i)) => messages[i].content.push_str(&format!("\n\n{}", self.text)),
             // Without a user message to stand beside, the text is an instruction like any other.
@@ -118,13 +134,23 @@ impl RecipeSampler {
     /// the library holds no more, and only the no-op in passthrough.
     #[must_use]
     pub fn draw(&self, k: usize, request: u64, task: Task, mode: &Mode) -> Vec<Recipe> {
+        self.draw_weighted(k, request, task, mode, |operator| operator.weight)
+    }
+
+    /// Draws as [`draw`](Self::draw) does, with other weights. Those that are not above 0 are left out.
+    #[must_use]
+    pub fn draw_weighted(
+        &self,
+        k: usize,
+        request: u64,
+        task: Task,
+        mode: &Mode,
+        weight: impl Fn(&Operator) -> f64,
+    ) -> Vec<Recipe> {
         let mut recipes = vec![Recipe::no_op()];
-        let Mode::Mutate { slots } = mode else { return recipes };
-        let usable = |operator: &&Operator| {
-            operator.weight > 0.0 && operator.is_for(task) && (slots.is_empty() || slots.contains(&operator.slot))
-        };
-        let operators: Vec<&Operator> = self.library.operators().iter().filter(usable).collect();
-        if operators.is_empty() {
+        let mut pool = self.library.usable(task, mode);
+        pool.retain(|operator| weight(operator) > 0.0);
+        if pool.is_empty() {
             return recipes;
         }
         let mut random = self.random(request);
@@ -133,7 +159,7 @@ impl RecipeSampler {
             if recipes.len() >= k {
                 break;
             }
-            let recipe = self.draw_one(&operators, task, &mut random);
+            let recipe = self.draw_one(&pool, &weight, task, &mut random);
             if !recipes.iter().any(|other| other.operators == recipe.operators) {
                 recipes.push(recipe);
             }
@@ -149,53 +175,50 @@ impl RecipeSampler {
         ChaCha8Rng::from_seed(seed)
     }
 
-    fn draw_one(&self, operators: &[&Operator], task: Task, random: &mut ChaCha8Rng) -> Recipe {
+    fn draw_one(
+        &self,
+        pool: &[&Operator],
+        weight: &impl Fn(&Operator) -> f64,
+        task: Task,
+        random: &mut ChaCha8Rng,
+    ) -> Recipe {
         let mut recipe = Recipe::no_op();
+        let mut chosen: Vec<&Operator> = Vec::new();
+        let max = self.library.max_operators();
         // One operator is the rule, each further one a chance in four: more of them pull the text apart.
-        for nth in 0..self.library.max_operators() {
-            if nth > 0 && unit(random) >= 0.25 {
-                break;
-            }
-            let free: Vec<&Operator> =
-                operators.iter().copied().filter(|o| !recipe.operators.iter().any(|a| a.slot == o.slot)).collect();
-            let Some(operator) = pick_by_weight(&free, unit(random)) else { break };
-            match operator.render(task, random.next_u64()) {
-                Ok(text) => {
-                    operator.sampling.clone().merge_into(&mut recipe.sampling);
-                    recipe.operators.push(Applied {
-                        name: operator.name.clone(),
-                        version: operator.version,
-                        slot: operator.slot.clone(),
-                        place: operator.place,
-                        text,
-                    });
+        while chosen.len() < max && (chosen.is_empty() || unit(random) < 0.25) {
+            let mut free: Vec<&Operator> = pool.to_vec();
+            free.retain(|operator| chosen.iter().all(|other| operator.goes_with(other)));
+            let mut pick = |operators: &[&Operator]| pick_by_weight(operators, weight, unit(random));
+            let group = loop {
+                let Some(i) = pick(&free) else { break None };
+                let operator = free.remove(i);
+                if let Some(group) = with_required(operator, &chosen, pool, max, &mut pick) {
+                    break Some(group);
                 }
-                // Templates are tried out when they are loaded; a branch that no trial took may still fail.
-                Err(error) => tracing::warn!(operator = operator.name, %error, "operator left out"),
+            };
+            let Some(group) = group else { break };
+            chosen.extend(group);
+            // A seed for each place, so that what comes first renders the same whatever comes after it.
+            let seed = random.next_u64();
+            let mut nth = 0_u64;
+            let seeds = || {
+                nth += 1;
+                seed.wrapping_add(nth)
+            };
+            match self.library.compose_with(&chosen, task, seeds) {
+                Ok(composed) => recipe = composed,
+                Err(error) => {
+                    // Templates are tried out when they are loaded; a branch that no trial took may still fail, and what
+                    // is too long together is no fault.
+                    if matches!(error, crate::ComposeError::Render { .. }) {
+                        tracing::warn!(%error, "operators left out");
+                    }
+                    break;
+                }
             }
         }
         recipe
-    }
-}
-
-impl SamplingOverrides {
-    fn merge_into(self, target: &mut Self) {
-        let preset = self.preset.or(target.preset);
-        let mut stages = std::mem::take(&mut target.stages);
-        for stage in self.stages {
-            preset.unwrap_or_default().place(&mut stages, stage);
-        }
-        *target = Self {
-            temperature: self.temperature.or(target.temperature),
-            top_k: self.top_k.or(target.top_k),
-            top_p: self.top_p.or(target.top_p),
-            min_p: self.min_p.or(target.min_p),
-            repetition_penalty: self.repetition_penalty.or(target.repetition_penalty),
-            frequency_penalty: self.frequency_penalty.or(target.frequency_penalty),
-            presence_penalty: self.presence_penalty.or(target.presence_penalty),
-            preset,
-            stages,
-        };
     }
 }
 
@@ -204,13 +227,14 @@ fn unit(random: &mut ChaCha8Rng) -> f64 {
     (random.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
 }
 
-fn pick_by_weight<'a>(operators: &[&'a Operator], unit: f64) -> Option<&'a Operator> {
-    let mut rest = unit * operators.iter().map(|o| o.weight).sum::<f64>();
-    let found = operators.iter().find(|o| {
-        rest -= o.weight;
+/// Returns the place of one of them; `None` where there is none.
+fn pick_by_weight(operators: &[&Operator], weight: &impl Fn(&Operator) -> f64, unit: f64) -> Option<usize> {
+    let mut rest = unit * operators.iter().map(|o| weight(o)).sum::<f64>();
+    let found = operators.iter().position(|o| {
+        rest -= weight(o);
         rest < 0.0
     });
-    found.or(operators.last()).copied()
+    found.or(operators.len().checked_sub(1))
 }
 
 #[cfg(test)]
@@ -283,6 +307,86 @@ mod tests {
         assert_eq!(apply(Place::System, &user)[0], Message::system("T"));
         assert_eq!(apply(Place::System, &[Message::system("s"), Message::user("u")])[0].content, "s\n\nT");
         assert_eq!(apply(Place::Append, &[Message::assistant("only")])[0], Message::system("T"));
+    }
+
+    fn applied(place: Place, text: &str) -> Applied {
+        Applied { name: format!("o.{place}"), version: 1, slot: place.to_string(), place, text: text.into() }
+    }
+
+    #[test]
+    fn rewrites_hold_the_callers_text_as_it_is() {
+        let recipe = Recipe {
+            operators: vec![
+                applied(Place::Append, "{{ prompt }}"),
+                applied(Place::Rewrite, "Of “{{ prompt }}” say all."),
+            ],
+            ..Recipe::no_op()
+        };
+        let caller = "{{ prompt }} {{ 7*7 }} {% if x %}";
+        let messages = [Message::user("first"), Message::assistant("b"), Message::user(caller)];
+        let mutated = recipe.apply(&messages);
+        assert_eq!(mutated[..2], messages[..2]);
+        assert_eq!(mutated[2].content, format!("Of “{caller}” say all.\n\n{{{{ prompt }}}}"));
+        assert_eq!(recipe.apply(&[Message::assistant("b")])[1..], [Message::assistant("b")], "no user, no rewrite");
+    }
+
+    #[test]
+    fn sampling_alone_leaves_messages_alone() {
+        let text =
+            "[[operator]]\nname = \"sampling.warm\"\nslot = \"sampling\"\nsampling = { temperature = [0.7, 0.9] }\n";
+        let sampler = sampler(Library::parse(text, "x.toml").unwrap(), 1);
+        let recipe = &sampler.draw(2, 1, Task::Answer, &Mode::mutate())[1];
+        let messages = [Message::user("a")];
+        assert_eq!(recipe.apply(&messages), messages);
+        assert!(!recipe.is_no_op());
+        assert!((0.7..=0.9).contains(&recipe.sampling.temperature.unwrap()));
+    }
+
+    #[test]
+    fn what_is_required_is_drawn_along_and_what_is_excluded_never() {
+        let operator = |name: &str, rest: &str| {
+            let slot = name.split('.').next().unwrap();
+            format!(
+                "[[operator]]\nname = \"{name}\"\nslot = \"{slot}\"\nplace = \"append\"\ntext = \"{name}\"\n{rest}\n"
+            )
+        };
+        let text = [
+            "max_operators = 4\n".to_owned(),
+            operator("a.x", "requires = [\"b.*\", \"c.x\"]"),
+            operator("b.x", "weight = 0.1"),
+            operator("b.y", "weight = 0.1\nexcludes = [\"d.*\"]"),
+            operator("c.x", "weight = 0.1"),
+            operator("d.x", ""),
+        ];
+        let sampler = sampler(Library::parse(&text.concat(), "x.toml").unwrap(), 1);
+        let mut n_seen = 0;
+        for request in 0..300 {
+            for recipe in &sampler.draw(6, request, Task::Answer, &Mode::mutate())[1..] {
+                let has = |name: &str| recipe.operators.iter().any(|o| o.name == name);
+                if has("a.x") {
+                    n_seen += 1;
+                    assert!(has("c.x") && (has("b.x") || has("b.y")), "{recipe}");
+                }
+                assert!(!(has("b.y") && has("d.x")), "{recipe}");
+            }
+        }
+        assert!(n_seen > 100, "{n_seen}");
+    }
+
+    #[test]
+    fn recipes_keep_the_budget_of_tokens() {
+        let long = "many short words stand here in a row ".repeat(4);
+        let operator = |slot: &str| {
+            format!("[[operator]]\nname = \"{slot}\"\nslot = \"{slot}\"\nplace = \"append\"\ntext = \"{long}\"\n")
+        };
+        let text =
+            format!("max_operators = 4\nmax_added_tokens = 70\n{}{}{}", operator("a"), operator("b"), operator("c"));
+        let sampler = sampler(Library::parse(&text, "x.toml").unwrap(), 1);
+        for request in 0..100 {
+            for recipe in sampler.draw(4, request, Task::Answer, &Mode::mutate()) {
+                assert!(recipe.operators.len() <= 2, "{recipe}");
+            }
+        }
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::{Form, Shape};
+
 /// What is known of a request before it is routed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Facts<'a> {
@@ -9,6 +11,10 @@ pub struct Facts<'a> {
     pub transport: &'a str,
     /// The task's name as the caller gives it, otherwise the detected one's.
     pub task: &'a str,
+    /// The asking validator's hotkey, in the usual form of SS58; empty where there is none.
+    pub validator: &'a str,
+    /// What the prompt looks like; `None` where nobody looked, which no condition on it matches.
+    pub shape: Option<Shape>,
     /// The caller dictates seed and sampling: its answer is checked against a model's.
     pub dictated: bool,
 }
@@ -27,6 +33,12 @@ pub enum Mode {
     },
 }
 
+impl Default for Mode {
+    fn default() -> Self {
+        Self::mutate()
+    }
+}
+
 impl Mode {
     /// All slots may be used.
     #[must_use]
@@ -41,21 +53,51 @@ impl Mode {
     }
 }
 
-/// A rule: requests that match are treated like this. An empty list matches everything.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A rule: requests that match are treated like this. What is empty or `None` matches everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Route {
     /// Transports it is for.
     pub transport: Vec<String>,
     /// Task names it is for.
     pub task: Vec<String>,
+    /// Hotkeys of the validators it is for.
+    pub validator: Vec<String>,
+    /// The fewest and the most words of the prompt.
+    pub words: Option<(u32, u32)>,
+    /// How the prompt asks.
+    pub form: Vec<Form>,
+    /// Whether it brings a text to work on along; see [`Shape::has_context`].
+    pub context: Option<bool>,
+    /// Its language; see [`Shape::language`].
+    pub language: Vec<String>,
     /// What becomes of them.
     pub mode: Mode,
 }
 
 impl Route {
-    fn matches(&self, facts: &Facts<'_>) -> bool {
+    /// Says whether a request is one of those that it is for.
+    #[must_use]
+    pub fn matches(&self, facts: &Facts<'_>) -> bool {
         let among = |list: &[String], value: &str| list.is_empty() || list.iter().any(|item| item == value);
-        among(&self.transport, facts.transport) && among(&self.task, facts.task)
+        among(&self.transport, facts.transport)
+            && among(&self.task, facts.task)
+            && among(&self.validator, facts.validator)
+            && self.matches_shape(facts.shape)
+    }
+
+    fn matches_shape(&self, shape: Option<Shape>) -> bool {
+        let asks = self.words.is_some() || !self.form.is_empty() || self.context.is_some() || !self.language.is_empty();
+        let Some(shape) = shape else { return !asks };
+        self.words.is_none_or(|(fewest, most)| (fewest..=most).contains(&shape.words))
+            && (self.form.is_empty() || self.form.contains(&shape.form))
+            && self.context.is_none_or(|context| context == shape.has_context)
+            && (self.language.is_empty() || self.language.iter().any(|language| language == shape.language))
+    }
+
+    /// Says whether every request matches.
+    pub(crate) fn is_for_all(&self) -> bool {
+        *self == Self { mode: self.mode.clone(), ..Self::default() }
     }
 }
 
@@ -75,6 +117,8 @@ pub fn route(routes: &[Route], facts: &Facts<'_>) -> Mode {
 
 #[cfg(test)]
 mod tests {
+    use idiolect_backend::Message;
+
     use super::*;
 
     #[test]
@@ -83,6 +127,7 @@ mod tests {
             transport: Vec::from_iter((!transport.is_empty()).then(|| transport.to_owned())),
             task: Vec::from_iter((!task.is_empty()).then(|| task.to_owned())),
             mode,
+            ..Route::default()
         };
         let only_angle = Mode::Mutate { slots: vec!["angle".to_owned()] };
         let routes = [
@@ -90,12 +135,33 @@ mod tests {
             rule("epistula", "", Mode::Passthrough),
             rule("", "", Mode::mutate()),
         ];
-        let facts = |transport, task| Facts { transport, task, dictated: false };
+        let facts = |transport, task| Facts { transport, task, ..Facts::default() };
         assert_eq!(route(&routes, &facts("grpc", "followup")), only_angle);
         assert_eq!(route(&routes, &facts("epistula", "followup")), Mode::Passthrough);
         assert_eq!(route(&routes, &facts("http", "followup")), Mode::mutate());
         assert_eq!(route(&routes, &facts("http", "InferenceTask")), Mode::Passthrough);
         assert!(route(&routes, &Facts { dictated: true, ..facts("grpc", "followup") }).is_passthrough());
         assert_eq!(route(&[], &Facts::default()), Mode::mutate());
+    }
+
+    #[test]
+    fn validators_and_shapes_are_matched() {
+        let shape = |text: &str| Facts { shape: Some(Shape::of(&[Message::user(text)])), ..Facts::default() };
+        let keys = Route { validator: vec!["5F".to_owned(), "5G".to_owned()], ..Route::default() };
+        assert!(keys.matches(&Facts { validator: "5G", ..Facts::default() }));
+        assert!(!keys.matches(&Facts::default()));
+        let short = Route { words: Some((0, 5)), form: vec![Form::Question], ..Route::default() };
+        assert!(short.matches(&shape("Why is the sky blue?")));
+        assert!(!short.matches(&shape("Why is the sky blue at noon?")));
+        assert!(!short.matches(&shape("Say why.")));
+        assert!(!short.matches(&Facts::default()), "nobody looked");
+        let context = Route { context: Some(true), ..Route::default() };
+        assert!(context.matches(&shape(&format!("{}\nWhy?", "word ".repeat(50)))) && !context.matches(&shape("Why?")));
+        let german = Route { language: vec!["de".to_owned()], ..Route::default() };
+        assert!(
+            german.matches(&shape("Warum ist der Himmel blau?")) && !german.matches(&shape("Why is the sky blue?"))
+        );
+        assert!(Route::default().matches(&Facts::default()) && Route::default().is_for_all());
+        assert!(!german.is_for_all());
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use idiolect_axon::{Dictated, HandlerError, Reply, ReplyLogprob};
 use idiolect_backend::{Backend, Embedder, Embedding, FinishReason, Message, Request, Role, Sampling};
 use idiolect_mutation::guard::{self, Flag};
-use idiolect_mutation::{Facts, Library, Mode, RecipeSampler, Task};
+use idiolect_mutation::{Facts, Library, Mode, RecipeSampler, Shape, Task};
 use idiolect_protocol::Category;
 use idiolect_uniqueness::quality::{self, Quality, Reward};
 use idiolect_uniqueness::{
@@ -294,7 +294,13 @@ impl Pipeline {
         }
         let task = Task::detect(job.task.as_deref(), &job.messages);
         let task_name = job.task.clone().unwrap_or_else(|| task.as_str().to_owned());
-        let facts = Facts { transport: job.transport, task: &task_name, dictated: job.dictated.is_some() };
+        let facts = Facts {
+            transport: job.transport,
+            task: &task_name,
+            validator: &job.caller,
+            shape: Some(Shape::of(&job.messages)),
+            dictated: job.dictated.is_some(),
+        };
         let mode = self.sampler.library().route(&facts);
         // With a seed for every prompt nothing may depend on what was asked before.
         let nth = if self.config.sampling.seed.is_some() { 0 } else { self.n_requests.fetch_add(1, Ordering::Relaxed) };
