@@ -458,3 +458,27 @@ fn few_long_and_equal_replies() {
     assert_eq!(rows[1]["blacklist_filter"], 0.0);
     assert!(rows.iter().all(|row| row["diversity_reward_model"].is_number()));
 }
+
+#[test]
+fn odd_replies_have_a_reward_of_the_language_model() {
+    let place = Place::new();
+    for profile in ["openvalidators-1.2", "text-prompting-2.1"] {
+        let args = ["--prompt", "prompt.txt", "--profile", profile, "--encoder", "off", "-"];
+        let args = [&args[..], &["--model", idiolect_models::DEFAULT_MODEL]].concat();
+        assert!(place.rows(&args, b"").is_empty());
+        let one = place.rows(&args, b"\"Leaves make sugar out of light.\"");
+        // Of one score alone there is no variance: as good as can be said.
+        assert!(one[0]["dpo_reward_model"].as_f64() > Some(-11.0), "{one:?}");
+        assert_eq!(one[0]["dpo_reward_model_normalized"], 0.5);
+        let repeated = "Leaves make sugar out of light. ".repeat(60);
+        let replies = ["", " \n", "\0", "Leaves make sugar.", "Leaves make sugar.", &repeated, "🌿🌿🌿🌿🌿🌿 \u{202e}"];
+        let lines: String = replies.iter().map(|reply| format!("{}\n", json!(reply))).collect();
+        let rows = place.rows(&args, lines.as_bytes());
+        let dpo = column(&rows, "dpo_reward_model");
+        // What says nothing gets the lowest unseen.
+        assert_eq!(dpo[..3], [-11.0; 3]);
+        assert!((dpo[3] - dpo[4]).abs() < 1e-4 && dpo[3] > -11.0, "{dpo:?}");
+        assert!(dpo.iter().all(|reward| reward.is_finite()), "{dpo:?}");
+        assert!(rows.iter().all(|row| row["rewards"].is_number()), "{rows:?}");
+    }
+}

@@ -156,6 +156,20 @@ fn what_cannot_be_read_is_refused() {
     fails(&["-", "--against", "none.jsonl"], b"\"a\"", 1, &["none.jsonl"]);
     fails(&["-", "--profile", "v3"], b"\"a\"", 64, &["--profile", "\"v3\"", "openvalidators-1.2", "or a file"]);
     fails(&["-", "--profile", path(&bad)], b"\"a\"", 1, &["profile.toml", "mode"]);
+    for (text, words) in [
+        ("[gate]\npass_over = 1\n", "line 3: gate.pass_over: unknown field"),
+        ("[rewards]\ndpo = 0.5\n", "line 2: rewards: the weights add up to 0.9, expected 1"),
+        ("[gate]\npass_above = nan\n", "line 3: gate.pass_above is NaN, expected a finite number"),
+    ] {
+        fs::write(&bad, format!("extends = \"text-prompting-2.1\"\n{text}")).expect("a file");
+        fails(&["-", "--profile", path(&bad)], b"\"a\"", 1, &["profile.toml", words]);
+    }
+    fs::write(&bad, b"\xff").expect("a file");
+    fails(&["-", "--profile", path(&bad)], b"\"a\"", 1, &["profile.toml: line 1: no UTF-8"]);
+    for other in ["--against", "--rivals"] {
+        fs::write(&bad, b"\"a\"\n\"\xff\"").expect("a file");
+        fails(&["-", other, path(&bad)], b"\"a\"", 1, &["profile.toml", "line 2 is no UTF-8 at byte 2"]);
+    }
     fails(&["-", "--plot", "map.jpg"], b"\"a\"", 64, &["map.jpg", ".png or .svg"]);
     fails(&["-", "--plot", path(&dir.path().join("none/map.png"))], b"\"a\"", 1, &["map.png"]);
     fails(&["-", "--encoder", "off"], b"\"a\"", 64, &["minilm, mpnet or openai"]);

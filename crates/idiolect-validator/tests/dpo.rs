@@ -16,9 +16,12 @@ const REPLIES: [&str; 4] = [
 ];
 
 fn load() -> Arc<CandleBackend> {
+    load_with(CandleConfig::default())
+}
+
+fn load_with(mut config: CandleConfig) -> Arc<CandleBackend> {
     let files = idiolect_models::testing::model(idiolect_models::DEFAULT_MODEL).expect("the default model");
     let weights = files.weights().expect("it has weights").to_path_buf();
-    let mut config = CandleConfig::default();
     config.context_tokens = 512;
     Arc::new(CandleBackend::load(&weights, config).expect("it loads"))
 }
@@ -125,4 +128,25 @@ async fn of_a_reply_beyond_the_context_counts_what_fits() {
     assert!(cut.token_ids.len() > 490 && cut.token_ids.len() < 512, "{}", cut.token_ids.len());
     // Repetition of the end is held against it: less likely than without the rule.
     assert!(rewards[0] > -11.0 && rewards[0] < cut.mean_logprob().unwrap(), "{rewards:?}");
+}
+
+/// Whole rows of a long reply take gigabytes by a model with a large vocabulary.
+#[tokio::test]
+async fn a_long_reply_needs_no_memory_for_its_rows() {
+    let mut config = CandleConfig::default();
+    config.max_kv_bytes = 48 << 20;
+    let (backend, roomy) = (load_with(config), load());
+    let reply = "The sky is blue because air scatters light. ".repeat(40);
+    let rows = backend.score(ScoreRequest::plain(PROMPT, reply.as_str()).with_rows()).await.unwrap_err();
+    assert!(matches!(&rows, Error::InvalidRequest(problem) if problem.contains("rows of 49152 logits")), "{rows}");
+    let replies = [reply, REPLIES[0].to_owned()];
+    for rules in [Profile::openvalidators_1_2().dpo, Profile::text_prompting_2_1().dpo] {
+        let rewards =
+            DpoModel::new(Arc::<CandleBackend>::clone(&backend), rules).scores(PROMPT, &replies).await.unwrap();
+        let score =
+            roomy.score(ScoreRequest::plain(PROMPT, replies[0].as_str()).with_rows().with_prompt_logits()).await;
+        let Score { token_ids, rows, prompt_logits, .. } = score.unwrap();
+        let expected = rules.reward(&token_ids, &rows.expect("rows"), prompt_logits.expect("moments"));
+        assert!((rewards[0] - expected).abs() < 1e-4, "{rewards:?}, expected {expected}");
+    }
 }

@@ -47,16 +47,22 @@ pub(crate) fn command() -> Command {
                 .default_value("In two or three sentences: why is the sky blue?")
                 .help("What to ask; - reads it from standard input"),
         );
-    let command = prompt_args(command)
-        .arg(
-            Arg::new("timeout")
-                .long("timeout")
-                .value_name("DURATION")
-                .default_value("12s")
-                .allow_hyphen_values(true)
-                .value_parser(super::timeout)
-                .help("How long to wait, such as 5, 0.5 or 500ms; the miner is told"),
-        )
+    let command = prompt_args(command).arg(
+        Arg::new("timeout")
+            .long("timeout")
+            .value_name("DURATION")
+            .default_value("12s")
+            .allow_hyphen_values(true)
+            .value_parser(super::timeout)
+            .help("How long to wait, such as 5, 0.5 or 500ms; the miner is told"),
+    );
+    let command = synapse_args(command).arg(json_arg());
+    cli::key_args(command, |key| key.starts_with("wallet.") || key == "data_dir")
+}
+
+/// What some ways of asking say beside the prompt.
+fn synapse_args(command: Command) -> Command {
+    command
         .arg(
             Arg::new("synapse")
                 .long("synapse")
@@ -81,8 +87,6 @@ pub(crate) fn command() -> Command {
                 .value_parser(value_parser!(u8).range(0..=20))
                 .help("epistula, btauth: log-probabilities with so many alternatives"),
         )
-        .arg(json_arg());
-    cli::key_args(command, |key| key.starts_with("wallet.") || key == "data_dir")
 }
 
 /// The synapses that ask for no reply.

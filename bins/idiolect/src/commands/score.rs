@@ -32,7 +32,6 @@ const OFF: &str = "off";
 const AT_A_TIME: usize = 64;
 
 pub(crate) fn command() -> Command {
-    let path = |id: &'static str| Arg::new(id).long(id).value_name("FILE").value_parser(value_parser!(PathBuf));
     let command = Command::new("score")
         .about("Compute what a validator would have logged of one step: every factor of each reply's reward")
         .after_help(
@@ -49,7 +48,7 @@ pub(crate) fn command() -> Command {
                 .value_parser(value_parser!(PathBuf))
                 .help("Replies, one a line; - is standard input"),
         )
-        .arg(path("prompt").required(true).help("The prompt, as miners got it"))
+        .arg(path_arg("prompt").required(true).help("The prompt, as miners got it"))
         .arg(
             Arg::new("task")
                 .long("task")
@@ -62,7 +61,27 @@ pub(crate) fn command() -> Command {
                 .long("profile")
                 .value_name("NAME|FILE")
                 .help("The validators' arithmetic: openvalidators-1.2, text-prompting-2.1, or a file [default: uniqueness.profile]"),
-        )
+        );
+    let command = model_args(command)
+        .arg(path_arg("history").help(
+            "Earlier replies, oldest first, for diversity to compare with; one a line, as in REPLIES. Only for a state that has none",
+        ))
+        .arg(path_arg("state").help(
+            "Statistics, counts, moving averages and embeddings of earlier replies: read where the file is there, and written after the step",
+        ))
+        .arg(json_arg().help("Print one JSON object a reply, one a line, with the names of the validators' logs"));
+    cli::key_args(command, |key| {
+        key.starts_with("models.") || key == "uniqueness.encoder" || key == "uniqueness.device"
+    })
+}
+
+fn path_arg(id: &'static str) -> Arg {
+    Arg::new(id).long(id).value_name("FILE").value_parser(value_parser!(PathBuf))
+}
+
+/// The models and lists that factors are computed by.
+fn model_args(command: Command) -> Command {
+    command
         .arg(Arg::new("dpo-model").long("model").value_name("MODEL").help(
             "The language model of the dpo reward: alias, hub:…, wheel:… or path; or off, for no dpo [default: the default model, \
              where the profile weighs dpo]",
@@ -71,10 +90,10 @@ pub(crate) fn command() -> Command {
         .arg(Arg::new("bert").long("bert").value_name("MODEL").help(
             "bert-base-uncased, for the first part of the relevance mask: hub:…, wheel:… or path [default: none]",
         ))
-        .arg(path("nsfw-words").value_name("FILE|off").help(
+        .arg(path_arg("nsfw-words").value_name("FILE|off").help(
             "Words, one a line, of which each condemns a reply: a stand-in for the nsfw classifier; or off [default: a small list]",
         ))
-        .arg(path("vocabulary").help(
+        .arg(path_arg("vocabulary").help(
             "The tokenizer.json of the n-gram blacklist; validators use bert-base-cased's [default: the encoder's]",
         ))
         .arg(
@@ -85,16 +104,6 @@ pub(crate) fn command() -> Command {
                 .value_parser(["renormalise", "leave-out", "refuse"])
                 .help("What becomes of the weights of reward models that are not there"),
         )
-        .arg(path("history").help(
-            "Earlier replies, oldest first, for diversity to compare with; one a line, as in REPLIES. Only for a state that has none",
-        ))
-        .arg(path("state").help(
-            "Statistics, counts, moving averages and embeddings of earlier replies: read where the file is there, and written after the step",
-        ))
-        .arg(json_arg().help("Print one JSON object a reply, one a line, with the names of the validators' logs"));
-    cli::key_args(command, |key| {
-        key.starts_with("models.") || key == "uniqueness.encoder" || key == "uniqueness.device"
-    })
 }
 
 pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {

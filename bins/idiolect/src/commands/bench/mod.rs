@@ -48,7 +48,17 @@ pub(crate) fn command() -> Command {
              program, theirs over HTTP as a stream of events, which is part of their time. Without --against the engine \
              itself says how long its steps took.\n\
              Example, beside a server of llama.cpp: idiolect bench -n 8 --new-tokens 32 --against http://127.0.0.1:8080/v1",
-        )
+        );
+    let command = against_args(run_args(engine_args(work_args(command))))
+        .arg(Arg::new("row").long("row").hide(true).value_parser(value_parser!(usize)))
+        .arg(Arg::new("words").long("words").hide(true).requires("row").value_parser(value_parser!(usize)))
+        .arg(json_arg());
+    cli::key_args(command, |key| key.starts_with("models."))
+}
+
+/// What is to be computed.
+fn work_args(command: Command) -> Command {
+    command
         .arg(
             Arg::new("model")
                 .long("model")
@@ -82,6 +92,11 @@ pub(crate) fn command() -> Command {
                 .value_parser(value_parser!(u32).range(1..=64))
                 .help("Numbers of candidates to measure"),
         )
+}
+
+/// How it is computed.
+fn engine_args(command: Command) -> Command {
+    command
         .arg(
             Arg::new("threads")
                 .long("threads")
@@ -113,6 +128,11 @@ pub(crate) fn command() -> Command {
                 )
                 .help("Encode the weights in this format when the model is loaded; none, the default, keeps the file's own"),
         )
+}
+
+/// How often, and beside which limits.
+fn run_args(command: Command) -> Command {
+    command
         .arg(
             Arg::new("repeat")
                 .long("repeat")
@@ -124,6 +144,11 @@ pub(crate) fn command() -> Command {
         .arg(Arg::new("limits").long("limits").action(ArgAction::SetTrue).help(
             "Measure what the machine allows (reading memory and cache, multiplying), and give the share that is reached",
         ))
+}
+
+/// The server that does the same work.
+fn against_args(command: Command) -> Command {
+    command
         .arg(
             Arg::new("against")
                 .long("against")
@@ -162,10 +187,6 @@ pub(crate) fn command() -> Command {
                 .value_parser(value_parser!(u32))
                 .help("The server's process on this machine, to give its peak memory, too"),
         )
-        .arg(Arg::new("row").long("row").hide(true).value_parser(value_parser!(usize)))
-        .arg(Arg::new("words").long("words").hide(true).requires("row").value_parser(value_parser!(usize)))
-        .arg(json_arg());
-    cli::key_args(command, |key| key.starts_with("models."))
 }
 
 /// What each row's work is made of.
