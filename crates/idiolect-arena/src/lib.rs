@@ -23,9 +23,11 @@
 //!
 //! Main types: [`Replies`], [`Experiment`], [`Choice`], [`Outcome`], and the intervals of [`statistics`].
 
+pub mod cache;
 pub mod experiment;
 pub mod replies;
 pub mod statistics;
 
+pub use cache::{CacheError, EmbeddingCache};
 pub use experiment::{Choice, Experiment, ExperimentError, Outcome, Pick};
 pub use replies::{Recorded, Replies, RepliesError};
