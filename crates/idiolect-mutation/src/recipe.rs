@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::compose::with_required;
 use crate::template::PROMPT;
-use crate::{Library, Mode, Operator, Place, SamplingOverrides, Task};
+use crate::{Library, Mode, Operator, Place, Plan, SamplingOverrides, Task};
 
 /// An operator as it was applied.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -135,6 +135,14 @@ impl RecipeSampler {
     #[must_use]
     pub fn draw(&self, k: usize, request: u64, task: Task, mode: &Mode) -> Vec<Recipe> {
         self.draw_weighted(k, request, task, mode, |operator| operator.weight)
+    }
+
+    /// Draws what a plan says: of at most `k` recipes only the no-op where the chance of a collision is low, with other weights
+    /// where it is high.
+    #[must_use]
+    pub fn draw_planned(&self, k: usize, request: u64, task: Task, plan: &Plan) -> Vec<Recipe> {
+        let weight = |operator: &Operator| self.library.collision().weight(operator, plan.amount);
+        self.draw_weighted(plan.candidates(k), request, task, &plan.mode, weight)
     }
 
     /// Draws as [`draw`](Self::draw) does, with other weights. Those that are not above 0 are left out.

@@ -9,6 +9,7 @@ mod explain;
 mod history;
 mod man;
 mod models;
+mod mutate;
 mod probe;
 mod score;
 mod unique;
@@ -43,6 +44,7 @@ pub(crate) fn command() -> Command {
             bench::command(),
             unique::command(),
             score::command(),
+            mutate::command(),
             history::command(),
             erase::command(),
             models::command(),
@@ -65,6 +67,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some(("explain", matches)) => explain::run(matches).await,
         Some(("unique", matches)) => unique::run(matches).await,
         Some(("score", matches)) => score::run(matches).await,
+        Some(("mutate", matches)) => mutate::run(matches),
         Some(("history", matches)) => history::run(matches).await,
         Some(("erase", matches)) => erase::run(matches).await,
         Some(("models", matches)) => models::run(matches).await,
