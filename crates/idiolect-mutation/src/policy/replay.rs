@@ -1,0 +1,1 @@
+//! Judging policies by what was logged.
