@@ -1,5 +1,6 @@
 //! `idiolect mutate`: the operators that vary prompts.
 
+mod eval;
 mod lint;
 mod list;
 mod preview;
@@ -12,17 +13,18 @@ use idiolect_mutation::{Library, LibraryError};
 
 pub(crate) fn command() -> Command {
     Command::new("mutate")
-        .about("Look at the operators that vary prompts: list them, check a library, see what they make of a prompt")
+        .about("Look at the operators that vary prompts, and at the choice among replies: list and check them, see what they make of a prompt, measure choices")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([list::command(), lint::command(), preview::command()])
+        .subcommands([list::command(), lint::command(), preview::command(), eval::command()])
 }
 
-pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
+pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     match matches.subcommand() {
         Some(("list", matches)) => list::run(matches),
         Some(("lint", matches)) => lint::run(matches),
         Some(("preview", matches)) => preview::run(matches),
+        Some(("eval", matches)) => eval::run(matches).await,
         _ => Ok(()),
     }
 }

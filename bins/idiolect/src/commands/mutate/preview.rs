@@ -136,8 +136,9 @@ fn summary(task: Task, plan: &Plan) -> String {
 
 /// Returns the settings that say anything.
 fn given(sampling: &Sampling) -> Map<String, Value> {
-    let value = serde_json::to_value(sampling).unwrap_or_default();
-    let settings = value.as_object().cloned().unwrap_or_default();
+    // By way of text, which has 0.9 for what would be 0.8999999761581421 as a wider number.
+    let text = serde_json::to_string(sampling).unwrap_or_default();
+    let settings: Map<String, Value> = serde_json::from_str(&text).unwrap_or_default();
     settings.into_iter().filter(|(_, v)| !v.is_null() && v.as_array().is_none_or(|list| !list.is_empty())).collect()
 }
 
