@@ -21,3 +21,30 @@ pub const SLOTS: [(&str, &str); 12] = [
 pub fn is_usual(slot: &str) -> bool {
     SLOTS.iter().any(|(name, _)| *name == slot)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{CollisionModel, Library};
+
+    const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/mutation.md");
+
+    #[test]
+    fn the_document_has_the_slots() {
+        let text = std::fs::read_to_string(DOCUMENT).unwrap();
+        for (name, what) in super::SLOTS {
+            assert!(text.contains(&format!("| `{name}` | {what} |")), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_documents_examples_are_good_libraries() {
+        let text = std::fs::read_to_string(DOCUMENT).unwrap();
+        let examples: Vec<&str> = text.split("```toml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+        assert_eq!(examples.len(), 3);
+        for example in &examples {
+            Library::parse(example, "example.toml").unwrap();
+        }
+        // The last shows the defaults.
+        assert_eq!(*Library::parse(examples[2], "example.toml").unwrap().collision(), CollisionModel::default());
+    }
+}
