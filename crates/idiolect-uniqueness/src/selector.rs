@@ -164,7 +164,8 @@ pub struct Selection {
 /// Chooses the candidate with the best quality among those that the gate will let pass.
 ///
 /// - Distances are taken to the other candidates, the panel, and our earlier replies to the same prompt; the historic
-///   reward to all our earlier replies. With an empty history it has no part.
+///   reward to all our earlier replies. With an empty history it has no part. With a panel, other candidates of the same
+///   model do not count: they stand for rivals where none is seen, and are not sent.
 /// - A candidate that clears the gate beats one that does not, whatever its quality, unless that is 0. Above the gate
 ///   quality times the chance not to be masked counts (quality alone for an encoder without a
 ///   [`Calibration`]): more distance earns nothing but safety from the rivals that are not
@@ -286,7 +287,11 @@ impl Selector {
             to_plain: Self::to_plain(index, candidates, units, population),
             historic,
         });
-        let siblings = others(index, units).map(|(j, distance)| (Neighbour::Sibling(j), distance));
+        // Where rivals are seen, what the same model said besides, and nobody sends, says nothing of them.
+        let sees_rivals = population.panel.is_some_and(|panel| !panel.is_empty());
+        let stands_for_rivals = |j: usize| !sees_rivals || candidates[j].source != candidate.source;
+        let siblings = others(index, units).filter(|&(j, _)| stands_for_rivals(j));
+        let siblings = siblings.map(|(j, distance)| (Neighbour::Sibling(j), distance));
         let nearest = ranked(siblings.chain(nearest), profile.batch_rank);
 
         let reward = |less: f32| nearest.as_ref().map_or(1.0, |&(_, d)| profile.batch.at((d * scale - less).max(0.0)));
