@@ -90,6 +90,37 @@ impl Progress for FetchProgress {
     }
 }
 
+/// How much of a long piece of work is done: a bar where standard error is a terminal, nothing elsewhere.
+#[derive(Debug)]
+pub struct Counter(Option<ProgressBar>);
+
+impl Counter {
+    /// Begins; `what` stands before the bar.
+    #[must_use]
+    pub fn new(what: &'static str) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| ProgressBar::new(0).with_message(what));
+        if let (Some(bar), Ok(style)) = (&bar, ProgressStyle::with_template("{msg} [{bar:30}] {pos}/{len} {eta}")) {
+            bar.set_style(style.progress_chars("=> "));
+        }
+        Self(bar)
+    }
+
+    /// Shows that so many of all are done.
+    pub fn at(&self, done: usize, all: usize) {
+        if let Some(bar) = &self.0 {
+            bar.set_length(all as u64);
+            bar.set_position(done as u64);
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn close(self) {
+        if let Some(bar) = self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 #[expect(clippy::cast_precision_loss, reason = "shown with one decimal")]
 fn mb(bytes: u64) -> f64 {
     bytes as f64 / 1e6

@@ -774,6 +774,7 @@ impl Pipeline {
                 index,
                 recipe: recipe.to_string(),
                 operators: recipe.operators.clone(),
+                sampling: recipe.sampling.clone(),
                 backend: draft.backend,
                 model: draft.model,
                 text: Some(draft.candidate.text),

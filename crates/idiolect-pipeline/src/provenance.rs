@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use idiolect_backend::{FinishReason, Message};
-use idiolect_mutation::{Applied, Flag};
+use idiolect_mutation::{Applied, Flag, Recipe, SamplingOverrides};
 use idiolect_uniqueness::chance::Chance;
 use idiolect_uniqueness::quality::Quality;
 use idiolect_uniqueness::{CandidateScore, Neighbour};
@@ -19,6 +19,9 @@ pub struct CandidateRecord {
     pub recipe: String,
     /// The operators that changed its prompt, with their texts.
     pub operators: Vec<Applied>,
+    /// The sampling settings that the recipe changed.
+    #[serde(default, skip_serializing_if = "SamplingOverrides::is_empty")]
+    pub sampling: SamplingOverrides,
     /// The backend that wrote it; of a pool, the member.
     pub backend: String,
     /// The model that wrote it.
@@ -154,6 +157,14 @@ impl Provenance {
     pub fn chosen(&self) -> Option<&CandidateRecord> {
         let first = *self.sent.first()?;
         self.candidates.iter().find(|candidate| candidate.index == first)
+    }
+
+    /// Returns the messages that a candidate's model was given, made anew of the prompt and the recipe; `None` where the prompt
+    /// was not kept.
+    #[must_use]
+    pub fn messages(&self, candidate: &CandidateRecord) -> Option<Vec<Message>> {
+        let recipe = Recipe { operators: candidate.operators.clone(), ..Recipe::default() };
+        Some(recipe.apply(self.prompt.as_ref()?))
     }
 }
 

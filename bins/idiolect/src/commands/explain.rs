@@ -1,8 +1,8 @@
 //! `idiolect explain`: how a reply came to be.
 
-use clap::{Arg, ArgMatches, Command, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use idiolect_miner::cli;
-use idiolect_pipeline::{PipelineError, ProvenanceStore};
+use idiolect_pipeline::{CandidateRecord, PipelineError, Provenance, ProvenanceStore};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -28,6 +28,13 @@ pub(crate) fn command() -> Command {
                 .value_parser(value_parser!(u32))
                 .conflicts_with("id")
                 .help("List the last N replies instead [default: 20]"),
+        )
+        .arg(
+            Arg::new("prompts")
+                .long("prompts")
+                .action(ArgAction::SetTrue)
+                .conflicts_with_all(["list", "json"])
+                .help("Show the messages that each candidate's model was given, too; JSON has what they are made of"),
         )
         .arg(json_arg());
     cli::key_args(command, |key| key == "data_dir")
@@ -66,7 +73,39 @@ async fn show(matches: &ArgMatches, store: &ProvenanceStore) -> anyhow::Result<(
         }
         found => found?,
     };
-    if as_json { output::json(&provenance) } else { Ok(output::say(provenance.to_string().trim_end())?) }
+    if as_json {
+        return output::json(&provenance);
+    }
+    output::say(provenance.to_string().trim_end())?;
+    if matches.get_flag("prompts") {
+        prompts(&provenance)?;
+    }
+    Ok(())
+}
+
+/// Shows what each recipe made of the prompt, once for the candidates that share it.
+fn prompts(provenance: &Provenance) -> anyhow::Result<()> {
+    let mut shown: Vec<&CandidateRecord> = Vec::new();
+    for candidate in &provenance.candidates {
+        if shown.iter().any(|other| other.operators == candidate.operators && other.sampling == candidate.sampling) {
+            continue;
+        }
+        shown.push(candidate);
+        let Some(messages) = provenance.messages(candidate) else {
+            return Ok(output::say("\nthe prompt was not kept: see pipeline.store_prompts")?);
+        };
+        output::say(format!("\n{} was asked:", candidate.recipe))?;
+        if !candidate.sampling.is_empty() {
+            output::say(format!("  sampling {}", serde_json::to_string(&candidate.sampling)?))?;
+        }
+        for message in messages {
+            output::say(format!("  {}:", message.role))?;
+            for line in message.content.lines() {
+                output::say(format!("    | {line}"))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn when(time_ms: i64) -> String {

@@ -67,7 +67,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some(("explain", matches)) => explain::run(matches).await,
         Some(("unique", matches)) => unique::run(matches).await,
         Some(("score", matches)) => score::run(matches).await,
-        Some(("mutate", matches)) => mutate::run(matches),
+        Some(("mutate", matches)) => mutate::run(matches).await,
         Some(("history", matches)) => history::run(matches).await,
         Some(("erase", matches)) => erase::run(matches).await,
         Some(("models", matches)) => models::run(matches).await,

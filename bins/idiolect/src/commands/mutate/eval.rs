@@ -1,0 +1,237 @@
+//! `idiolect mutate eval`: how many replies the gate would have masked, by who chose them, on a recorded population.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, bail};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use idiolect_arena::experiment::gap_closed;
+use idiolect_arena::statistics::{Interval, bootstrap, holm, sign_flip};
+use idiolect_arena::{Choice, EmbeddingCache, Experiment, Outcome, Replies};
+use idiolect_backend::{Embedder, Embedding};
+use idiolect_miner::backends::Loader;
+use idiolect_miner::config::EncoderKind;
+use idiolect_miner::progress::{Counter, FetchProgress};
+use idiolect_miner::{cli, models};
+use idiolect_validator::{Profile, ProfileError};
+use serde::Serialize;
+
+use crate::commands::{Usage, json_arg, load, start_logging};
+use crate::output;
+
+/// Draws of the bootstrap and of the permutation tests.
+const N_DRAWS: usize = 10_000;
+
+pub(super) fn command() -> Command {
+    let number = |id: &'static str, name: &'static str, default: &'static str| {
+        Arg::new(id).long(id).value_name(name).default_value(default)
+    };
+    let command = Command::new("eval")
+        .about("Find out on recorded replies of many models how many of ours the gate would have masked, by who chose them")
+        .after_help(
+            "FILE has one reply a line, {\"p\": PROMPT, \"m\": MODEL, \"t\": TEXT, \"q\": LABEL}; q, a judge's probability in [0, 1], may be missing and is \
+             reported on only. Each --own names the models that are ours, the first of which is sent without a choice; everybody else is a rival. With \
+             --visible some rivals' replies to the same prompt are seen, all others are hidden; without any the choice is blind.\n\
+             first: our first model. random: any of ours, in the mean. farthest: from what is seen, or from each other. selector: what the miner \
+             would choose. oracle: with all rivals revealed. gap: how much of the way from random to oracle is gone. Intervals of 95 % are from a bootstrap over \
+             prompts, p-values from a paired permutation test of the masked shares against random, adjusted by Holm's rule.\n\
+             Example: idiolect mutate eval --replies arena.jsonl.zst --own gpt,gpt_concise,gpt_verbose --own alpaca,vicuna --visible 10 --encoder mpnet",
+        )
+        .arg(
+            Arg::new("replies")
+                .long("replies")
+                .value_name("FILE")
+                .required(true)
+                .value_parser(value_parser!(PathBuf))
+                .help("Recorded replies: JSON lines, compressed where the name ends in .zst"),
+        )
+        .arg(
+            Arg::new("own")
+                .long("own")
+                .value_name("MODEL,…")
+                .required(true)
+                .action(ArgAction::Append)
+                .help("Models that are ours; given again, another experiment"),
+        )
+        .arg(number("visible", "N", "10").value_parser(value_parser!(u16)).help("Rivals that are seen; 0 is blind"))
+        .arg(number("panels", "N", "20").value_parser(value_parser!(u16).range(1..)).help("Draws of those that are seen, a prompt"))
+        .arg(number("seed", "S", "0").value_parser(value_parser!(u64)).help("What the draws start from"))
+        .arg(
+            Arg::new("profile")
+                .long("profile")
+                .value_name("NAME|FILE")
+                .help("The validators' arithmetic: openvalidators-1.2, text-prompting-2.1, or a file [default: uniqueness.profile]"),
+        )
+        .arg(
+            Arg::new("embeddings")
+                .long("embeddings")
+                .value_name("DIR")
+                .value_parser(value_parser!(PathBuf))
+                .help("Keep embeddings here for the next run; one that broke off goes on"),
+        )
+        .arg(json_arg());
+    cli::key_args(command, |key| {
+        key.starts_with("uniqueness.encoder") || key == "uniqueness.device" || key.starts_with("models.")
+    })
+}
+
+/// What came of one choice.
+#[derive(Debug, Serialize)]
+struct Arm {
+    choice: &'static str,
+    masked: Interval,
+    gap_closed: Option<Interval>,
+    distance: f64,
+    label_gained: Option<f64>,
+    p: Option<f64>,
+}
+
+/// What came of one set of our models.
+#[derive(Debug, Serialize)]
+struct Group {
+    own: Vec<String>,
+    n_prompts: usize,
+    visible: usize,
+    arms: Vec<Arm>,
+}
+
+pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
+    let loaded = load(matches)?;
+    start_logging(&loaded)?;
+    let config = &loaded.config;
+    if config.uniqueness.encoder == EncoderKind::Off {
+        return Err(Usage(
+            "uniqueness.encoder is off, expected minilm, mpnet or openai: distances need an encoder".to_owned(),
+        )
+        .into());
+    }
+    let name = matches.get_one::<String>("profile").unwrap_or(&config.uniqueness.profile);
+    let profile = match Profile::find(name) {
+        Err(problem @ ProfileError::Unknown(_)) => return Err(Usage(format!("--profile: {problem}")).into()),
+        found => found?.gate,
+    };
+    let path = matches.get_one::<PathBuf>("replies").context("name a file of replies")?;
+    let replies = Replies::open(path).with_context(|| format!("cannot use {}", path.display()))?;
+    let groups = matches.get_many::<String>("own").into_iter().flatten();
+    let groups: Vec<Vec<String>> =
+        groups.map(|own| own.split(',').map(|model| model.trim().to_owned()).collect()).collect();
+
+    let resolver = models::resolver(&config.models, &cli::process_env())?;
+    let encoder = Loader { resolver: &resolver, progress: &FetchProgress::default() }.encoder(config).await?;
+    let encoder = encoder.context("there is no encoder")?;
+    let folder = matches.get_one::<PathBuf>("embeddings");
+    // Before an hour of encoding, whatever is wrong with the names.
+    let none = vec![Embedding::new(); replies.all().len()];
+    for own in &groups {
+        Experiment::new(&replies, &none, own, profile.clone()).with_context(|| format!("--own {}", own.join(",")))?;
+    }
+    let embeddings = embed(&*encoder, &replies, folder.map(PathBuf::as_path)).await?;
+
+    let visible = matches.get_one::<u16>("visible").copied().unwrap_or(0);
+    let panels = matches.get_one::<u16>("panels").copied().unwrap_or(1);
+    let seed = matches.get_one::<u64>("seed").copied().unwrap_or(0);
+    let mut found = Vec::with_capacity(groups.len());
+    for own in &groups {
+        let experiment = Experiment::new(&replies, &embeddings, own, profile.clone())?.with_encoder(encoder.name());
+        let run = |choice| experiment.run_with(choice, visible.into(), panels.into(), seed);
+        let outcomes = Choice::ALL.map(|choice| (choice, run(choice)));
+        let n_prompts = experiment.prompts().len();
+        found.push(Group {
+            own: own.clone(),
+            n_prompts,
+            visible: visible.into(),
+            arms: arms(&outcomes, n_prompts, seed),
+        });
+    }
+    adjust(&mut found);
+    if matches.get_flag("json") {
+        return output::json(&found);
+    }
+    print(&found)
+}
+
+async fn embed(
+    encoder: &dyn Embedder,
+    replies: &Replies,
+    folder: Option<&std::path::Path>,
+) -> anyhow::Result<Vec<Embedding>> {
+    let mut cache = EmbeddingCache::open(folder, encoder)?;
+    let texts: Vec<&str> = replies.all().iter().map(|reply| reply.text.as_str()).collect();
+    let bar = Counter::new("encoding replies");
+    let embeddings = cache.embed(encoder, &texts, &mut |done, all| bar.at(done, all)).await;
+    bar.close();
+    let embeddings = embeddings?;
+    if embeddings.len() != texts.len() {
+        bail!("{} embeddings for {} replies", embeddings.len(), texts.len());
+    }
+    Ok(embeddings)
+}
+
+fn arms(outcomes: &[(Choice, Outcome)], n_prompts: usize, seed: u64) -> Vec<Arm> {
+    let masked = |choice: Choice| -> Vec<f64> {
+        let found = outcomes.iter().find(|(other, _)| *other == choice);
+        found.map_or_else(Vec::new, |(_, outcome)| outcome.by_prompt(|pick| Some(pick.masked)))
+    };
+    let mean = |values: &[f64], chosen: &[usize]| chosen.iter().map(|&i| values[i]).sum::<f64>() / chosen.len() as f64;
+    let (random, oracle) = (masked(Choice::Random), masked(Choice::Oracle));
+    let arm = |(choice, outcome): &(Choice, Outcome)| {
+        let own = masked(*choice);
+        let gap = |chosen: &[usize]| gap_closed(mean(&random, chosen), mean(&own, chosen), mean(&oracle, chosen));
+        let differences: Vec<f64> = own.iter().zip(&random).map(|(own, random)| own - random).collect();
+        let is_real = matches!(choice, Choice::Farthest | Choice::Selector);
+        Arm {
+            choice: choice.as_str(),
+            masked: bootstrap(n_prompts, N_DRAWS, seed, &|chosen| mean(&own, chosen)),
+            gap_closed: Some(bootstrap(n_prompts, N_DRAWS, seed, &gap)).filter(|gap| is_real && gap.value.is_finite()),
+            distance: outcome.distance(),
+            label_gained: Some(outcome.label_gained()).filter(|gained| gained.is_finite()),
+            p: is_real.then(|| sign_flip(&differences, N_DRAWS, seed)),
+        }
+    };
+    outcomes.iter().map(arm).collect()
+}
+
+/// Adjusts the p-values of all experiments for there being several.
+fn adjust(groups: &mut [Group]) {
+    let arms: Vec<&mut f64> =
+        groups.iter_mut().flat_map(|group| &mut group.arms).filter_map(|arm| arm.p.as_mut()).collect();
+    let adjusted = holm(&arms.iter().map(|p| **p).collect::<Vec<_>>());
+    for (p, adjusted) in arms.into_iter().zip(adjusted) {
+        *p = adjusted;
+    }
+}
+
+fn print(groups: &[Group]) -> anyhow::Result<()> {
+    let mut rows = Vec::new();
+    for group in groups {
+        for (nth, arm) in group.arms.iter().enumerate() {
+            let with =
+                |interval: Interval| format!("{:.3} ({:.3} to {:.3})", interval.value, interval.low, interval.high);
+            rows.push(vec![
+                if nth == 0 { format!("{} ({} prompts)", group.own.join(","), group.n_prompts) } else { String::new() },
+                arm.choice.to_owned(),
+                with(arm.masked),
+                arm.gap_closed.map_or_else(String::new, with),
+                format!("{:.3}", arm.distance),
+                arm.label_gained.map_or_else(String::new, |gained| format!("{gained:+.3}")),
+                arm.p.map_or_else(String::new, |p| format!("{p:.4}")),
+            ]);
+        }
+    }
+    output::columns(&["ours", "choice", "masked", "gap", "distance", "label", "p"], &rows)?;
+    for choice in [Choice::Farthest, Choice::Selector] {
+        let gaps: Vec<f64> = groups
+            .iter()
+            .filter_map(|group| group.arms.iter().find(|arm| arm.choice == choice.as_str())?.gap_closed)
+            .map(|gap| gap.value)
+            .collect();
+        if gaps.len() > 1 {
+            let mean = gaps.iter().sum::<f64>() / gaps.len() as f64;
+            output::say(format!(
+                "{}: {mean:.3} of the gap, in the mean of {} experiments",
+                choice.as_str(),
+                gaps.len()
+            ))?;
+        }
+    }
+    Ok(())
+}
