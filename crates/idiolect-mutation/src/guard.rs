@@ -1,13 +1,27 @@
 //! Checks on a finished text: what validators punish by rule, found before it is sent.
 //!
-//! A flag never changes the text; it tells the selector how much of the reward the text would lose.
+//! [`Rules`] are what one prompt holds its replies to: the validators' own arithmetic of `idiolect_validator`, criteria
+//! included, and phrases that are worth avoiding whatever the prompt ([`StockPhrases`]). [`check`] is for those who have
+//! no more than a task's name. A flag never changes the text; it tells the selector how much of the reward the text would
+//! lose, and [`repair`](crate::repair) what to mend.
 
+mod phrases;
+mod rules;
+
+use idiolect_validator::penalty::keyword_match;
+use idiolect_validator::task::TaskKind;
 use serde::{Deserialize, Serialize};
+
+pub use phrases::{PhrasesError, StockPhrases};
+pub use rules::{Breach, Rules};
+
+pub(crate) use phrases::starts_with;
+pub(crate) use rules::unit_name;
 
 use crate::Task;
 
 /// What is wrong with a text.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum FlagKind {
@@ -23,6 +37,16 @@ pub enum FlagKind {
     Label,
     /// It goes on to speak for the asking side.
     RoleLeak,
+    /// It breaks criteria of the prompt; the validator's penalty of them all.
+    Criteria,
+    /// It has stock openings of the validator's list; the validator's penalty.
+    ContentMatch,
+    /// It has another task's label or a mark of the prompt's own; the validator's penalty.
+    KeywordMatch,
+    /// It has another task's label; the mask of version 1.2.
+    TaskValidator,
+    /// It says nothing of its own: the validator's blacklist of whole replies.
+    Blacklist,
 }
 
 impl FlagKind {
@@ -36,7 +60,18 @@ impl FlagKind {
             Self::Preamble => "preamble",
             Self::Label => "label",
             Self::RoleLeak => "role_leak",
+            Self::Criteria => "criteria",
+            Self::ContentMatch => "content_match",
+            Self::KeywordMatch => "keyword_match",
+            Self::TaskValidator => "task_validator",
+            Self::Blacklist => "blacklist",
         }
+    }
+
+    /// Says whether it is a factor of the validator's own, computed as the validator does. The others are estimates.
+    #[must_use]
+    pub const fn is_exact(self) -> bool {
+        matches!(self, Self::Criteria | Self::ContentMatch | Self::KeywordMatch | Self::TaskValidator | Self::Blacklist)
     }
 }
 
@@ -51,37 +86,11 @@ pub struct Flag {
     pub rule: String,
 }
 
-const ANSWER_LABELS: [&str; 4] = ["answer:", "response:", "a:", "completion:"];
-const QUESTION_LABELS: [&str; 3] = ["question:", "query:", "q:"];
-const SUMMARY_LABELS: [&str; 4] = ["summary:", "paraphrase:", "paraphrasing:", "paraphrased:"];
-/// Section marks of the validators' own templates.
-const MARKS: [&str; 3] = ["### question", "### answer", "### summary"];
-
-/// How assistants open their replies. Looked for in the first characters only.
-const PREAMBLES: [&str; 16] = [
-    "sure! here",
-    "sure, here",
-    "sure! i",
-    "certainly! here",
-    "certainly, here",
-    "of course! here",
-    "absolutely! here",
-    "great question",
-    "that is an excellent question",
-    "that's an excellent question",
-    "here is a ",
-    "here's the ",
-    "here are ",
-    "as an ai",
-    "the question was",
-    "i hope this helps",
-];
-const PREAMBLE_CHARACTERS: usize = 200;
-
-/// Checks a text. The order of the flags is that of [`FlagKind`].
+/// Checks a text by its task alone. The order of the flags is that of [`FlagKind`].
 ///
 /// The labels are looked for as the validators do: anywhere, in any letter case, inside words too, so that "data: 3" in a
-/// summary costs the whole reward. They count only where the task is one of the validators' own.
+/// summary costs the whole reward. They count only where the task is one of the validators' own. What else a prompt of the
+/// validators' holds a reply to, [`Rules`] know.
 ///
 /// # Examples
 /// ```
@@ -94,24 +103,42 @@ const PREAMBLE_CHARACTERS: usize = 200;
 /// ```
 #[must_use]
 pub fn check(task: Task, prompt: &str, text: &str) -> Vec<Flag> {
+    let phrases = StockPhrases::built_in();
+    let mut flags = signs(phrases, prompt, text);
+    let text = text.trim();
+    if !text.is_empty()
+        && let Some(kind) = kind_of(task)
+        && keyword_match(kind, text) > 0.0
+    {
+        flags.push(flag(FlagKind::Keyword, 1.0, phrases.label_in(text)));
+    }
+    flags.sort_by_key(|flag| flag.kind);
+    flags
+}
+
+/// Returns the share of the reward that all flags together cost, in [0, 1]: 1 - Π (1 - penalty).
+#[must_use]
+pub fn penalty(flags: &[Flag]) -> f32 {
+    (1.0 - flags.iter().map(|flag| 1.0 - flag.penalty).product::<f32>()).clamp(0.0, 1.0)
+}
+
+/// What is wrong with a text whatever the prompt asks for; nothing else of an empty one.
+fn signs(phrases: &StockPhrases, prompt: &str, text: &str) -> Vec<Flag> {
     let text = text.trim();
     if text.is_empty() {
         return vec![flag(FlagKind::Empty, 1.0, "no text")];
     }
-    let lower = text.to_lowercase();
     let mut flags = Vec::new();
     if prompt.contains(text) {
         flags.push(flag(FlagKind::Echo, 1.0, "part of the prompt"));
     }
-    flags.extend(keyword(task, &lower));
-    flags.extend(preambles(&lower));
-    let labels = ANSWER_LABELS.iter().chain(&QUESTION_LABELS).chain(&SUMMARY_LABELS);
-    if let Some(label) = labels.into_iter().find(|&&label| lower.starts_with(label)) {
+    // Validators take a tenth for each, and two tenths at most.
+    flags.extend(phrases.preambles_in(text).take(2).map(|phrase| flag(FlagKind::Preamble, 0.1, phrase)));
+    if let Some(label) = phrases.label_at_start(text) {
         flags.push(flag(FlagKind::Label, 0.1, label));
     }
-    let leaks = ["\nuser:", "\nhuman:", "\nassistant:", "<|im_start|>", "<|im_end|>", "</s>"];
-    if let Some(leak) = leaks.into_iter().find(|leak| lower.contains(leak)) {
-        flags.push(flag(FlagKind::RoleLeak, 0.5, leak.trim_start()));
+    if let Some((_, mark)) = phrases.role_leak(text) {
+        flags.push(flag(FlagKind::RoleLeak, 0.5, mark.trim_start()));
     }
     flags
 }
@@ -120,29 +147,13 @@ fn flag(kind: FlagKind, penalty: f32, rule: &str) -> Flag {
     Flag { kind, penalty, rule: rule.to_owned() }
 }
 
-fn keyword(task: Task, lower: &str) -> Option<Flag> {
-    let mut labels: Vec<&str> = match task {
-        Task::Augment => [&ANSWER_LABELS[..], &QUESTION_LABELS].concat(),
-        Task::Followup => [&ANSWER_LABELS[..], &SUMMARY_LABELS].concat(),
-        Task::Answer => [&QUESTION_LABELS[..], &SUMMARY_LABELS].concat(),
-        _ => return None,
-    };
-    labels.extend(MARKS);
-    let found = labels.into_iter().find(|label| lower.contains(label))?;
-    Some(flag(FlagKind::Keyword, 1.0, found))
-}
-
-fn preambles(lower: &str) -> impl Iterator<Item = Flag> {
-    let head: String = lower.chars().take(PREAMBLE_CHARACTERS).collect();
-    let found = PREAMBLES.into_iter().filter(move |phrase| head.contains(phrase));
-    // Validators take a tenth for each, and two tenths at most.
-    found.take(2).map(|phrase| flag(FlagKind::Preamble, 0.1, phrase))
-}
-
-/// Returns the share of the reward that all flags together cost, in [0, 1]: 1 - Π (1 - penalty).
-#[must_use]
-pub fn penalty(flags: &[Flag]) -> f32 {
-    (1.0 - flags.iter().map(|flag| 1.0 - flag.penalty).product::<f32>()).clamp(0.0, 1.0)
+fn kind_of(task: Task) -> Option<TaskKind> {
+    match task {
+        Task::Augment => Some(TaskKind::Augment),
+        Task::Followup => Some(TaskKind::Followup),
+        Task::Answer => Some(TaskKind::Answer),
+        Task::Unknown => None,
+    }
 }
 
 #[cfg(test)]
@@ -185,6 +196,7 @@ mod tests {
         kinds(Task::Unknown, "Austin.\nUser: thanks", &[FlagKind::RoleLeak]);
         kinds(Task::Unknown, "FAQ: at 10:30, see data: 3", &[]);
         kinds(Task::Answer, "As said.\n### QUESTION 2:\nwhy", &[FlagKind::Keyword]);
+        kinds(Task::Augment, "Sure! Here comes the Answer: 3", &[FlagKind::Keyword, FlagKind::Preamble]);
         let late = format!("{}Sure! Here it comes.", "x".repeat(200));
         kinds(Task::Unknown, &late, &[]);
     }
