@@ -55,7 +55,8 @@ pub enum ComposeError {
 impl Library {
     /// Returns the operators that may be drawn for a task: those of a weight above 0 that are for it and of the mode's slots.
     /// None in passthrough. Rewrites are drawn for the validators' own tasks only where
-    /// [`allow_rewrite`](Self::allow_rewrite) says so.
+    /// [`allow_rewrite`](Self::allow_rewrite) says so, and those that need a paraphrase only where
+    /// [`allow_paraphrase`](Self::allow_paraphrase) does.
     #[must_use]
     pub fn usable(&self, task: Task, mode: &Mode) -> Vec<&Operator> {
         let Mode::Mutate { slots } = mode else { return Vec::new() };
@@ -65,6 +66,7 @@ impl Library {
                 && operator.is_for(task)
                 && (slots.is_empty() || slots.contains(&operator.slot))
                 && (rewrites || operator.place != Place::Rewrite)
+                && (self.allow_paraphrase() || !operator.is_paraphrase())
         };
         self.operators().iter().filter(usable).collect()
     }
@@ -111,6 +113,7 @@ impl Library {
                 slot: operator.slot.clone(),
                 place: operator.place,
                 text,
+                paraphrase: None,
             });
         }
         let max = self.max_added_tokens();

@@ -55,7 +55,7 @@ fn list(name: &str, problems: &[Problem]) -> String {
 ///
 /// A file has any number of `[[operator]]` and `[[route]]` tables, a table `[collision]` (see [`CollisionModel`]) and, above
 /// them, `include_built_in` (default false), `exclude_built_in` (names of those to leave out), `max_operators` of one recipe
-/// (default 2), `max_added_tokens` of one recipe (default 80) and `allow_rewrite` (default false). An empty file changes
+/// (default 2), `max_added_tokens` of one recipe (default 80), `allow_rewrite` and `allow_paraphrase` (default false). An empty file changes
 /// nothing in any prompt. docs/mutation.md tells more, docs/operators.schema.json has all keys.
 ///
 /// # Examples
@@ -97,6 +97,7 @@ pub struct Library {
     pub(crate) max_operators: usize,
     pub(crate) max_added_tokens: u32,
     pub(crate) allow_rewrite: bool,
+    pub(crate) allow_paraphrase: bool,
     pub(crate) collision: CollisionModel,
 }
 
@@ -109,6 +110,7 @@ impl Default for Library {
             max_operators: 2,
             max_added_tokens: 80,
             allow_rewrite: false,
+            allow_paraphrase: false,
             collision: CollisionModel::default(),
         }
     }
@@ -220,6 +222,13 @@ impl Library {
     #[must_use]
     pub const fn allow_rewrite(&self) -> bool {
         self.allow_rewrite
+    }
+
+    /// Says whether operators may be drawn that need the caller's text in other words, which costs a backend's time. Who
+    /// draws them has them completed by a [`Paraphraser`](crate::Paraphraser).
+    #[must_use]
+    pub const fn allow_paraphrase(&self) -> bool {
+        self.allow_paraphrase
     }
 
     /// Returns the model of how likely others give the same answer.

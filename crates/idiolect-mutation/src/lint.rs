@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::guard;
 use crate::operator::added_tokens;
 use crate::slot::is_usual;
+use crate::template::{PARAPHRASE, PROMPT};
 use crate::{Library, Mode, Operator, Place, Task};
 
 /// Words of a run that is looked for.
@@ -114,7 +115,12 @@ fn never_drawn(library: &Library, operator: &Operator) -> Option<String> {
     let is_usable = |task: &Task| usable(*task).iter().any(|other| other.name == operator.name);
     let tasks: Vec<Task> = tasks.into_iter().filter(is_usable).collect();
     if tasks.is_empty() {
-        return Some("rewrites of validators' tasks need allow_rewrite = true".to_owned());
+        let key = if operator.is_paraphrase() && !library.allow_paraphrase() {
+            "paraphrases need allow_paraphrase"
+        } else {
+            "rewrites of validators' tasks need allow_rewrite"
+        };
+        return Some(format!("{key} = true"));
     }
     let missing = operator.requires.iter().find(|pattern| {
         !tasks.iter().any(|task| usable(*task).iter().any(|o| pattern.matches(&o.name) && o.goes_with(operator)))
@@ -141,7 +147,7 @@ const DECLINING: [&str; 5] = ["no", "not", "never", "without", "avoid"];
 fn of_texts(operator: &Operator, note: &mut impl FnMut(FindingKind, String)) {
     let mut seen = BTreeSet::new();
     for (task, text) in texts(operator).into_iter().filter(|(_, text)| !text.is_empty()) {
-        let own = text.replace(crate::template::PROMPT, " ");
+        let own = text.replace(PROMPT, " ").replace(PARAPHRASE, " ");
         for flag in guard::check(task, "", &own) {
             if seen.insert(flag.rule.clone()) {
                 note(FindingKind::Mark, format!("the text has {:?}, which costs a reply in {task}", flag.rule));

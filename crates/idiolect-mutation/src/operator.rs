@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::template::{self, PROMPT};
+use crate::template::{self, PARAPHRASE, PROMPT};
 use crate::{NamePattern, RenderError, SamplingRanges, Task, tokens};
 
 /// Where an operator's text goes.
@@ -19,7 +19,8 @@ pub enum Place {
     Prepend,
     /// After the last user message's text.
     Append,
-    /// In place of the last user message: the text holds `{{ prompt }}`, where that message's own text is put as it is.
+    /// In place of the last user message: the text holds `{{ prompt }}`, where that message's own text is put as it is, or
+    /// `{{ paraphrase }}`, where a [`Paraphraser`](crate::Paraphraser) puts it in other words.
     Rewrite,
 }
 
@@ -134,6 +135,13 @@ impl Operator {
         self.slot != other.slot && !excludes(self, other) && !excludes(other, self) && !rewrites
     }
 
+    /// Says whether it needs the caller's text in other words.
+    #[must_use]
+    pub fn is_paraphrase(&self) -> bool {
+        let text: String = self.text.split_whitespace().collect();
+        self.place == Place::Rewrite && text.contains("{{paraphrase}}")
+    }
+
     /// Says whether it changes sampling only.
     #[must_use]
     pub fn is_sampling_only(&self) -> bool {
@@ -151,7 +159,7 @@ impl Operator {
         }
         let is_rewrite = self.place == Place::Rewrite;
         let text = template::render(&self.text, task, seed, is_rewrite)?;
-        let n_prompts = if is_rewrite { text.matches(PROMPT).count() } else { 1 };
+        let n_prompts = if is_rewrite { text.matches(PROMPT).count() + text.matches(PARAPHRASE).count() } else { 1 };
         if n_prompts != 1 {
             return Err(RenderError::Prompts { n: n_prompts });
         }
@@ -176,7 +184,7 @@ impl Operator {
 /// Estimates the tokens that a rendered text adds to the prompt.
 pub(crate) fn added_tokens(place: Place, text: &str) -> u32 {
     match place {
-        Place::Rewrite => text.split(PROMPT).map(tokens::estimate).sum(),
+        Place::Rewrite => text.split(PROMPT).flat_map(|part| part.split(PARAPHRASE)).map(tokens::estimate).sum(),
         _ => tokens::estimate(text),
     }
 }

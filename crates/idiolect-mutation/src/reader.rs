@@ -14,12 +14,13 @@ use crate::{CollisionModel, Library, Mode, NamePattern, Operator, Place, Route, 
 /// Most operators that a file may hold.
 const MAX_OPERATORS: usize = 1_000;
 
-pub(crate) const FILE_KEYS: [&str; 8] = [
+pub(crate) const FILE_KEYS: [&str; 9] = [
     "include_built_in",
     "exclude_built_in",
     "max_operators",
     "max_added_tokens",
     "allow_rewrite",
+    "allow_paraphrase",
     "collision",
     "operator",
     "route",
@@ -135,6 +136,9 @@ impl<'a> Reader<'a> {
                     library.max_added_tokens = u32::try_from(max).unwrap_or(80);
                 }
                 "allow_rewrite" => library.allow_rewrite = self.bool("allow_rewrite", value).unwrap_or(false),
+                "allow_paraphrase" => {
+                    library.allow_paraphrase = self.bool("allow_paraphrase", value).unwrap_or(false);
+                }
                 "collision" => library.collision = self.collision(value),
                 "operator" | "route" => {}
                 other => self.unknown(key.span().start, other, &FILE_KEYS),

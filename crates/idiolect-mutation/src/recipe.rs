@@ -9,7 +9,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use crate::compose::with_required;
-use crate::template::PROMPT;
+use crate::template::{PARAPHRASE, PROMPT};
 use crate::{Library, Mode, Operator, Place, Plan, SamplingOverrides, Task};
 
 /// An operator as it was applied.
@@ -23,8 +23,12 @@ pub struct Applied {
     pub slot: String,
     /// Where its text went.
     pub place: Place,
-    /// The text; empty where only sampling was changed. That of a rewrite has `{{ prompt }}` where the caller's was put.
+    /// The text; empty where only sampling was changed. That of a rewrite has `{{ prompt }}` where the caller's was put, or
+    /// `{{ paraphrase }}` where its paraphrase was.
     pub text: String,
+    /// The caller's text in other words, where the text wants it and there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paraphrase: Option<String>,
 }
 
 /// What is done to one candidate's prompt and sampling. The default does nothing.
@@ -63,6 +67,19 @@ impl Recipe {
         messages
     }
 
+    /// Says whether an operator waits for the caller's text in other words, without which it changes nothing.
+    #[must_use]
+    pub fn wants_paraphrase(&self) -> bool {
+        self.operators.iter().any(Applied::wants_paraphrase)
+    }
+
+    /// Gives the caller's text in other words to the operator that waits for it.
+    pub fn set_paraphrase(&mut self, text: &str) {
+        for operator in self.operators.iter_mut().filter(|operator| operator.wants_paraphrase()) {
+            operator.paraphrase = Some(text.to_owned());
+        }
+    }
+
     /// Changes the sampling settings that the operators name.
     pub fn apply_sampling(&self, sampling: &mut Sampling) {
         self.sampling.apply(sampling);
@@ -70,6 +87,10 @@ impl Recipe {
 }
 
 impl Applied {
+    fn wants_paraphrase(&self) -> bool {
+        self.place == Place::Rewrite && self.paraphrase.is_none() && self.text.contains(PARAPHRASE)
+    }
+
     fn apply(&self, messages: &mut Vec<Message>) {
         if self.text.is_empty() {
             return;
@@ -80,6 +101,10 @@ impl Applied {
                 // Only the operator's own text is searched; what is put there is not looked at again.
                 if let Some((before, after)) = self.text.split_once(PROMPT) {
                     messages[i].content = format!("{before}{}{after}", messages[i].content);
+                } else if let Some(((before, after), said)) =
+                    self.text.split_once(PARAPHRASE).zip(self.paraphrase.as_ref())
+                {
+                    messages[i].content = format!("{before}{said}{after}");
                 }
             }
             // Nothing to put into it.
@@ -306,7 +331,8 @@ mod tests {
     #[test]
     fn texts_go_where_they_belong() {
         let apply = |place, messages: &[Message]| {
-            let operator = Applied { name: "o".into(), version: 1, slot: "s".into(), place, text: "T".into() };
+            let operator =
+                Applied { name: "o".into(), version: 1, slot: "s".into(), place, text: "T".into(), paraphrase: None };
             Recipe { operators: vec![operator], ..Recipe::no_op() }.apply(messages)
         };
         let user = [Message::user("a"), Message::assistant("b"), Message::user("c"), Message::assistant("d")];
@@ -318,7 +344,14 @@ mod tests {
     }
 
     fn applied(place: Place, text: &str) -> Applied {
-        Applied { name: format!("o.{place}"), version: 1, slot: place.to_string(), place, text: text.into() }
+        Applied {
+            name: format!("o.{place}"),
+            version: 1,
+            slot: place.to_string(),
+            place,
+            text: text.into(),
+            paraphrase: None,
+        }
     }
 
     #[test]

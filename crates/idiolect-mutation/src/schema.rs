@@ -72,6 +72,10 @@ fn file_key(key: &str) -> Value {
         "allow_rewrite" => json!({
             "description": "Whether rewrites may be drawn for the validators' own tasks.", "type": "boolean", "default": false,
         }),
+        "allow_paraphrase" => json!({
+            "description": "Whether operators may be drawn that have a backend say the prompt in other words.",
+            "type": "boolean", "default": false,
+        }),
         "collision" => json!({ "$ref": "#/$defs/collision" }),
         key => json!({ "type": "array", "items": { "$ref": format!("#/$defs/{key}") } }),
     }

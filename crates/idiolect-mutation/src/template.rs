@@ -42,8 +42,8 @@ pub enum RenderError {
         /// The forbidden text.
         text: String,
     },
-    /// A rewrite must hold the prompt once.
-    #[error("the template holds {PROMPT} {n} times, expected once")]
+    /// A rewrite must hold the prompt, or its paraphrase, once.
+    #[error("the template holds {PROMPT} or {PARAPHRASE} {n} times, expected once")]
     Prompts {
         /// How often it does.
         n: usize,
@@ -52,6 +52,8 @@ pub enum RenderError {
 
 /// What stands for the caller's text in a rewrite, in its template and still in what was rendered.
 pub(crate) const PROMPT: &str = "{{ prompt }}";
+/// What stands for that text in other words.
+pub(crate) const PARAPHRASE: &str = "{{ paraphrase }}";
 /// Steps that a template may take.
 const FUEL: u64 = 2_000;
 /// More would crowd the prompt out, whatever the budget of tokens.
@@ -85,7 +87,7 @@ pub(crate) fn render(template: &str, task: Task, seed: u64, keeps_prompt: bool) 
         Ok(low + i64::try_from(draw(&random, n.unsigned_abs() + 1)).unwrap_or(0))
     });
     let rendered = if keeps_prompt {
-        environment.render_str(template, context! { task => task.as_str(), prompt => PROMPT })
+        environment.render_str(template, context! { task => task.as_str(), prompt => PROMPT, paraphrase => PARAPHRASE })
     } else {
         environment.render_str(template, context! { task => task.as_str() })
     };

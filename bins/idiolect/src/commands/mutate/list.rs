@@ -38,6 +38,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             "max_operators": library.max_operators(),
             "max_added_tokens": library.max_added_tokens(),
             "allow_rewrite": library.allow_rewrite(),
+            "allow_paraphrase": library.allow_paraphrase(),
             "collision": library.collision(),
         }));
     }
