@@ -1,7 +1,7 @@
 use idiolect_validator::task::{Criterion, TaskKind, Unit};
 
 use super::Draft;
-use super::prose::Prose;
+use super::prose::{Prose, without_marker};
 use crate::guard::{Rules, unit_name};
 
 /// Ends of sentences that are tried on either side of the length asked for.
@@ -21,6 +21,9 @@ pub(super) fn shortened(rules: &Rules, prose: &Prose<'_>) -> Vec<Draft> {
         let found = unit.count(prose.text());
         if unit == Unit::Paragraphs {
             drafts.extend(paragraphs(prose, found, target));
+        }
+        if unit == Unit::Sentences {
+            drafts.extend(full_stops(prose, found, target));
         }
         if found > target {
             drafts.extend(cut(prose, unit, target));
@@ -44,6 +47,36 @@ fn cut(prose: &Prose<'_>, unit: Unit, target: usize) -> Vec<Draft> {
         Some(Draft::new(cut, format!("cut from {whole} to {left} {unit}, {target} asked for")))
     });
     drafts.collect()
+}
+
+/// Takes the full stops off items of lists, whose numbers count as sentences already, or puts some to lines that have none.
+fn full_stops(prose: &Prose<'_>, found: usize, target: usize) -> Option<Draft> {
+    let mut n_left = found.abs_diff(target);
+    let mut n_changed = 0;
+    let mut out = String::with_capacity(prose.text().len() + n_left);
+    for line in prose.lines() {
+        let text = line.text.trim_end();
+        let last = line.start + text.len().saturating_sub(1);
+        let is_open = n_left > 0 && !text.is_empty() && !prose.is_code(last);
+        let changed = if !is_open {
+            None
+        } else if found > target {
+            text.strip_suffix('.').filter(|_| without_marker(line.text).is_some()).map(str::to_owned)
+        } else {
+            text.ends_with(char::is_alphanumeric).then(|| format!("{text}."))
+        };
+        if line.start > 0 {
+            out.push('\n');
+        }
+        out.push_str(changed.as_deref().unwrap_or(line.text));
+        if changed.is_some() {
+            n_left -= 1;
+            n_changed += 1;
+        }
+    }
+    let what = if found > target { "taken off" } else { "put to" };
+    (n_changed > 0)
+        .then(|| Draft::new(out, format!("full stops {what} {n_changed} lines, {target} sentences asked for")))
 }
 
 fn paragraphs(prose: &Prose<'_>, found: usize, target: usize) -> Option<Draft> {

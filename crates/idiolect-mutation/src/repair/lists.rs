@@ -91,7 +91,7 @@ fn plain_line(prose: &Prose<'_>, start: usize, line: &str) -> String {
     out
 }
 
-/// Makes the list that is asked for: of other lists, else of lines, else of sentences.
+/// Makes the list that is asked for: of another list, else of lines, or of sentences where lines have several.
 pub(super) fn with_list(rules: &Rules, prose: &Prose<'_>) -> Vec<Draft> {
     let breaches = rules.breaches(prose.text());
     let wanted = breaches.iter().find_map(|breach| match breach.criterion {
@@ -99,43 +99,57 @@ pub(super) fn with_list(rules: &Rules, prose: &Prose<'_>) -> Vec<Draft> {
         Criterion::Numbers => Some(true),
         _ => None,
     });
-    wanted.map_or_else(Vec::new, |is_numbered| {
-        let kind = if is_numbered { "numbers" } else { "bullets" };
-        let (text, n_items) = listed(prose, is_numbered);
-        vec![Draft::new(text, format!("{n_items} items given {kind}"))]
-    })
+    let Some(is_numbered) = wanted else { return Vec::new() };
+    let lines: Vec<Line<'_>> = prose.lines().collect();
+    let n_lines = lines.iter().filter(|line| is_text(line)).count();
+    let items: &[Items] = if lines.iter().any(|line| !line.is_fenced && without_marker(line.text).is_some()) {
+        &[Items::Marked]
+    } else if prose.sentences().len() * 2 > n_lines * 3 {
+        &[Items::Sentences, Items::Lines]
+    } else {
+        &[Items::Lines]
+    };
+    let kind = if is_numbered { "numbers" } else { "bullets" };
+    let drafts = items.iter().map(|items| {
+        let (text, n_items) = listed(prose, &lines, *items, is_numbered);
+        Draft::new(text, format!("{n_items} items given {kind}"))
+    });
+    drafts.collect()
 }
 
-fn listed(prose: &Prose<'_>, is_numbered: bool) -> (String, usize) {
-    let lines: Vec<Line<'_>> = prose.lines().collect();
-    let is_item = |line: &&Line<'_>| !line.is_fenced && without_marker(line.text).is_some();
-    let is_text = |line: &&Line<'_>| {
-        let text = line.text.trim();
-        !line.is_fenced && !text.is_empty() && !text.ends_with(':') && !text.starts_with('#')
-    };
+/// What a list is made of.
+#[derive(Clone, Copy)]
+enum Items {
+    /// The items of a list of another kind.
+    Marked,
+    Lines,
+    Sentences,
+}
+
+/// Says whether a line is neither empty nor code nor what stands over others.
+fn is_text(line: &Line<'_>) -> bool {
+    let text = line.text.trim();
+    !line.is_fenced && !text.is_empty() && !text.ends_with(':') && !text.starts_with('#')
+}
+
+fn listed(prose: &Prose<'_>, lines: &[Line<'_>], items: Items, is_numbered: bool) -> (String, usize) {
+    let sentences = prose.sentences();
     let mut n_items = 0;
     let mut mark = |text: &str| {
         n_items += 1;
         if is_numbered { format!("{n_items}. {text}") } else { format!("- {text}") }
     };
     let mut out: Vec<String> = Vec::new();
-    if lines.iter().any(|line| is_item(&line)) {
-        out.extend(lines.iter().map(|line| match without_marker(line.text).filter(|_| !line.is_fenced) {
-            Some((_, rest)) => mark(rest),
-            None => line.text.to_owned(),
-        }));
-    } else if lines.iter().filter(is_text).count() > 1 {
-        out.extend(lines.iter().map(|line| if is_text(&line) { mark(line.text.trim()) } else { line.text.to_owned() }));
-    } else {
-        let sentences = prose.sentences();
-        for line in &lines {
-            if !is_text(&line) {
-                out.push(line.text.to_owned());
-                continue;
+    for line in lines {
+        match (items, without_marker(line.text)) {
+            (Items::Marked, Some((_, rest))) if !line.is_fenced => out.push(mark(rest)),
+            (Items::Lines, _) if is_text(line) => out.push(mark(line.text.trim())),
+            (Items::Sentences, _) if is_text(line) => {
+                let within = line.start..line.start + line.text.len();
+                let of_line = sentences.iter().filter(|sentence| within.contains(&sentence.start));
+                out.extend(of_line.map(|sentence| mark(prose.text()[sentence.clone()].trim())));
             }
-            let within = line.start..line.start + line.text.len();
-            let of_line = sentences.iter().filter(|sentence| within.contains(&sentence.start));
-            out.extend(of_line.map(|sentence| mark(prose.text()[sentence.clone()].trim())));
+            _ => out.push(line.text.to_owned()),
         }
     }
     (out.join("\n").trim().to_owned(), n_items)

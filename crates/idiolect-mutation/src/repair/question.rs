@@ -1,21 +1,36 @@
 use idiolect_validator::task::{Criterion, TaskKind, text_prompting};
 
 use super::Draft;
-use super::prose::Prose;
+use super::prose::{Prose, capitalised};
 use super::sentences::without_sentences;
 use crate::guard::Rules;
 
 /// To how many words validators cut questions.
 const WORDS: usize = 40;
 
-/// Keeps the first question of a text that should be one, as validators cut it.
+/// Sentences that are tried.
+const MOST_CHOICES: usize = 12;
+
+/// Keeps one question of a text that should be one: the first, as validators cut it, or another that breaks less.
 pub(super) fn one_question(rules: &Rules, prose: &Prose<'_>) -> Vec<Draft> {
     if rules.kind() != Some(TaskKind::Followup) {
         return Vec::new();
     }
     let n_words = rules.profile().followup_words.unwrap_or(WORDS);
-    let question = text_prompting::cut_followup(prose.text().trim(), n_words);
-    vec![Draft::new(question.trim(), "the first question kept alone")]
+    let cut = |text: &str| text_prompting::cut_followup(text.trim(), n_words).trim().to_owned();
+    let mut drafts = vec![Draft::new(cut(prose.text()), "the first question kept alone")];
+    let text = prose.text();
+    let sentences: Vec<&str> = prose.sentences().into_iter().map(|sentence| text[sentence].trim()).collect();
+    let (questions, statements): (Vec<&str>, Vec<&str>) =
+        sentences.into_iter().filter(|sentence| !sentence.is_empty()).partition(|sentence| sentence.contains('?'));
+    // Without any question validators take the last sentence for one.
+    let (choices, note) = if questions.is_empty() {
+        (statements, "one sentence kept, with a question mark")
+    } else {
+        (questions, "another question than the first kept alone")
+    };
+    drafts.extend(choices.into_iter().take(MOST_CHOICES).map(|sentence| Draft::new(capitalised(&cut(sentence)), note)));
+    drafts
 }
 
 /// Takes question marks out: the questions themselves, or else the marks alone.

@@ -70,6 +70,8 @@ fn lists_come_and_go() {
     check(Augment, &bullets, "Leaves make it. It is sweet.", "- Leaves make it.\n- It is sweet.");
     check(Augment, &bullets, "It is so:\n1. Leaves.\n2. Sugar.", "It is so:\n- Leaves.\n- Sugar.");
     check(Answer, &[Criterion::Numbers], "Leaves make it\nIt is sweet", "1. Leaves make it\n2. It is sweet");
+    let lines = "It is sweet. It is white.\nLeaves make it. All day.";
+    check(Answer, &bullets, lines, "- It is sweet.\n- It is white.\n- Leaves make it.\n- All day.");
     let code = "```\n- Leaves - all\n```";
     check(Augment, &none, &format!("- Leaves:\n{code}"), &format!("- Leaves:\n{code}"));
     check(Answer, &[length(3, Unit::Words)], &format!("It is sweet.\n{code}\nAnd so."), "It is sweet.");
@@ -82,6 +84,9 @@ fn lengths_are_cut_at_sentences() {
     check(Augment, &[length(9, Unit::Words)], text, "Leaves make it all day. It is sweet and white.");
     check(Augment, &[length(24, Unit::Characters)], text, "Leaves make it all day.");
     check(Augment, &[length(90, Unit::Words)], text, text);
+    let steps = [length(2, Unit::Sentences), Criterion::Numbers];
+    check(Answer, &steps, "1. Leaves make it.\n2. It is sweet.", "1. Leaves make it\n2. It is sweet");
+    check(Answer, &[length(2, Unit::Sentences)], "Leaves make it\nIt is sweet", "Leaves make it.\nIt is sweet.");
     check(Augment, &[length(1, Unit::Paragraphs)], "One part.\n\nAnd another.", "One part.\nAnd another.");
     let parts = "Leaves make it all day.\n\nIt is sweet and white.";
     check(Augment, &[length(2, Unit::Paragraphs)], &parts.replace("\n\n", " "), parts);
@@ -94,6 +99,8 @@ fn questions_are_one_and_answers_none() {
     check(Followup, &starts, "Is it sweet? How do leaves make it? Whatever.", "How do leaves make it?");
     check(Followup, &starts, "In the morning, what do leaves make? Tell me.", "What do leaves make?");
     check(Followup, &starts, "What makes it? And how?", "What makes it? And how?");
+    let five = [length(5, Unit::Words)];
+    check(Followup, &five, "What? How do leaves make sugar? So it is.", "How do leaves make sugar?");
     let none = [Criterion::NoQuestionMarks];
     check(Answer, &none, "Leaves make it all day. It is sweet. Is that all?", "Leaves make it all day. It is sweet.");
     check(Answer, &none, "Is it sweet?", "Is it sweet.");
