@@ -246,10 +246,9 @@ fn unfaithful(text: &str, said: &str) -> Option<&'static str> {
     let kept: HashSet<&String> = after.iter().collect();
     let lower = said.to_lowercase();
     // A capital within a sentence is a name's.
-    let mut parts = text.split_whitespace().peekable();
     let mut ends_sentence = true;
     let mut loses_name = false;
-    while let Some(part) = parts.next() {
+    for part in text.split_whitespace() {
         let word = part.trim_matches(|c: char| !c.is_alphanumeric());
         let is_name = !ends_sentence && word.chars().count() > 1 && word.starts_with(char::is_uppercase);
         loses_name |= is_name && !lower.contains(&word.to_lowercase());
