@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use idiolect_backend::{Backend, Candidate, Collector, Completion, Error, FinishReason, Request, Usage};
 use idiolect_mutation::Recipe;
+use idiolect_mutation::policy::Draw;
 use tokio::time::Instant;
 
 use crate::trim::to_whole_sentence;
@@ -16,6 +17,8 @@ use crate::{error, metrics};
 #[derive(Clone, Debug)]
 pub(crate) struct Planned {
     pub(crate) recipe: Recipe,
+    /// How a policy drew the recipe.
+    pub(crate) draw: Option<Draw>,
     pub(crate) request: Request,
     /// When its stream is dropped. The request's own deadline is a little earlier.
     pub(crate) until: Instant,

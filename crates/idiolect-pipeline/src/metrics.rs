@@ -18,6 +18,7 @@ const PREDICTED: &str = "idiolect_pipeline_predicted_reward_ratio";
 const FLAGS: &str = "idiolect_pipeline_flags_total";
 const UNSCORED: &str = "idiolect_pipeline_unscored_total";
 const UNJUDGED: &str = "idiolect_pipeline_unjudged_total";
+const LEARNT: &str = "idiolect_pipeline_learnt_total";
 const SEARCHES_CUT: &str = "idiolect_pipeline_searches_cut_total";
 const MISSES: &str = "idiolect_pipeline_deadline_misses_total";
 const BACKEND_FAILURES: &str = "idiolect_pipeline_backend_failures_total";
@@ -49,6 +50,7 @@ pub fn describe() {
         CLAIMS,
         "Replies written to the history before they were sent, by `outcome` (claimed; lost, chosen anew since something else came in; slow, failed, resting or contended, sent without; refused, nothing sent as another miner just sent the same)"
     );
+    describe_counter!(LEARNT, "Replies that the policy of recipes was told of, by `outcome` (yes, failed)");
     describe_histogram!(
         GATE_DISTANCE,
         "Distance of the sent reply to its nearest known neighbour, 0 to 1, in our encoder's space"
@@ -154,6 +156,10 @@ pub(crate) fn flag(kind: &'static str) {
 
 pub(crate) fn unscored(why: &'static str) {
     counter!(UNSCORED, "why" => why).increment(1);
+}
+
+pub(crate) fn learnt(outcome: &'static str) {
+    counter!(LEARNT, "outcome" => outcome).increment(1);
 }
 
 pub(crate) fn unjudged(why: &'static str) {

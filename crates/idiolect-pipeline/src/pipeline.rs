@@ -8,7 +8,8 @@ use std::time::Duration;
 use idiolect_axon::{Dictated, HandlerError, Reply, ReplyLogprob};
 use idiolect_backend::{Backend, Embedder, Embedding, FinishReason, Message, Request, Role, Sampling};
 use idiolect_mutation::guard::{self, Flag};
-use idiolect_mutation::{Facts, Library, Mode, RecipeSampler, Shape, Task};
+use idiolect_mutation::policy::{Context, Draw, Learner, Scored, Wish};
+use idiolect_mutation::{Facts, Library, LibraryFile, Mode, Recipe, RecipeSampler, Shape, Task};
 use idiolect_protocol::Category;
 use idiolect_uniqueness::quality::{self, Quality, Reward};
 use idiolect_uniqueness::{
@@ -67,6 +68,11 @@ pub struct Parts {
     pub shared_history: Option<Arc<dyn HistoryStore>>,
     /// Recorded rivals.
     pub panels: Option<Arc<Panels>>,
+    /// A library that is read anew when its file changes, in place of `library`.
+    pub library_file: Option<Arc<LibraryFile>>,
+    /// Learns which recipes bring most, and draws them. Without it, and where `sampling` has a seed, they are drawn by their
+    /// operators' weights.
+    pub learner: Option<Arc<Learner>>,
     /// Says how good candidates are, the dpo reward of a small model for one. Without it, or where there is no time for it, the
     /// models' own log-probabilities have to do.
     pub reward: Option<Arc<dyn RewardModel>>,
@@ -77,7 +83,17 @@ impl Parts {
     #[must_use]
     pub fn new(backend: Arc<dyn Backend>) -> Self {
         let library = Arc::default();
-        Self { backend, embedder: None, library, store: None, shared_history: None, panels: None, reward: None }
+        Self {
+            backend,
+            embedder: None,
+            library,
+            store: None,
+            shared_history: None,
+            panels: None,
+            library_file: None,
+            learner: None,
+            reward: None,
+        }
     }
 }
 
@@ -94,7 +110,9 @@ pub struct Pipeline {
     config: PipelineConfig,
     backend: Arc<dyn Backend>,
     embedder: Option<Arc<dyn Embedder>>,
-    sampler: RecipeSampler,
+    library: Arc<Library>,
+    library_file: Option<Arc<LibraryFile>>,
+    learner: Option<Arc<Learner>>,
     selector: Arc<Selector>,
     panels: Option<Arc<Panels>>,
     judge: Option<Judge>,
@@ -121,6 +139,8 @@ pub(crate) struct Plan {
     task: Task,
     task_name: String,
     mode: Mode,
+    /// What the rewards of recipes may depend on.
+    context: Context,
     seed: u64,
     requests: Vec<Planned>,
     n_candidates: usize,
@@ -157,7 +177,7 @@ impl Pipeline {
     pub async fn start(config: PipelineConfig, parts: Parts) -> Result<Self, PipelineError> {
         check(&config, &parts)?;
         metrics::describe();
-        let Parts { backend, embedder, library, store, shared_history, panels, reward } = parts;
+        let Parts { backend, embedder, library, store, shared_history, panels, library_file, learner, reward } = parts;
         let is_shared = shared_history.is_some();
         let kept: Option<Arc<dyn HistoryStore>> = match (shared_history, &store) {
             (Some(shared), _) => Some(shared),
@@ -181,7 +201,10 @@ impl Pipeline {
         let recorder = Recorder::new(store, history.clone(), config.record.clone());
         let seed = config.seed.or(config.sampling.seed).unwrap_or_else(rand::random);
         Ok(Self {
-            sampler: RecipeSampler::new(library, seed),
+            library,
+            library_file,
+            // What was learnt changes what is drawn: the same prompt would not get the same recipes.
+            learner: learner.filter(|_| config.sampling.seed.is_none()),
             selector: Arc::new(Selector::new(config.selector.clone())),
             reserve: Reserve::new(config.score_reserve, SCORE_MOST),
             judge: reward.map(|model| Judge::new(model, config.reward_reserve)),
@@ -301,7 +324,9 @@ impl Pipeline {
             shape: Some(Shape::of(&job.messages)),
             dictated: job.dictated.is_some(),
         };
-        let mode = self.sampler.library().route(&facts);
+        let library = self.library();
+        let varied = library.plan(&facts, task, &job.messages);
+        let mode = varied.mode.clone();
         // With a seed for every prompt nothing may depend on what was asked before.
         let nth = if self.config.sampling.seed.is_some() { 0 } else { self.n_requests.fetch_add(1, Ordering::Relaxed) };
         let seed = hash::seed(self.seed, nth, prompt_hash);
@@ -316,8 +341,20 @@ impl Pipeline {
             self.pace.fit(self.config.candidates, max_tokens, left - self.set_aside(left)).max(job.n_completions)
         };
         let families = if mode.is_passthrough() || job.model.is_some() { &[] } else { &*self.config.families };
-        let n_recipes = self.config.recipes.max(families.len()).clamp(1, n_candidates);
-        let recipes = self.sampler.draw(n_recipes, seed, task, &mode);
+        let n_recipes = varied.candidates(self.config.recipes).max(families.len()).clamp(1, n_candidates);
+        let context = Context::new(job.transport, task_name.as_str(), job.caller.as_str()).with("risk", varied.risk);
+        let draws: Vec<(Recipe, Option<Draw>)> = match &self.learner {
+            Some(learner) if n_recipes > 1 && !mode.is_passthrough() => {
+                let wish = Wish { context: &context, task, mode: &mode, k: n_recipes, request: seed };
+                let draws = learner.draw(&library, &wish).into_iter();
+                draws.map(|draw| (draw.recipe.clone(), Some(draw))).collect()
+            }
+            _ => {
+                let sampler = RecipeSampler::new(Arc::clone(&library), self.seed);
+                let recipes = sampler.draw_planned(n_recipes, seed, task, &varied);
+                recipes.into_iter().map(|recipe| (recipe, None)).collect()
+            }
+        };
         let capabilities = self.backend.capabilities();
         if mode.is_passthrough() && job.logprobs.is_some() && !capabilities.logprobs {
             return Err(HandlerError::new(Category::Unavailable, "log-probabilities are not available"));
@@ -327,8 +364,8 @@ impl Pipeline {
             Some(dictated) => self.dictated(dictated),
             None => Sampling { seed: None, ..self.config.sampling.clone() },
         };
-        let mut requests = Vec::with_capacity(recipes.len());
-        for (i, recipe) in recipes.into_iter().enumerate() {
+        let mut requests = Vec::with_capacity(draws.len());
+        for (i, (recipe, draw)) in draws.into_iter().enumerate() {
             // The first, which is the no-op, takes what does not divide.
             let rest = if i == 0 { n_candidates % n_recipes } else { 0 };
             let mut sampling = sampling.clone();
@@ -346,7 +383,7 @@ impl Pipeline {
                 model: job.model.clone(),
                 ..Request::new(messages)
             };
-            requests.push(Planned { recipe, request, until: job.deadline });
+            requests.push(Planned { recipe, draw, request, until: job.deadline });
         }
         // A small library may hold fewer recipes than wanted: the no-op takes their share.
         let drawn: usize = requests.iter().map(|planned| planned.request.n).sum();
@@ -361,7 +398,7 @@ impl Pipeline {
         let quoted = if self.scores(&mode) { quoted(asked) } else { Vec::new() };
         let is_needed = self.panels.is_some() || self.judge.is_some();
         let asked = if is_needed { asked.to_owned() } else { String::new() };
-        Ok(Plan { task, task_name, mode, seed, requests, n_candidates, verbatim, asked, quoted })
+        Ok(Plan { task, task_name, mode, context, seed, requests, n_candidates, verbatim, asked, quoted })
     }
 
     /// Says whether candidates are embedded and compared.
@@ -435,6 +472,7 @@ impl Pipeline {
         generated.notes.extend(note);
         let nearest_source = self.count_choice(&choice, &plan, &mut generated, looked_at.embeddings.is_some(), sent[0]);
         let scored_at = Instant::now();
+        self.learn(&plan, &generated.drafts, &looked_at, &choice);
 
         let timings = Timings {
             plan_ms: milliseconds(planned_at - started),
@@ -462,6 +500,46 @@ impl Pipeline {
         }
         self.recorder.reply(&provenance, history, deadline).await;
         Ok(Answer { reply, provenance })
+    }
+
+    /// Returns the library that is in use now.
+    fn library(&self) -> Arc<Library> {
+        self.library_file.as_ref().map_or_else(|| Arc::clone(&self.library), |file| file.current())
+    }
+
+    /// Tells the policy what each recipe brought: the mean, over its candidates, of quality times the chance not to be masked.
+    fn learn(&self, plan: &Plan, drafts: &[Draft], looked_at: &Examined, choice: &Choice) {
+        let Some(learner) = &self.learner else { return };
+        // Without embeddings nothing is known of the gate.
+        let Some(selection) = choice.selection.as_ref().filter(|_| looked_at.embeddings.is_some()) else { return };
+        let mut brought: Vec<(Draw, Vec<f64>)> = Vec::new();
+        for (draft, score) in drafts.iter().zip(&selection.scores) {
+            let Some(draw) = plan.requests.get(draft.recipe).and_then(|planned| planned.draw.as_ref()) else {
+                continue;
+            };
+            let passes = score.masked.map_or(score.predicted, |masked| 1.0 - masked.p);
+            let reward = f64::from(score.quality * passes).clamp(0.0, 1.0);
+            match brought.iter_mut().find(|(other, _)| other.recipe == draw.recipe) {
+                Some((_, rewards)) => rewards.push(reward),
+                None => brought.push((draw.clone(), vec![reward])),
+            }
+        }
+        if brought.is_empty() {
+            return;
+        }
+        let (learner, context) = (Arc::clone(learner), plan.context.clone());
+        // It is written down, too.
+        tokio::task::spawn_blocking(move || {
+            let mean = |rewards: &[f64]| rewards.iter().sum::<f64>() / rewards.len() as f64;
+            let scored = brought.iter().map(|(draw, rewards)| Scored { draw, reward: mean(rewards) });
+            match learner.update(&context, &scored.collect::<Vec<_>>()) {
+                Ok(()) => metrics::learnt("yes"),
+                Err(error) => {
+                    metrics::learnt("failed");
+                    tracing::warn!(error = &error as &dyn std::error::Error, "not learnt of what the recipes brought");
+                }
+            }
+        });
     }
 
     /// Returns how much of a budget is about to be set aside for scoring one candidate.
@@ -762,19 +840,21 @@ impl Pipeline {
         prompt_hash: String,
         timings: Timings,
     ) -> Provenance {
+        let vendi = choice.selection.as_ref().filter(|_| looked_at.embeddings.is_some()).and_then(|s| s.vendi);
         let is_judged = looked_at.qualities.iter().any(|quality| quality.reward.is_some());
         let reward_model = self.judge.as_ref().filter(|_| is_judged).map(|judge| judge.name().to_owned());
         let mut details = looked_at.qualities.into_iter().zip(looked_at.flags);
         let mut candidates = Vec::with_capacity(generated.drafts.len());
         for (index, draft) in generated.drafts.into_iter().enumerate() {
             let Some((quality, flags)) = details.next() else { break };
-            let recipe = &plan.requests[draft.recipe].recipe;
+            let Planned { recipe, draw, .. } = &plan.requests[draft.recipe];
             let gate = choice.selection.as_ref().filter(|_| looked_at.embeddings.is_some());
             candidates.push(CandidateRecord {
                 index,
                 recipe: recipe.to_string(),
                 operators: recipe.operators.clone(),
                 sampling: recipe.sampling.clone(),
+                propensity: draw.as_ref().map(|draw| to_f32(draw.propensity).max(f32::MIN_POSITIVE)),
                 backend: draft.backend,
                 model: draft.model,
                 text: Some(draft.candidate.text),
@@ -806,6 +886,7 @@ impl Pipeline {
             reason: choice.reason.to_owned(),
             nearest_source: None,
             reward_model,
+            vendi: vendi.map(to_f32),
             encoder: looked_at.embeddings.and(self.embedder.as_ref().map(|embedder| embedder.name().to_owned())),
             profile: self.selector.config().profile.name.clone().into_owned(),
             n_history: choice.n_history,
@@ -907,6 +988,12 @@ fn check(config: &PipelineConfig, parts: &Parts) -> Result<(), PipelineError> {
 /// Names come from the caller, and may be anything.
 fn short(name: &str) -> String {
     name.chars().take(64).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Figures on record have seven digits: more do not survive JSON.
+#[expect(clippy::cast_possible_truncation, reason = "that is what it is for")]
+const fn to_f32(value: f64) -> f32 {
+    value as f32
 }
 
 fn finish(budget: Duration) -> Duration {

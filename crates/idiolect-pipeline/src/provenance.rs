@@ -22,6 +22,9 @@ pub struct CandidateRecord {
     /// The sampling settings that the recipe changed.
     #[serde(default, skip_serializing_if = "SamplingOverrides::is_empty")]
     pub sampling: SamplingOverrides,
+    /// The chance that the policy had to draw the recipe, where one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub propensity: Option<f32>,
     /// The backend that wrote it; of a pool, the member.
     pub backend: String,
     /// The model that wrote it.
@@ -108,6 +111,9 @@ pub struct Provenance {
     /// `quoted` or `history`.
     #[serde(default)]
     pub nearest_source: Option<String>,
+    /// The effective number of different candidates: the Vendi score of their embeddings.
+    #[serde(default)]
+    pub vendi: Option<f32>,
     /// The encoder, when candidates were embedded.
     pub encoder: Option<String>,
     /// The reward model, when candidates were judged by it.
@@ -168,6 +174,24 @@ impl Provenance {
     }
 }
 
+impl Provenance {
+    /// Returns why the first was sent: the reason's name, and what it means.
+    fn reason_in_words(&self) -> String {
+        let meaning = match self.reason.as_str() {
+            "only_candidate" => "there was only one",
+            "best_that_clears" => {
+                "of those that clear the gate the best product of quality and chance not to be masked"
+            }
+            "none_clears" => "none clears the gate: the best product of quality and predicted reward",
+            "highest_expected" => "the profile has no mask: the best product of quality and predicted reward",
+            "quality_only" => "nothing was embedded: the best quality",
+            "passthrough" => "the first, since the caller dictates sampling or checks the answer",
+            _ => return self.reason.clone(),
+        };
+        format!("{}: {meaning}", self.reason)
+    }
+}
+
 impl fmt::Display for Provenance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "reply     {}", self.id)?;
@@ -189,9 +213,19 @@ impl fmt::Display for Provenance {
         }
         let encoder = self.encoder.as_deref().unwrap_or("no encoder");
         writeln!(f, "gate      {}, {encoder}, {} earlier replies", self.profile, self.n_history)?;
-        writeln!(f, "chosen    {}", self.reason)?;
+        writeln!(f, "chosen    {}", self.reason_in_words())?;
         if let Some(source) = &self.nearest_source {
             writeln!(f, "nearest   {source}")?;
+        }
+        if let Some(vendi) = self.vendi {
+            writeln!(
+                f,
+                "variety   {} candidates count as {vendi:.2} different ones (Vendi score)",
+                self.candidates.len()
+            )?;
+        }
+        if let Some(model) = &self.reward_model {
+            writeln!(f, "quality   by {model}")?;
         }
         for note in &self.notes {
             writeln!(f, "note      {note}")?;
@@ -229,7 +263,9 @@ impl fmt::Display for CandidateRecord {
         }
         writeln!(f)?;
         if let Some(score) = &self.score {
-            write!(f, "  predicted reward {:.2}", score.predicted)?;
+            // A reward by the history is there as soon as there are two earlier replies.
+            let historic = score.historic.map_or_else(|| "none".to_owned(), |historic| format!("{historic:.2}"));
+            write!(f, "  predicted reward {:.2} (batch {:.2}, historic {historic})", score.predicted, score.batch)?;
             if let Some(distance) = score.distance {
                 write!(f, ", nearest at {distance:.3}")?;
             }

@@ -5,6 +5,7 @@ mod deadline;
 mod double;
 mod families;
 mod judged;
+mod learning;
 mod passthrough;
 mod records;
 mod reply;

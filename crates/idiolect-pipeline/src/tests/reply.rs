@@ -23,6 +23,16 @@ async fn the_candidate_unlike_its_siblings_is_sent() {
     assert_eq!((p.reason.as_str(), p.mode.as_str(), p.task.as_str()), ("best_that_clears", "mutate", "unknown"));
     assert_eq!(p.chosen().unwrap().text.as_deref(), Some(OTHER));
     assert_eq!(p.candidates.iter().filter(|c| c.sent).count(), 1);
+    let vendi = p.vendi.unwrap();
+    assert!((1.5..3.0).contains(&vendi), "two of three are alike: {vendi}");
+    let shown = p.to_string();
+    for part in [
+        "chosen    best_that_clears: of those that clear the gate the best product of quality",
+        "variety   3 candidates count as ",
+        "(batch 1.00, historic none)",
+    ] {
+        assert!(shown.contains(part), "{part} in {shown}");
+    }
     assert!(p.candidates[0].score.as_ref().unwrap().distance.unwrap() < 0.1);
     let shown = p.to_string();
     assert!(shown.contains("<- sent") && shown.contains("does not clear the gate"), "{shown}");
