@@ -1,6 +1,6 @@
 //! `idiolect mutate lint`: what may be wrong with a library, and what replies show of it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Arg, ArgMatches, Command, value_parser};
@@ -47,7 +47,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Err(LibraryError::Invalid { name, problems }) => return refused(&name, &problems, as_json),
         Err(error) => return Err(error.into()),
     };
-    let rows = matches.get_one::<PathBuf>("replies").map(read).transpose()?;
+    let rows = matches.get_one::<PathBuf>("replies").map(|path| read(path)).transpose()?;
     let mut findings = lint::library(&library);
     let sharing = rows.as_deref().map(lint::sharing).unwrap_or_default();
     findings.extend(lint::replies(&library, rows.as_deref().unwrap_or_default()));
@@ -120,7 +120,7 @@ enum Named {
     Applied { name: String },
 }
 
-fn read(path: &PathBuf) -> anyhow::Result<Vec<Row>> {
+fn read(path: &Path) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::new();
     replies::read_lines(path, &mut |number, text| {
         let line: Line = serde_json::from_str(text).with_context(|| {

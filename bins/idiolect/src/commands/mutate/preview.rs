@@ -1,7 +1,7 @@
 //! `idiolect mutate preview`: what a model would be asked, without asking it.
 
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
@@ -142,7 +142,7 @@ fn given(sampling: &Sampling) -> Map<String, Value> {
     settings.into_iter().filter(|(_, v)| !v.is_null() && v.as_array().is_none_or(|list| !list.is_empty())).collect()
 }
 
-fn messages(path: &PathBuf) -> anyhow::Result<Vec<Message>> {
+fn messages(path: &Path) -> anyhow::Result<Vec<Message>> {
     let mut text = String::new();
     if replies::is_standard_input(path) {
         std::io::stdin().read_to_string(&mut text).context("the prompt on standard input cannot be read")?;
