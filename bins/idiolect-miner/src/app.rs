@@ -54,6 +54,7 @@ impl Core {
         env: &BTreeMap<String, String>,
         progress: &dyn Progress,
     ) -> anyhow::Result<Self> {
+        let library_file = settings::library_file(config)?;
         let library = settings::library(config)?;
         let pipeline_config = settings::pipeline(config)?;
         let store = open_store(&config.data_dir).await?;
@@ -72,6 +73,8 @@ impl Core {
             shared_history,
             panels,
             library: Arc::new(library),
+            library_file,
+            learner: settings::learner(config)?,
             store: Some(store.clone()),
             reward: engines.quality.as_ref().map(|(model, _)| Arc::clone(model)),
             ..Parts::new(engines.pool.clone())

@@ -2,18 +2,20 @@
 
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use idiolect_axon::AxonConfig;
 use idiolect_axon::policy::{OnExpired, Rate, Rules};
-use idiolect_mutation::Library;
+use idiolect_mutation::policy::{Learner, PolicyConfig, PolicyError, PolicyKind, Seed};
+use idiolect_mutation::{Library, LibraryFile};
 use idiolect_pipeline::{PipelineConfig, RecordConfig, StorePrompts};
 use idiolect_protocol::Limits;
 use idiolect_uniqueness::{Retention, SelectorConfig};
 use idiolect_validator::Profile;
 
-use crate::config::{Allowed, Config, Expired, PoolStrategy, PromptRecord};
+use crate::config::{Allowed, Config, Expired, PoolStrategy, PromptRecord, RecipePolicy};
 
 /// RAO in one TAO.
 const RAO: f64 = 1e9;
@@ -86,6 +88,46 @@ pub(crate) fn rules(config: &Config) -> Rules {
         },
         ..Rules::default()
     }
+}
+
+/// How often a file of operators is looked at.
+const LIBRARY_EVERY: Duration = Duration::from_secs(5);
+
+/// Opens the file of operators, where one is named, and keeps looking at it.
+pub(crate) fn library_file(config: &Config) -> anyhow::Result<Option<Arc<LibraryFile>>> {
+    let Some(path) = config.mutation.operators.as_ref().filter(|_| config.mutation.enabled) else { return Ok(None) };
+    let file = Arc::new(LibraryFile::open(path).context("mutation.operators")?);
+    file.watch(LIBRARY_EVERY).context("no thread to watch mutation.operators")?;
+    Ok(Some(file))
+}
+
+/// Opens what was learnt of recipes.
+pub(crate) fn learner(config: &Config) -> anyhow::Result<Option<Arc<Learner>>> {
+    // With a seed the same prompts are to get the same recipes, whatever the earlier ones brought.
+    let is_repeatable = config.sampling.seed.is_some() || config.mutation.seed.is_some();
+    if !config.mutation.enabled || config.mutation.recipes < 2 || is_repeatable {
+        return Ok(None);
+    }
+    let kind = match config.mutation.policy {
+        RecipePolicy::Thompson => PolicyKind::Thompson,
+        RecipePolicy::Linear => PolicyKind::Linear,
+        RecipePolicy::Exp3 => PolicyKind::Exp3,
+        RecipePolicy::Uniform => PolicyKind::Uniform,
+    };
+    let dir = config.data_dir.join("learnt");
+    let cannot = || format!("what is learnt of recipes cannot be kept in {}", dir.display());
+    std::fs::create_dir_all(&dir).with_context(cannot)?;
+    let seed = Seed::read_or_create(&dir.join("seed")).with_context(cannot)?;
+    let policy = PolicyConfig { kind, ..PolicyConfig::default() };
+    let learner = match Learner::open(policy.clone(), seed.clone(), &dir) {
+        // A question asked beside a running miner, or a second miner: it starts anew and forgets.
+        Err(PolicyError::InUse { .. }) => {
+            tracing::info!("another process learns in this data directory; what this one learns is not kept");
+            Learner::in_memory(policy, seed)?
+        }
+        opened => opened.with_context(cannot)?,
+    };
+    Ok(Some(Arc::new(learner)))
 }
 
 pub(crate) fn library(config: &Config) -> anyhow::Result<Library> {

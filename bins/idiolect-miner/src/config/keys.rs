@@ -119,9 +119,10 @@ pub static KEYS: &[Key<Config>] = &[
         .flags(&["candidates"]).expect("1 to 64", |c| (1..=64).contains(&c.candidates.count)),
 
     key!(Config: mutation.enabled, "Vary the prompt before it reaches a model. Prompts whose sampling the caller dictates are never varied.").boolean(),
-    key!(Config: mutation.operators, "TOML file of operators; the built-in ones where none is given."),
+    key!(Config: mutation.operators, "TOML file of operators, see [mutation](mutation.md); the built-in ones where none is given. A change of the file counts within five seconds; while it has errors, what it held before does."),
     key!(Config: mutation.recipes, "Different recipes (variations) tried for each prompt; the candidates are shared out among them.").unit("recipes")
         .expect("1 to 16", |c| (1..=16).contains(&c.mutation.recipes)),
+    key!(Config: mutation.policy, "How recipes are drawn: `thompson` (discounted Thompson sampling for each operator, from protocol to task to validator), `linear` (the same over features), `exp3` (exponential weights, for rewards that others work against) or `uniform` (by the operators' weights; nothing is learnt). What is learnt is kept in the data directory. With `mutation.seed` or `sampling.seed` nothing is learnt."),
     key!(Config: mutation.seed, "Makes the drawing of recipes repeatable: the same prompts in the same order, the same recipes (in any order with `sampling.seed`). For tests: two miners with one seed vary alike."),
 
     key!(Config: uniqueness.profile, "The validators' arithmetic to satisfy: `openvalidators-1.2`, `text-prompting-2.1`, or the path of a [profile file](scoring.md#profiles), of whose figures replies are chosen by those of `[gate]`."),

@@ -23,7 +23,7 @@ pub use reference::{reference, template};
 pub use sections::{
     Allowed, AxonSection, CandidatesSection, Config, EncoderKind, Expired, LogFormat, LogSection, MetricsSection,
     ModelsSection, MutationSection, Network, PipelineSection, PolicySection, PoolSection, PoolStrategy, PromptRecord,
-    QualityModel, TransportsSection, UniquenessSection, WalletSection,
+    QualityModel, RecipePolicy, TransportsSection, UniquenessSection, WalletSection,
 };
 pub use shared_history::{DatabaseUrl, SharedHistory};
 pub use value::{Bytes, parse_duration};

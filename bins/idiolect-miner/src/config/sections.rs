@@ -161,6 +161,20 @@ words! {
 }
 
 words! {
+    /// How recipes are drawn.
+    pub enum RecipePolicy {
+        /// Discounted Thompson sampling.
+        Thompson = "thompson",
+        /// Linear Thompson sampling.
+        Linear = "linear",
+        /// Exponential weights.
+        Exp3 = "exp3",
+        /// By the operators' weights.
+        Uniform = "uniform",
+    }
+}
+
+words! {
     /// What is kept of prompts.
     pub enum PromptRecord {
         /// Their text.
@@ -331,6 +345,7 @@ pub struct MutationSection {
     pub enabled: bool,
     pub operators: Option<PathBuf>,
     pub recipes: usize,
+    pub policy: RecipePolicy,
     pub seed: Option<u64>,
 }
 
@@ -458,7 +473,13 @@ impl Default for Config {
             },
             pool: PoolSection { strategy: PoolStrategy::Fallback, first_byte_timeout: None },
             candidates: CandidatesSection { count: 4 },
-            mutation: MutationSection { enabled: true, operators: None, recipes: 2, seed: None },
+            mutation: MutationSection {
+                enabled: true,
+                operators: None,
+                recipes: 2,
+                policy: RecipePolicy::Thompson,
+                seed: None,
+            },
             uniqueness: UniquenessSection {
                 profile: "text-prompting-2.1".to_owned(),
                 encoder: EncoderKind::MiniLm,
