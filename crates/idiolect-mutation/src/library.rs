@@ -515,7 +515,7 @@ weight = nan
 
     proptest! {
         #[test]
-        fn no_text_is_a_panic(text in "(\\[\\[(operator|route)\\]\\]\n|name|text|weight|sampling|mode| ?= ?|\"x\"|[0-9]|\\{|\\}|\\[|\\]|\n|.){0,30}") {
+        fn no_text_is_a_panic(text in "(\\[\\[(operator|route)\\]\\]\n|\\[collision\\]\n|name|slot|text|weight|sampling|requires|excludes|words|low|mode| ?= ?|\"x\"|[0-9]|\\{|\\}|\\[|\\]|\n|.){0,30}") {
             let _ = Library::parse(&text, "o.toml");
         }
     }

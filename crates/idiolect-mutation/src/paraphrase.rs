@@ -359,6 +359,7 @@ mod tests {
         let recipe = paraphraser.complete(recipe, &messages, 0, None).await.unwrap();
         assert!(!recipe.wants_paraphrase());
         assert_eq!(recipe.apply(&messages)[0].content, format!("Now: {sneaky}"), "it is data, too");
+        assert!(!format!("{recipe:?}").contains("Paris"), "prompts stay out of logs");
         let stored: Recipe = serde_json::from_str(&serde_json::to_string(&recipe).unwrap()).unwrap();
         assert_eq!(stored, recipe);
         let plain = paraphraser.complete(Recipe::no_op(), &messages, 0, None).await.unwrap();

@@ -13,7 +13,7 @@ use crate::template::{PARAPHRASE, PROMPT};
 use crate::{Library, Mode, Operator, Place, Plan, SamplingOverrides, Task};
 
 /// An operator as it was applied.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Applied {
     /// The operator's name.
     pub name: String,
@@ -83,6 +83,20 @@ impl Recipe {
     /// Changes the sampling settings that the operators name.
     pub fn apply_sampling(&self, sampling: &mut Sampling) {
         self.sampling.apply(sampling);
+    }
+}
+
+/// Prompts stay out of logs, in other words, too: of a paraphrase only the length is shown.
+impl fmt::Debug for Applied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Applied")
+            .field("name", &self.name)
+            .field("version", &self.version)
+            .field("slot", &self.slot)
+            .field("place", &self.place)
+            .field("text", &self.text)
+            .field("paraphrase_bytes", &self.paraphrase.as_ref().map(String::len))
+            .finish()
     }
 }
 

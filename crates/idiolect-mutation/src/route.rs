@@ -59,7 +59,7 @@ impl Mode {
 pub struct Route {
     /// Transports it is for.
     pub transport: Vec<String>,
-    /// Task names it is for.
+    /// Task names it is for; `followup` stands for `followup3`, too.
     pub task: Vec<String>,
     /// Hotkeys of the validators it is for.
     pub validator: Vec<String>,
@@ -80,8 +80,10 @@ impl Route {
     #[must_use]
     pub fn matches(&self, facts: &Facts<'_>) -> bool {
         let among = |list: &[String], value: &str| list.is_empty() || list.iter().any(|item| item == value);
+        // Validators count their tasks: followup3 is a followup.
+        let uncounted = facts.task.trim_end_matches(|c: char| c.is_ascii_digit());
         among(&self.transport, facts.transport)
-            && among(&self.task, facts.task)
+            && (among(&self.task, facts.task) || among(&self.task, uncounted))
             && among(&self.validator, facts.validator)
             && self.matches_shape(facts.shape)
     }
@@ -137,6 +139,7 @@ mod tests {
         ];
         let facts = |transport, task| Facts { transport, task, ..Facts::default() };
         assert_eq!(route(&routes, &facts("grpc", "followup")), only_angle);
+        assert_eq!(route(&routes, &facts("grpc", "followup3")), only_angle);
         assert_eq!(route(&routes, &facts("epistula", "followup")), Mode::Passthrough);
         assert_eq!(route(&routes, &facts("http", "followup")), Mode::mutate());
         assert_eq!(route(&routes, &facts("http", "InferenceTask")), Mode::Passthrough);
