@@ -54,10 +54,11 @@ impl Exp3 {
     pub(crate) fn update(&mut self, config: &PolicyConfig, seq: u64, record: &Record) {
         let change = |arms: &mut BTreeMap<String, Weight>| {
             let begin = mean_log(arms.values().map(|arm| arm.log), arms.len());
+            let n_drawn = record.scored.iter().filter(|scored| !scored.operators.is_empty()).count().max(1) as f64;
             for scored in &record.scored {
                 let n_arms = f64::from(scored.n_arms.max(1)) + 1.0;
                 // A step of 1 is the largest that a draw with mixing can make.
-                let step = (config.mixing * scored.reward / (scored.propensity * n_arms)).min(1.0);
+                let step = (config.mixing * n_drawn * scored.reward / (scored.propensity * n_arms)).min(1.0);
                 for (name, version) in scored.names() {
                     let arm = arms.entry(name.to_owned()).or_insert(Weight { version, log: begin });
                     *arm = Weight { version, log: arm.of_version(version) + step };

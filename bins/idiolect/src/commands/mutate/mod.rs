@@ -4,6 +4,7 @@ mod eval;
 mod lint;
 mod list;
 mod preview;
+mod replay;
 
 use std::path::PathBuf;
 
@@ -13,10 +14,10 @@ use idiolect_mutation::{Library, LibraryError};
 
 pub(crate) fn command() -> Command {
     Command::new("mutate")
-        .about("Look at the operators that vary prompts, and at the choice among replies: list and check them, see what they make of a prompt, measure choices")
+        .about("Look at the operators that vary prompts, and at the choice among replies: list and check them, see what they make of a prompt, measure choices, judge policies")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([list::command(), lint::command(), preview::command(), eval::command()])
+        .subcommands([list::command(), lint::command(), preview::command(), eval::command(), replay::command()])
 }
 
 pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
@@ -25,6 +26,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some(("lint", matches)) => lint::run(matches),
         Some(("preview", matches)) => preview::run(matches),
         Some(("eval", matches)) => eval::run(matches).await,
+        Some(("replay", matches)) => replay::run(matches),
         _ => Ok(()),
     }
 }
