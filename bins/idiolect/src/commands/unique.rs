@@ -31,7 +31,7 @@ pub(crate) fn command() -> Command {
             "A file has one reply a line: a JSON object with \"text\" and, if wanted, \"id\" (else its line's number), or a JSON \
              string. All replies of FILE count as answers to one prompt that came in together.\n\
              distance: 1 - |cosine| to the nearest other reply, or the one of the profile's rank. batch, historic: the profile's \
-             rewards of that, and of the second nearest of the earlier replies (or of its rank). reward: their product. masked: whether it takes everything. The measures of words are \
+             rewards of that, and of the second nearest of the earlier replies (or of its rank; of a reply that came alone, the nearest). reward: their product. masked: whether it takes everything. The measures of words are \
              with that nearest reply: words that both have of all words (jaccard), ROUGE-L; and runs of 8 words that any other has.\n\
              Examples: idiolect unique replies.jsonl --plot map.svg; idiolect unique - --encoder mpnet --json < replies.jsonl",
         )
@@ -112,7 +112,11 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let of_rivals = embed(&encoder, &rivals).await?;
     let (history, n_earlier) = match matches.get_one::<Option<SharedHistory>>("history") {
         Some(place) => kept_history(&profile, &encoder, place.as_ref(), config).await?,
-        None => (encoded(&profile, &encoder, &earlier).await?, (!earlier.is_empty()).then_some(earlier.len())),
+        None => {
+            let history = encoded(&profile, &encoder, &earlier).await?;
+            let n_kept = history.as_ref().map(GateHistory::len);
+            (history, n_kept)
+        }
     };
     let prompt = matches.get_one::<String>("prompt").map_or("", String::as_str);
     let (own, others) = (batch(&texts, &embeddings), batch(&rivals, &of_rivals));
@@ -154,7 +158,8 @@ async fn kept_history(
     }
     let mut history = GateHistory::new(profile, encoder.dimensions());
     history.push_batch(&embeddings);
-    Ok((Some(history), Some(embeddings.len())))
+    let n_kept = history.len();
+    Ok((Some(history), Some(n_kept)))
 }
 
 /// Returns the gate of a built-in profile, or of one in a file.
@@ -280,11 +285,17 @@ fn remarks(
         ))?;
     }
     let needed = profile.history_skip.saturating_add(profile.history_rank);
-    if let Some(n_earlier) = n_earlier.filter(|n| *n < needed) {
-        output::say(format!(
-            "no historic reward, the history changes nothing: {n_earlier} earlier replies are known, and {} compares from {needed} on",
+    match n_earlier {
+        Some(n_earlier) if n_earlier < needed => output::say(format!(
+            "no historic reward, the history changes nothing: {n_earlier} earlier replies are known (of equal ones in a row the first), \
+             and {} compares from {needed} on",
             profile.name
-        ))?;
+        ))?,
+        Some(_) if n < profile.history_rank => output::say(format!(
+            "the historic reward is by the earlier reply at rank {n} instead of {}: the rank is never more than there are replies in the batch",
+            profile.history_rank
+        ))?,
+        _ => {}
     }
     if distance_scale(encoder.name()) < 1.0 {
         output::say(format!(

@@ -32,7 +32,7 @@ struct File {
     gate: Gate,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Curve {
     slope: f64,
@@ -204,6 +204,9 @@ impl Checks<'_> {
             self.at_least_1("followup_words", words)?;
         }
         self.unit("gate.pass_above", f64::from(file.gate.pass_above))?;
+        for (key, curve) in [("gate.batch.slope", file.gate.batch), ("gate.historic.slope", file.gate.historic)] {
+            self.range(key, curve.slope, curve.slope > 0.0, "a number above 0: more distance is never worth less")?;
+        }
         if let Some(penalties) = &file.penalties {
             self.penalties(penalties)?;
         }

@@ -29,6 +29,8 @@ fn errors_name_line_key_and_figure() {
     check_error("history_rank = 2", "history_rank = 0", "gate.history_rank is 0, expected 1 to 1000");
     check_error("batch_rank = 1", "batch_rank = -1", "gate.batch_rank: invalid value");
     check_error("batch_rank = 1\n", "", "gate: missing field `batch_rank`");
+    check_error("slope = 40.0", "slope = -40.0", "gate.batch.slope is -40, expected a number above 0");
+    check_error("slope = 1000.0", "slope = 0.0", "gate.historic.slope is 0, expected a number above 0");
     check_error("n = 5\n", "n = 5\nm = 5\n", "dpo.repetition: unknown field `m`");
     check_error("\"no-repeat-ngram\"", "\"none\"", "unknown variant `none`");
     check_error("half_life = 20000", "half_life = 0", "ngram_blacklist.half_life is 0, expected at least 1");
