@@ -1,5 +1,6 @@
 //! Rendering of operators' texts. Only what a library holds is ever a template.
 
+use std::io;
 use std::sync::{Arc, LazyLock, Mutex};
 
 use minijinja::value::Value;
@@ -59,6 +60,103 @@ const FUEL: u64 = 2_000;
 /// More would crowd the prompt out, whatever the budget of tokens.
 const MAX_CHARACTERS: usize = 400;
 
+/// Where output stops, long before it is counted.
+const MOST_BYTES: usize = 4_096;
+/// The statements that a template may have. What assigns could double a text again and again within a few steps.
+const STATEMENTS: [&str; 6] = ["if", "elif", "else", "endif", "for", "endfor"];
+/// Loops of a template, for the same reason.
+const MOST_LOOPS: usize = 3;
+
+/// Holds what a template gives, up to a size.
+#[derive(Default)]
+struct Output(Vec<u8>);
+
+impl io::Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MOST_BYTES {
+            return Err(io::Error::other("too long"));
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Checks that a template has nothing but the statements above, and neither arithmetic nor the joining of texts.
+fn check_language(template: &str) -> Result<(), RenderError> {
+    let refuse = |what: String| Err(RenderError::Template(what));
+    let mut n_loops = 0;
+    let mut rest = template;
+    while let Some(at) = ["{{", "{%", "{#"].iter().filter_map(|open| rest.find(open)).min() {
+        let (open, inner) = rest[at..].split_at(2);
+        if open == "{#" {
+            rest = inner.find("#}").map_or("", |end| &inner[end + 2..]);
+            continue;
+        }
+        let close = if open == "{{" { "}}" } else { "%}" };
+        let end = end_of_tag(inner, close);
+        let tag = &inner[..end];
+        if open == "{%" {
+            let statement = tag.trim_start_matches(['-', '+', ' ', '\n', '\t']);
+            let statement = statement.split(|c: char| !c.is_ascii_alphanumeric()).next().unwrap_or_default();
+            n_loops += usize::from(statement == "for");
+            if !STATEMENTS.contains(&statement) {
+                return refuse(format!("unknown statement {statement:?}, expected {}", STATEMENTS.join(", ")));
+            }
+        }
+        let edges: &[char] = &['-', '+'];
+        if let Some(sign) = without_strings(tag.trim_matches(edges)).find(['*', '~', '+', '/', '|']) {
+            let sign = &without_strings(tag.trim_matches(edges))[sign..=sign];
+            return refuse(format!("{sign:?} in {:?}, expected no arithmetic, joining or filters", tag.trim()));
+        }
+        rest = inner.get(end + 2..).unwrap_or_default();
+    }
+    if n_loops > MOST_LOOPS {
+        return refuse(format!("{n_loops} loops, expected at most {MOST_LOOPS}"));
+    }
+    Ok(())
+}
+
+/// Returns where a tag's inside ends: before its closing mark, outside of strings.
+fn end_of_tag(inner: &str, close: &str) -> usize {
+    let outside = without_strings(inner);
+    outside.find(close).unwrap_or(inner.len())
+}
+
+/// Returns a text of the same length with spaces in the place of what stands in strings.
+fn without_strings(text: &str) -> String {
+    let mut quote = None;
+    let mut escaped = false;
+    let mut blank = |c: char| {
+        let is_inside = match quote {
+            Some(_) if escaped => {
+                escaped = false;
+                true
+            }
+            Some(_) if c == '\\' => {
+                escaped = true;
+                true
+            }
+            Some(open) if c == open => {
+                quote = None;
+                false
+            }
+            Some(_) => true,
+            None => {
+                if c == '\'' || c == '"' {
+                    quote = Some(c);
+                }
+                false
+            }
+        };
+        if is_inside { " ".repeat(c.len_utf8()) } else { c.to_string() }
+    };
+    text.chars().map(&mut blank).collect()
+}
+
 /// The words that `word()` draws from, one a line.
 static WORDS: LazyLock<Vec<&'static str>> = LazyLock::new(|| include_str!("words.txt").lines().collect());
 
@@ -86,15 +184,24 @@ pub(crate) fn render(template: &str, task: Task, seed: u64, keeps_prompt: bool) 
         })?;
         Ok(low + i64::try_from(draw(&random, n.unsigned_abs() + 1)).unwrap_or(0))
     });
-    let rendered = if keeps_prompt {
-        environment.render_str(template, context! { task => task.as_str(), prompt => PROMPT, paraphrase => PARAPHRASE })
-    } else {
-        environment.render_str(template, context! { task => task.as_str() })
-    };
-    let text = rendered.map_err(|error| match error.kind() {
-        ErrorKind::OutOfFuel => RenderError::OutOfFuel,
-        _ => RenderError::Template(error.to_string()),
-    })?;
+    check_language(template)?;
+    let mut output = Output::default();
+    let rendered = environment.template_from_str(template).and_then(|template| {
+        if keeps_prompt {
+            let context = context! { task => task.as_str(), prompt => PROMPT, paraphrase => PARAPHRASE };
+            template.render_captured_to(context, &mut output).map(drop)
+        } else {
+            template.render_captured_to(context! { task => task.as_str() }, &mut output).map(drop)
+        }
+    });
+    if let Err(error) = rendered {
+        return Err(match error.kind() {
+            ErrorKind::OutOfFuel => RenderError::OutOfFuel,
+            ErrorKind::WriteFailure => RenderError::TooLong { n: MOST_BYTES },
+            _ => RenderError::Template(error.to_string()),
+        });
+    }
+    let text = String::from_utf8_lossy(&output.0);
     let text = text.trim();
     match text.chars().count() {
         0 => Err(RenderError::Empty),
@@ -127,6 +234,39 @@ mod tests {
         for seed in 0..50 {
             assert!((2..=4).contains(&render("{{ number(2, 4) }}", seed).parse::<i64>().unwrap()));
         }
+    }
+
+    #[test]
+    fn texts_cannot_grow_without_bound() {
+        let doubling = format!("{{% set x = 'xx' %}}{}", "{% set x = x ~ x %}".repeat(40));
+        let nested = "{% for x in ['xx'] %}{% for x in [[x, x]] %}{% for x in [[x, x]] %}{{ x }}{% endfor %}{% endfor %}{% endfor %}";
+        for (template, said) in [
+            (doubling.as_str(), "unknown statement \"set\""),
+            ("{% macro m() %}x{% endmacro %}", "unknown statement \"macro\""),
+            ("{%- with x = 1 %}{% endwith %}", "unknown statement \"with\""),
+            ("{{ 'x' * 1000000000 }}", "\"*\" in"),
+            ("{{ 'x' ~ 'y' }}", "\"~\" in"),
+            ("{{ task + task }}", "\"+\" in"),
+            ("{{ task | upper }}", "\"|\" in"),
+            (
+                "{% for a in [1] %}{% for a in [1] %}{% for a in [1] %}{% for a in [1] %}x",
+                "4 loops, expected at most 3",
+            ),
+        ] {
+            let error = render(template, Task::Answer, 1, false).unwrap_err().to_string();
+            assert!(error.contains(said), "{template}: {error}");
+        }
+        let long = format!("{{% for a in [1,2,3,4,5,6,7,8,9] %}}{}{{% endfor %}}", "x".repeat(1000));
+        assert_eq!(render(&long, Task::Answer, 1, false), Err(RenderError::TooLong { n: MOST_BYTES }));
+        assert!(render(nested, Task::Answer, 1, false).is_ok());
+    }
+
+    #[test]
+    fn what_stands_in_strings_and_comments_is_text() {
+        let render = |template| render(template, Task::Answer, 1, false).unwrap();
+        assert_eq!(render("{{ 'a + b }} %} \\' c * d' }} 3 * 4{# {% set x #}"), "a + b }} %} ' c * d 3 * 4");
+        assert_eq!(render("x {{- pick([\"'y~'\"]) -}} z"), "x'y~'z");
+        assert_eq!(render("{%- if task == 'answer' -%} yes {%- endif %}"), "yes");
     }
 
     #[test]
