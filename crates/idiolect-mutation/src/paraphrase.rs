@@ -66,15 +66,15 @@ pub enum ParaphraseError {
 /// ```
 /// use std::sync::Arc;
 ///
-/// use idiolect_backend::{Echo, Message};
+/// use idiolect_backend::Echo;
 /// use idiolect_mutation::{ParaphraseConfig, ParaphraseError, Paraphraser};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
-/// let paraphraser = Paraphraser::new(Arc::new(Echo::new()), ParaphraseConfig::default());
-/// // An echo says what it heard.
+/// let config = ParaphraseConfig { tokens_per_hour: 10, ..ParaphraseConfig::default() };
+/// let paraphraser = Paraphraser::new(Arc::new(Echo::new()), config);
 /// let said = paraphraser.paraphrase("Why is the sky blue?", 0, None).await;
-/// assert!(matches!(said, Err(ParaphraseError::Unfaithful("is the text itself"))));
+/// assert!(matches!(said, Err(ParaphraseError::OverBudget { max: 10, .. })));
 /// # }
 /// ```
 #[derive(Debug)]
