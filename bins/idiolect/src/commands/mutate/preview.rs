@@ -20,8 +20,8 @@ pub(crate) fn command() -> Command {
     let command = Command::new("preview")
         .about("Show the recipes of a prompt, with the messages and the sampling that a model would be given")
         .after_help(
-            "No model is asked. The miner draws by a seed of its own for each request: the recipes here are of that kind, not \
-             the very ones. The file has the prompt's text, or a JSON list of messages, {\"role\": ..., \"content\": ...}.\n\
+            "No model is asked. The miner draws by a seed of its own for each request, and by what its policy has learnt: the \
+             recipes here are of that kind, not the very ones. The file has the prompt's text, or a JSON list of messages, {\"role\": ..., \"content\": ...}.\n\
              Examples: echo 'Why is the sky blue?' | idiolect mutate preview --prompt -; \
              idiolect mutate preview --prompt prompt.txt --task answer -k 4 --seed 7 --json",
         )
