@@ -47,8 +47,8 @@ impl Cholesky {
         for i in (0..n).rev() {
             y[i] /= self.lower[i * n + i];
             let value = y[i];
-            for k in 0..i {
-                y[k] -= self.lower[i * n + k] * value;
+            for (y, lower) in y[..i].iter_mut().zip(&self.lower[i * n..]) {
+                *y -= lower * value;
             }
         }
     }

@@ -130,7 +130,7 @@ pub struct PolicyConfig {
     pub exploration: f64,
     /// The operators' names of the one recipe (fixed).
     pub recipe: Vec<String>,
-    /// How many draws propensities are estimated by, 16 to 65536 (thompson, linear).
+    /// How many draws propensities are estimated by, 1 to 65536 (thompson, linear).
     pub propensity_draws: u32,
     /// Most contexts that are told apart; those that were not used for longest are merged into their parents.
     pub max_contexts: usize,
@@ -178,7 +178,7 @@ impl PolicyConfig {
         check("share", self.share, (0.0..=0.1).contains(&self.share), "0 to 0.1");
         check("exploration", self.exploration, (0.0..=10.0).contains(&self.exploration), "0 to 10");
         let n = self.propensity_draws;
-        check("propensity_draws", f64::from(n), (16..=65_536).contains(&n), "16 to 65536");
+        check("propensity_draws", f64::from(n), (1..=65_536).contains(&n), "1 to 65536");
         let n = self.max_contexts;
         check("max_contexts", n as f64, (1..=65_536).contains(&n), "1 to 65536");
         check("snapshot_every", self.snapshot_every as f64, self.snapshot_every >= 1, "at least 1");
