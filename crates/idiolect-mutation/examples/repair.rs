@@ -1,9 +1,10 @@
 //! Measures what repairs save: the penalties of a model's replies to prompts with criteria, before and after.
 //!
-//! `cargo run -p idiolect-mutation --example repair -- [--model MODEL] [--replies FILE.jsonl] [--breaches]`
+//! `cargo run -p idiolect-mutation --example repair -- [--model MODEL] [--replies FILE.jsonl] [--breaches] [--encoder FOLDER]`
 //!
 //! With a model (a GGUF file) the replies are drawn anew, and written to the file where one is named. Without a model they are
-//! read from the file, by default the one that the tests use. `--breaches` tells which criteria are still broken afterwards.
+//! read from the file, by default the one that the tests use. `--breaches` tells which criteria are still broken afterwards,
+//! `--encoder` (all-mpnet-base-v2) how relevant replies are before and after.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, clippy::cast_precision_loss, reason = "a measuring program")]
 
@@ -16,11 +17,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use composed::Answered;
-use idiolect_backend::{Backend, Message, Request};
-use idiolect_backend_candle::{CandleBackend, CandleConfig};
+use idiolect_backend::{Backend, Embedder, Message, Request};
+use idiolect_backend_candle::{CandleBackend, CandleConfig, SentenceEncoder};
 use idiolect_mutation::guard::{self, Rules};
 use idiolect_mutation::{FlagKind, Task, repair, retry};
-use idiolect_validator::task::TaskKind;
+use idiolect_validator::task::{TaskKind, text_prompting};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -37,6 +38,7 @@ struct Options {
     model: Option<String>,
     replies: Option<String>,
     breaches: bool,
+    encoder: Option<String>,
 }
 
 #[tokio::main]
@@ -48,8 +50,9 @@ async fn main() -> Outcome<()> {
         match flag.as_str() {
             "--model" => options.model = Some(value()?),
             "--replies" => options.replies = Some(value()?),
+            "--encoder" => options.encoder = Some(value()?),
             "--breaches" => options.breaches = true,
-            _ => return Err(format!("{flag:?} is none of --model, --replies, --breaches").into()),
+            _ => return Err(format!("{flag:?} is none of --model, --replies, --encoder, --breaches").into()),
         }
     }
     let answered = match &options.model {
@@ -63,7 +66,11 @@ async fn main() -> Outcome<()> {
         let lines = answered.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
         std::fs::write(file, lines.join("\n") + "\n")?;
     }
-    report(&answered, options.breaches)
+    report(&answered, options.breaches)?;
+    match &options.encoder {
+        Some(folder) => relevance(&answered, folder).await,
+        None => Ok(()),
+    }
 }
 
 /// Draws a reply to each prompt, with the settings that the miner has by default.
@@ -160,5 +167,36 @@ fn report(answered: &[Answered], tells_breaches: bool) -> Outcome<()> {
             println!("{cost:.3} {name}");
         }
     }
+    Ok(())
+}
+
+/// Tells the absolute cosines of replies with the texts that they are about: what validators mask by.
+async fn relevance(answered: &[Answered], folder: &str) -> Outcome<()> {
+    let encoder = SentenceEncoder::load(Path::new(folder))?;
+    let prompts = composed::prompts();
+    let mut cosines = [Vec::new(), Vec::new()];
+    let mut bound = 0.0;
+    for Answered { prompt, reply } in answered {
+        let task = &prompts[*prompt];
+        let rules = Rules::detect(Task::Unknown, &task.compose());
+        bound = rules.profile().relevance.mpnet;
+        let repaired = repair::repair(&rules, reply);
+        let words = rules.profile().followup_words.filter(|_| task.kind == TaskKind::Followup);
+        let scored = |text: &str| words.map_or_else(|| text.to_owned(), |n| text_prompting::cut_followup(text, n));
+        let texts = [task.base_text.clone(), scored(reply), scored(&repaired.text)];
+        let texts = encoder.embed(&texts).await?;
+        for (cosines, embedding) in cosines.iter_mut().zip(&texts[1..]) {
+            cosines.push(texts[0].iter().zip(embedding).map(|(a, b)| a * b).sum::<f32>().abs());
+        }
+    }
+    for (name, cosines) in ["before", "after"].into_iter().zip(&cosines) {
+        let n_masked = cosines.iter().filter(|cosine| **cosine < bound).count();
+        let mean = cosines.iter().sum::<f32>() / cosines.len().max(1) as f32;
+        println!("relevance {name}: {mean:.3} on average, {n_masked} of {} under {bound}", cosines.len());
+    }
+    let pairs = || cosines[0].iter().zip(&cosines[1]);
+    let lost = pairs().filter(|(before, after)| **before >= bound && **after < bound).count();
+    let won = pairs().filter(|(before, after)| **before < bound && **after >= bound).count();
+    println!("{lost} fell under the bound by their repairs, {won} rose above it");
     Ok(())
 }

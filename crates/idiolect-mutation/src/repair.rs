@@ -5,6 +5,10 @@
 //! again. Whatever stands in a fenced block of code is left alone: such a block stays as it is, or falls as a whole where
 //! the text is cut before it.
 //!
+//! Relevance, which takes a model, is not computed. Instead a repair takes off no more than half of the words, unless a length, a
+//! question or an opening was asked for, and of the words that are left about as many must be the prompt's own text's as
+//! before, unless the text had lost all its reward anyway.
+//!
 //! ```
 //! use idiolect_mutation::{Task, guard::Rules, repair};
 //! use idiolect_validator::task::{Criterion, TaskKind, Unit, text_prompting};
@@ -30,6 +34,7 @@ mod opening;
 mod prose;
 mod question;
 mod sentences;
+mod topic;
 
 use std::borrow::Cow;
 
@@ -37,6 +42,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::guard::Rules;
 use prose::{Prose, n_words};
+use topic::Topic;
 
 /// Texts beyond this stay as they are: no reply that a validator asks for is as long.
 const MOST_BYTES: usize = 128 * 1024;
@@ -98,6 +104,11 @@ impl RepairKind {
     /// Says whether it may take off more than half of the words: a text that is cut to what was asked for.
     const fn may_shorten(self) -> bool {
         matches!(self, Self::RoleLeak | Self::Question | Self::Opening | Self::Length)
+    }
+
+    /// Says whether it may take off what the text is about.
+    const fn may_stray(self) -> bool {
+        self.may_shorten() || matches!(self, Self::Preamble | Self::QuestionMarks | Self::Words)
     }
 }
 
@@ -173,14 +184,16 @@ pub fn repair<'a>(rules: &Rules, text: &'a str) -> Repaired<'a> {
     let mut loss = before;
     let mut current = Cow::Borrowed(text);
     let mut repairs = Vec::new();
+    let topic = Topic::of(rules.base_text());
     // Each turn takes a gain off what is lost, so the turns end.
     let mut is_changed = loss.total > 0.0 && text.len() <= MOST_BYTES;
     while is_changed {
         is_changed = false;
         for (kind, attempt) in ATTEMPTS {
             let mut best: Option<Draft> = None;
+            let is_lost = loss.total >= 1.0;
             for draft in attempt(rules, &Prose::new(&current, rules.phrases())) {
-                if !is_within_bounds(rules, kind, &current, &draft.text) {
+                if !is_within_bounds(rules, &topic, kind, is_lost, &current, &draft.text) {
                     continue;
                 }
                 let found = rules.loss(&draft.text);
@@ -201,13 +214,15 @@ pub fn repair<'a>(rules: &Rules, text: &'a str) -> Repaired<'a> {
     Repaired { text: current, repairs, before, after }
 }
 
-/// What cannot be computed here, as relevance and likelihood, must not suffer: enough of the text stays, and no code is damaged.
-fn is_within_bounds(rules: &Rules, kind: RepairKind, old: &str, new: &str) -> bool {
+/// What cannot be computed here, as relevance and likelihood, must not suffer: enough of the text stays, about the same topic
+/// unless all is lost as it is, and no code is damaged.
+fn is_within_bounds(rules: &Rules, topic: &Topic<'_>, kind: RepairKind, is_lost: bool, old: &str, new: &str) -> bool {
     let short = rules.profile().dpo.short_characters;
     let is_long = |text: &str| text.chars().nth(short).is_some();
     !new.trim().is_empty()
         && (is_long(new.trim()) || !is_long(old.trim()))
         && (kind.may_shorten() || n_words(new) * 2 >= n_words(old))
+        && (!kind.may_stray() || is_lost || topic.is_kept(&rules.scored(old), &rules.scored(new)))
         && keeps_code(rules, old, new)
 }
 

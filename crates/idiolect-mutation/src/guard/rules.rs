@@ -110,6 +110,11 @@ impl Rules {
         &self.profile
     }
 
+    /// Returns the text that the validator compares replies with.
+    pub(crate) fn base_text(&self) -> &str {
+        self.step.as_ref().map_or(&self.prompt, |step| &step.base_text)
+    }
+
     pub(crate) fn phrases(&self) -> &StockPhrases {
         &self.phrases
     }

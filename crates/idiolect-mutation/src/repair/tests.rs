@@ -72,7 +72,7 @@ fn lists_come_and_go() {
     check(Answer, &[Criterion::Numbers], "Leaves make it\nIt is sweet", "1. Leaves make it\n2. It is sweet");
     let lines = "It is sweet. It is white.\nLeaves make it. All day.";
     check(Answer, &bullets, lines, "- It is sweet.\n- It is white.\n- Leaves make it.\n- All day.");
-    let code = "```\n- Leaves - all\n```";
+    let code = "```\n- others - all\n```";
     check(Augment, &none, &format!("- Leaves:\n{code}"), &format!("- Leaves:\n{code}"));
     check(Answer, &[length(3, Unit::Words)], &format!("It is sweet.\n{code}\nAnd so."), "It is sweet.");
 }
@@ -97,7 +97,7 @@ fn questions_are_one_and_answers_none() {
     let starts = [words(ContentMatch::StartsWith, false, &["what", "how"]), Criterion::EndsWithQuestionMark];
     check(Followup, &starts, "Here it is: what makes sugar sweet?", "What makes sugar sweet?");
     check(Followup, &starts, "Is it sweet? How do leaves make it? Whatever.", "How do leaves make it?");
-    check(Followup, &starts, "In the morning, what do leaves make? Tell me.", "What do leaves make?");
+    check(Followup, &starts, "In the evening, what do leaves make? Tell me.", "What do leaves make?");
     check(Followup, &starts, "What makes it? And how?", "What makes it? And how?");
     let five = [length(5, Unit::Words)];
     check(Followup, &five, "What? How do leaves make sugar? So it is.", "How do leaves make sugar?");
