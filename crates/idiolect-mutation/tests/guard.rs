@@ -7,6 +7,7 @@ use idiolect_mutation::{FlagKind, Task};
 use idiolect_validator::task::{ContentMatch, Criterion, TaskKind, Unit, openvalidators, text_prompting};
 use idiolect_validator::{Missing, Models, Profile, Reply, StepTask, Validator};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 
 const BASE: &str = "Leaves make sugar out of light. What do they make it of?";
 
@@ -80,7 +81,12 @@ fn profile() -> impl Strategy<Value = Profile> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        cases: 600,
+        failure_persistence: None,
+        rng_seed: RngSeed::Fixed(5),
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn the_exact_rules_are_the_steps_factors(profile in profile(), prompt in prompt(), text in reply()) {
