@@ -16,7 +16,7 @@ fn policies_are_judged_by_a_log() {
     let dir = tempfile::tempdir().expect("a folder");
     let path = dir.path().join("log.jsonl");
     let row = |i: u64| {
-        let (recipe, reward) = if i % 2 == 0 { ("no-op", 0.25) } else { ("angle.causes@1", 0.75) };
+        let (recipe, reward) = if i.is_multiple_of(2) { ("no-op", 0.25) } else { ("angle.causes@1", 0.75) };
         let context = json!({ "protocol": "grpc", "task": "answer" });
         json!({ "context": context, "recipe": recipe, "propensity": 0.5, "reward": reward }).to_string()
     };
