@@ -25,6 +25,8 @@
 //! assert!(guard::check(task, "Why is the sky blue?", "Air scatters blue light most.").is_empty());
 //! ```
 //!
+//! What is drawn more often is learnt: see [`policy`].
+//!
 //! Main types: [`Library`] (read from TOML; [`LibraryFile`] reads it anew when it changes), [`Operator`], [`RecipeSampler`],
 //! [`Recipe`], [`Route`], [`CollisionModel`], [`Task`], [`lint`], and the checks of [`guard`].
 
