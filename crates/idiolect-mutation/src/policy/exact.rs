@@ -33,6 +33,7 @@ pub(crate) mod list {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use proptest::test_runner::RngSeed;
     use serde::Serialize;
 
     use super::*;
@@ -41,6 +42,8 @@ mod tests {
     struct One(#[serde(with = "super")] f64);
 
     proptest! {
+        #![proptest_config(ProptestConfig { rng_seed: RngSeed::Fixed(3), failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn numbers_come_back_as_they_were(value in proptest::num::f64::NORMAL) {
             let text = serde_json::to_string(&One(value)).unwrap();
