@@ -8,6 +8,7 @@ use futures_util::future::join_all;
 use idiolect_backend::{Backend, Candidate, Collector, Completion, Error, FinishReason, Request, Usage};
 use idiolect_mutation::Recipe;
 use idiolect_mutation::policy::Draw;
+use idiolect_mutation::repair::Repair;
 use tokio::time::Instant;
 
 use crate::trim::to_whole_sentence;
@@ -33,6 +34,8 @@ pub(crate) struct Draft {
     pub(crate) candidate: Candidate,
     /// Whether the end was cut off.
     pub(crate) trimmed: bool,
+    /// What was changed of the text since.
+    pub(crate) repairs: Vec<Repair>,
     pub(crate) model: String,
     pub(crate) backend: String,
 }
@@ -116,6 +119,15 @@ fn one_by_one(plan: &[Planned], outcomes: &[Outcome]) -> Option<bool> {
 }
 
 impl Generated {
+    /// Adds what came of one more request, whose recipe has this place in the plan.
+    pub(crate) fn add(&mut self, more: Self, recipe: usize) {
+        let Self { drafts, usage, notes, .. } = more;
+        self.drafts.extend(drafts.into_iter().map(|draft| Draft { recipe, ..draft }));
+        self.usage.completion_tokens = self.usage.completion_tokens.saturating_add(usage.completion_tokens);
+        self.usage.prompt_tokens = self.usage.prompt_tokens.max(usage.prompt_tokens);
+        self.notes.extend(notes);
+    }
+
     fn take(&mut self, recipe: usize, completion: Completion, model: &str, verbatim: bool) {
         let Usage { prompt_tokens, completion_tokens, trimmed_tokens, cached_tokens } = completion.usage;
         // The recipes share the caller's prompt: the longest says most of what it cost to read.
@@ -134,7 +146,7 @@ impl Generated {
                 continue;
             }
             let (model, backend) = (model.clone(), completion.backend.clone());
-            self.drafts.push(Draft { recipe, candidate, trimmed, model, backend });
+            self.drafts.push(Draft { recipe, candidate, trimmed, repairs: Vec::new(), model, backend });
         }
     }
 }

@@ -67,6 +67,7 @@ mod generate;
 mod handler;
 mod hash;
 mod judge;
+mod mend;
 pub mod metrics;
 mod pace;
 mod pipeline;

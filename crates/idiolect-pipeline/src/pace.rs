@@ -21,6 +21,27 @@ struct Sums {
     length: f64,
 }
 
+impl Sums {
+    /// Returns a and b in seconds; `None` of nothing.
+    fn line(&self) -> Option<(f64, f64)> {
+        if self.weight <= 0.0 {
+            return None;
+        }
+        let mean = |sum: f64| sum / self.weight;
+        let (n, y) = (mean(self.n), mean(self.y));
+        let slope_by_default = y / (n + 2.0);
+        let variance = mean(self.n_n) - n * n;
+        let covariance = mean(self.n_y) - n * y;
+        let slope = ((covariance + PRIOR * slope_by_default) / (variance + PRIOR)).max(0.0);
+        Some(((y - slope * n).max(0.0), slope))
+    }
+
+    /// Returns how many tokens a reply is likely to have.
+    fn length(&self, max_tokens: u32) -> f64 {
+        (self.length / self.weight).min(f64::from(max_tokens))
+    }
+}
+
 /// What counts of the earlier measurements when one is added.
 const KEPT: f64 = 0.7;
 /// Weight of the slope that is taken for granted, in candidates squared.
@@ -61,21 +82,19 @@ impl Pace {
         add(&mut sums.length, length);
     }
 
+    /// Returns how long one candidate of at most `max_tokens` tokens is likely to take; `None` before anything was measured.
+    pub(crate) fn one(&self, max_tokens: u32) -> Option<Duration> {
+        let sums = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (alone, slope) = sums.line()?;
+        Duration::try_from_secs_f64((alone + slope) * sums.length(max_tokens)).ok()
+    }
+
     /// Returns how many of `wanted` candidates of at most `max_tokens` tokens fit into the time: all before anything was
     /// measured, and 1 at least.
     pub(crate) fn fit(&self, wanted: usize, max_tokens: u32, left: Duration) -> usize {
         let sums = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if sums.weight <= 0.0 {
-            return wanted;
-        }
-        let mean = |sum: f64| sum / sums.weight;
-        let (n, y) = (mean(sums.n), mean(sums.y));
-        let slope_by_default = y / (n + 2.0);
-        let variance = mean(sums.n_n) - n * n;
-        let covariance = mean(sums.n_y) - n * y;
-        let slope = ((covariance + PRIOR * slope_by_default) / (variance + PRIOR)).max(0.0);
-        let alone = (y - slope * n).max(0.0);
-        let length = mean(sums.length).min(f64::from(max_tokens));
+        let Some((alone, slope)) = sums.line() else { return wanted };
+        let length = sums.length(max_tokens);
         let predicted = |n: usize| (alone + slope * n as f64) * length;
         // Where one is too many already, so are those that cost nothing beside it: the deadline cuts all of them alike.
         let allowed = (left.as_secs_f64() * MOST).max(predicted(1) * SAME);

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use idiolect_axon::{Dictated, HandlerError, Reply, ReplyLogprob};
 use idiolect_backend::{Backend, Embedder, Embedding, FinishReason, Message, Request, Role, Sampling};
-use idiolect_mutation::guard::{self, Flag};
+use idiolect_mutation::guard::{self, Flag, Rules};
 use idiolect_mutation::policy::{Context, Draw, Learner, Scored, Wish};
 use idiolect_mutation::{Facts, Library, LibraryFile, Mode, Recipe, RecipeSampler, Shape, Task};
 use idiolect_protocol::Category;
@@ -16,8 +16,8 @@ use idiolect_uniqueness::{
     Candidate, Erase, HistoryStore, Neighbour, Panel, Panels, Population, ReplyHistory, Selection, Selector,
     SqliteHistory, StoreError, StoredReply,
 };
-use idiolect_validator::RewardModel;
 use idiolect_validator::task::Prompt as TaskPrompt;
+use idiolect_validator::{Profile, RewardModel};
 use sqlx::SqlitePool;
 use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, timeout_at};
@@ -28,6 +28,7 @@ use crate::config::{RecordConfig, StorePrompts};
 use crate::error::to_handler_error;
 use crate::generate::{Draft, Generated, Planned, generate, share_time};
 use crate::judge::Judge;
+use crate::mend;
 use crate::pace::{Measured, Pace};
 use crate::provenance::{CandidateRecord, Timings, milliseconds};
 use crate::recorder::{Recorder, now_ms};
@@ -41,6 +42,8 @@ const LEAST_BUDGET: Duration = Duration::from_millis(5);
 const FINISH: Duration = Duration::from_millis(60);
 /// How much earlier than our own end the backend is told to stop, so that it can end its candidates properly.
 const BACKEND_GRACE: Duration = Duration::from_millis(40);
+/// Longest time for the repair of candidates.
+const MEND: Duration = Duration::from_millis(200);
 /// Longest time for embedding a reply after it was sent.
 const LATE: Duration = Duration::from_secs(10);
 /// Largest share of a reply's time that is kept from generation for embedding.
@@ -73,6 +76,9 @@ pub struct Parts {
     /// Learns which recipes bring most, and draws them. Without it, and where `sampling` has a seed, they are drawn by their
     /// operators' weights.
     pub learner: Option<Arc<Learner>>,
+    /// The arithmetic that candidates are checked and repaired by. Without it, the built-in one of the version that composes such
+    /// prompts.
+    pub profile: Option<Arc<Profile>>,
     /// Says how good candidates are, the dpo reward of a small model for one. Without it, or where there is no time for it, the
     /// models' own log-probabilities have to do.
     pub reward: Option<Arc<dyn RewardModel>>,
@@ -92,6 +98,7 @@ impl Parts {
             panels: None,
             library_file: None,
             learner: None,
+            profile: None,
             reward: None,
         }
     }
@@ -113,6 +120,7 @@ pub struct Pipeline {
     library: Arc<Library>,
     library_file: Option<Arc<LibraryFile>>,
     learner: Option<Arc<Learner>>,
+    profile: Option<Arc<Profile>>,
     selector: Arc<Selector>,
     panels: Option<Arc<Panels>>,
     judge: Option<Judge>,
@@ -177,7 +185,8 @@ impl Pipeline {
     pub async fn start(config: PipelineConfig, parts: Parts) -> Result<Self, PipelineError> {
         check(&config, &parts)?;
         metrics::describe();
-        let Parts { backend, embedder, library, store, shared_history, panels, library_file, learner, reward } = parts;
+        let Parts { backend, embedder, library, store, shared_history, panels, library_file, learner, profile, reward } =
+            parts;
         let is_shared = shared_history.is_some();
         let kept: Option<Arc<dyn HistoryStore>> = match (shared_history, &store) {
             (Some(shared), _) => Some(shared),
@@ -203,6 +212,7 @@ impl Pipeline {
         Ok(Self {
             library,
             library_file,
+            profile,
             // What was learnt changes what is drawn: the same prompt would not get the same recipes.
             learner: learner.filter(|_| config.sampling.seed.is_none()),
             selector: Arc::new(Selector::new(config.selector.clone())),
@@ -447,6 +457,12 @@ impl Pipeline {
             return Err(generated.error.take().map_or_else(nothing, to_handler_error));
         }
         self.measure(&generated, generated_at - planned_at);
+        let rules = self.rules(&job, &plan);
+        if let Some(rules) = &rules {
+            generated.drafts = mended(rules, generated.drafts).await;
+            self.once_more(rules, &job, &mut plan, &mut generated, generate_until).await;
+        }
+        let mended_at = Instant::now();
         metrics::trimmed(generated.usage.trimmed_tokens);
         let asks_for_seed = job.dictated.as_ref().is_some_and(|dictated| dictated.seed.is_some());
         if asks_for_seed && !self.backend.capabilities().seed {
@@ -454,7 +470,7 @@ impl Pipeline {
         }
 
         let id = uuid::Uuid::now_v7().to_string();
-        let looked_at = self.examine(&job, &plan, &mut generated).await;
+        let looked_at = self.examine(&job, &plan, rules.as_ref(), &mut generated).await;
         // Neither a slow disk nor a full house may cost the reply.
         let until = job.deadline - finish(job.deadline.saturating_duration_since(Instant::now()));
         let choosing = timeout_at(until, self.choosing.lock()).await;
@@ -476,15 +492,15 @@ impl Pipeline {
 
         let timings = Timings {
             plan_ms: milliseconds(planned_at - started),
-            generate_ms: milliseconds(generated_at - planned_at),
-            score_ms: milliseconds(scored_at - generated_at),
+            generate_ms: milliseconds(mended_at - planned_at),
+            score_ms: milliseconds(scored_at - mended_at),
             total_ms: milliseconds(scored_at - started),
             reserve_ms: milliseconds(reserve),
             budget_ms: milliseconds(budget),
         };
         metrics::stage("plan", planned_at - started);
-        metrics::stage("generate", generated_at - planned_at);
-        metrics::stage("score", scored_at - generated_at);
+        metrics::stage("generate", mended_at - planned_at);
+        metrics::stage("score", scored_at - mended_at);
         metrics::stage("total", scored_at - started);
 
         let deadline = job.deadline;
@@ -500,6 +516,36 @@ impl Pipeline {
         }
         self.recorder.reply(&provenance, history, deadline).await;
         Ok(Answer { reply, provenance })
+    }
+
+    /// Reads what the prompt asks for; `None` where texts are sent as the model said them.
+    fn rules(&self, job: &Job, plan: &Plan) -> Option<Rules> {
+        if plan.verbatim {
+            return None;
+        }
+        let asked = last_asked(&job.messages);
+        Some(match &self.profile {
+            Some(profile) => Rules::new(Arc::clone(profile), plan.task, asked),
+            None => Rules::detect(plan.task, asked),
+        })
+    }
+
+    /// Asks for one more candidate, told what the others broke, where all of them lose much by rule and there is time for it.
+    async fn once_more(&self, rules: &Rules, job: &Job, plan: &mut Plan, generated: &mut Generated, until: Instant) {
+        let left = until.saturating_duration_since(Instant::now());
+        // A text that was cut for want of time is not for want of advice.
+        let fits = self.pace.one(self.config.sampling.max_tokens).is_some_and(|one| one.mul_f64(1.2) <= left);
+        let Some(recipe) = mend::once_more(rules, &generated.drafts).filter(|_| fits) else { return };
+        let Some(first) = plan.requests.first() else { return };
+        let mut request = Request { n: 1, messages: recipe.apply(&job.messages), ..first.request.clone() };
+        let n_before = plan.requests.len() as u64;
+        request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(n_before * SEEDS_APART));
+        let mut planned = vec![Planned { recipe, draw: None, request, until }];
+        share_time(&mut planned, until, BACKEND_GRACE, false);
+        let mut more = generate(&*self.backend, &planned, plan.verbatim).await;
+        more.drafts = mended(rules, more.drafts).await;
+        generated.add(more, plan.requests.len());
+        plan.requests.extend(planned);
     }
 
     /// Returns the library that is in use now.
@@ -595,10 +641,15 @@ impl Pipeline {
     }
 
     /// Finds out what there is to know of the candidates in the time that is left.
-    async fn examine(&self, job: &Job, plan: &Plan, generated: &mut Generated) -> Examined {
+    async fn examine(&self, job: &Job, plan: &Plan, rules: Option<&Rules>, generated: &mut Generated) -> Examined {
         let drafts = &generated.drafts;
-        let asked = last_asked(&job.messages);
-        let flags: Vec<Vec<Flag>> = drafts.iter().map(|d| guard::check(plan.task, asked, &d.candidate.text)).collect();
+        let flags: Vec<Vec<Flag>> = match rules {
+            Some(rules) => mend::flags(rules, drafts),
+            None => {
+                let asked = last_asked(&job.messages);
+                drafts.iter().map(|d| guard::check(plan.task, asked, &d.candidate.text)).collect()
+            }
+        };
         for flag in flags.iter().flatten() {
             metrics::flag(flag.kind.as_str());
         }
@@ -861,6 +912,7 @@ impl Pipeline {
                 n_tokens: draft.candidate.n_tokens,
                 finish: draft.candidate.finish_reason,
                 trimmed: draft.trimmed,
+                repairs: draft.repairs,
                 mean_logprob: draft.candidate.mean_logprob,
                 flags,
                 quality,
@@ -1049,6 +1101,26 @@ fn share_out(requests: &mut Vec<Planned>, families: &[(String, u32)], seed: u64)
     }
     for planned in requests {
         planned.request.prefer = Some(families[next()].0.clone());
+    }
+}
+
+/// Repairs candidates on a thread that nobody waits for; where none is free, or it takes too long, they stay as they are.
+async fn mended(rules: &Rules, mut drafts: Vec<Draft>) -> Vec<Draft> {
+    let (rules, before) = (rules.clone(), drafts.clone());
+    let mended = tokio::task::spawn_blocking(move || {
+        mend::mend(&rules, &mut drafts);
+        drafts
+    });
+    match tokio::time::timeout(MEND, mended).await {
+        Ok(Ok(drafts)) => drafts,
+        Ok(Err(error)) => {
+            tracing::error!(%error, "candidates not repaired");
+            before
+        }
+        Err(_) => {
+            tracing::warn!("no time to repair candidates");
+            before
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use idiolect_backend::{FinishReason, Message};
+use idiolect_mutation::repair::Repair;
 use idiolect_mutation::{Applied, Flag, Recipe, SamplingOverrides};
 use idiolect_uniqueness::chance::Chance;
 use idiolect_uniqueness::quality::Quality;
@@ -37,6 +38,9 @@ pub struct CandidateRecord {
     pub finish: FinishReason,
     /// Whether an unfinished sentence was cut off its end.
     pub trimmed: bool,
+    /// What was changed of it by rule, so that it loses less of its reward.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub repairs: Vec<Repair>,
     /// Mean log-probability a token under its own model, where known.
     pub mean_logprob: Option<f32>,
     /// What the guard found.
@@ -282,6 +286,9 @@ impl fmt::Display for CandidateRecord {
                 write!(f, ", masked with a chance of {p:.2} ({low:.2} to {high:.2})")?;
             }
             writeln!(f, "{}", if score.clears { ", clears the gate" } else { ", does not clear the gate" })?;
+        }
+        for repair in &self.repairs {
+            writeln!(f, "  repaired, {}: {}", repair.kind.as_str(), repair.note)?;
         }
         for flag in &self.flags {
             writeln!(f, "  {}: {:?} costs {:.0} %", flag.kind.as_str(), flag.rule, flag.penalty * 100.0)?;

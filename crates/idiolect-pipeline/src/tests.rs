@@ -6,6 +6,7 @@ mod double;
 mod families;
 mod judged;
 mod learning;
+mod mending;
 mod passthrough;
 mod records;
 mod reply;

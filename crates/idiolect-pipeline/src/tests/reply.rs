@@ -252,12 +252,15 @@ async fn a_prompt_asked_again_is_answered_anew() {
 }
 
 #[tokio::test]
-async fn labels_that_cost_the_reward_lose() {
+async fn labels_that_cost_the_reward_are_taken_off() {
     let script = vec![says("Here it is. The data: all of them are long and blue and far away."), says(OTHER)];
     let pipeline = start(2, parts(Scripted::new(script))).await;
     let answer = pipeline.answer(Ask { task: Some("augment".to_owned()), ..ask() }).await.unwrap();
-    assert_eq!(answer.reply.completions, [OTHER]);
-    assert_eq!(answer.provenance.candidates[0].flags[0].penalty, 1.0);
+    assert!(!answer.reply.completions[0].contains("data:"));
+    let repaired = &answer.provenance.candidates[0];
+    assert_eq!(repaired.repairs[0].kind.as_str(), "labels");
+    assert!(repaired.text.as_deref().unwrap().contains("The data all of them"), "{repaired}");
+    assert!(repaired.flags.iter().all(|flag| flag.penalty < 1.0), "{repaired}");
 }
 
 #[tokio::test]
