@@ -42,6 +42,8 @@ const LEAST_BUDGET: Duration = Duration::from_millis(5);
 const FINISH: Duration = Duration::from_millis(60);
 /// How much earlier than our own end the backend is told to stop, so that it can end its candidates properly.
 const BACKEND_GRACE: Duration = Duration::from_millis(40);
+/// Longest time for the policy's draw of recipes.
+const DRAW: Duration = Duration::from_millis(250);
 /// Longest time for the repair of candidates.
 const MEND: Duration = Duration::from_millis(200);
 /// Longest time for embedding a reply after it was sent.
@@ -301,7 +303,7 @@ impl Pipeline {
         let _in_flight = metrics::InFlight::new();
         let transport = job.transport;
         let prompt_hash = hash::prompt(&job.messages);
-        let planned = self.plan(&job, &prompt_hash);
+        let planned = self.plan(&job, &prompt_hash).await;
         let mode = match &planned {
             Ok(plan) if plan.mode.is_passthrough() => "passthrough",
             Ok(_) => "mutate",
@@ -319,7 +321,7 @@ impl Pipeline {
     }
 
     /// Settles what is asked of the backend. The deadlines of the requests are set later.
-    fn plan(&self, job: &Job, prompt_hash: &str) -> Result<Plan, HandlerError> {
+    async fn plan(&self, job: &Job, prompt_hash: &str) -> Result<Plan, HandlerError> {
         let refuse = |message: String| Err(HandlerError::new(Category::Malformed, message));
         let most = PipelineConfig::MAX_CANDIDATES;
         if !(1..=most).contains(&job.n_completions) {
@@ -353,13 +355,14 @@ impl Pipeline {
         let families = if mode.is_passthrough() || job.model.is_some() { &[] } else { &*self.config.families };
         let n_recipes = varied.candidates(self.config.recipes).max(families.len()).clamp(1, n_candidates);
         let context = Context::new(job.transport, task_name.as_str(), job.caller.as_str()).with("risk", varied.risk);
-        let draws: Vec<(Recipe, Option<Draw>)> = match &self.learner {
-            Some(learner) if n_recipes > 1 && !mode.is_passthrough() => {
-                let wish = Wish { context: &context, task, mode: &mode, k: n_recipes, request: seed };
-                let draws = learner.draw(&library, &wish).into_iter();
-                draws.map(|draw| (draw.recipe.clone(), Some(draw))).collect()
-            }
-            _ => {
+        let learnt = if n_recipes > 1 && !mode.is_passthrough() {
+            self.drawn(&library, &context, task, &mode, n_recipes, seed).await
+        } else {
+            None
+        };
+        let draws: Vec<(Recipe, Option<Draw>)> = match learnt {
+            Some(draws) => draws.into_iter().map(|draw| (draw.recipe.clone(), Some(draw))).collect(),
+            None => {
                 let sampler = RecipeSampler::new(Arc::clone(&library), self.seed);
                 let recipes = sampler.draw_planned(n_recipes, seed, task, &varied);
                 recipes.into_iter().map(|recipe| (recipe, None)).collect()
@@ -409,6 +412,31 @@ impl Pipeline {
         let is_needed = self.panels.is_some() || self.judge.is_some();
         let asked = if is_needed { asked.to_owned() } else { String::new() };
         Ok(Plan { task, task_name, mode, context, seed, requests, n_candidates, verbatim, asked, quoted })
+    }
+
+    /// Has the policy draw recipes on a thread that nobody waits for: it estimates how likely each of them was. `None` where there
+    /// is no policy, or no thread soon enough.
+    async fn drawn(
+        &self,
+        library: &Arc<Library>,
+        context: &Context,
+        task: Task,
+        mode: &Mode,
+        k: usize,
+        request: u64,
+    ) -> Option<Vec<Draw>> {
+        let learner = Arc::clone(self.learner.as_ref()?);
+        let (library, context, mode) = (Arc::clone(library), context.clone(), mode.clone());
+        let draw = tokio::task::spawn_blocking(move || {
+            learner.draw(&library, &Wish { context: &context, task, mode: &mode, k, request })
+        });
+        match tokio::time::timeout(DRAW, draw).await {
+            Ok(drawn) => drawn.inspect_err(|error| tracing::error!(%error, "recipes not drawn by the policy")).ok(),
+            Err(_) => {
+                tracing::warn!("no time to draw recipes by the policy");
+                None
+            }
+        }
     }
 
     /// Says whether candidates are embedded and compared.
