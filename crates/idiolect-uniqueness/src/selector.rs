@@ -51,7 +51,8 @@ pub struct Candidate<'a> {
     pub embedding: Option<&'a [f32]>,
     /// The estimated quality, in [0, 1]. What is not a number counts as 0.
     pub quality: f32,
-    /// The model that wrote it. Candidates of another model stand in for rivals: where that model is so near, others are.
+    /// The model that wrote it. Where no rival is seen, candidates of another model stand in for them: where that model is so
+    /// near, others are.
     pub source: &'a str,
 }
 
@@ -90,7 +91,7 @@ pub struct CandidateScore {
     pub predicted: f32,
     /// How likely the gate is to mask it once all rivals are there; `None` without a usable embedding, where there was no time to
     /// find out, for an encoder without a calibration, and under a profile where another than the nearest counts. Rivals that are
-    /// seen are the panel and candidates of other models; where there are none, it rests on the distance to the
+    /// seen are the panel, or else candidates of other models; where there are none, it rests on the distance to the
     /// [plain answers](Population::with_plain) of the same model.
     #[serde(default)]
     pub masked: Option<Chance>,
@@ -164,8 +165,8 @@ pub struct Selection {
 /// Chooses the candidate with the best quality among those that the gate will let pass.
 ///
 /// - Distances are taken to the other candidates, the panel, and our earlier replies to the same prompt; the historic
-///   reward to all our earlier replies. With an empty history it has no part. With a panel, other candidates of the same
-///   model do not count: they stand for rivals where none is seen, and are not sent.
+///   reward to all our earlier replies. With an empty history it has no part. Other candidates stand for
+///   rivals where none is seen: they are not sent themselves.
 /// - A candidate that clears the gate beats one that does not, whatever its quality, unless that is 0. Above the gate
 ///   quality times the chance not to be masked counts (quality alone for an encoder without a
 ///   [`Calibration`]): more distance earns nothing but safety from the rivals that are not
@@ -287,17 +288,16 @@ impl Selector {
             to_plain: Self::to_plain(index, candidates, units, population),
             historic,
         });
-        // Where rivals are seen, what the same model said besides, and nobody sends, says nothing of them.
+        // Where rivals are seen, what nobody sends says nothing of them.
         let sees_rivals = population.panel.is_some_and(|panel| !panel.is_empty());
-        let stands_for_rivals = |j: usize| !sees_rivals || candidates[j].source != candidate.source;
-        let siblings = others(index, units).filter(|&(j, _)| stands_for_rivals(j));
+        let siblings = others(index, units).filter(|_| !sees_rivals);
         let siblings = siblings.map(|(j, distance)| (Neighbour::Sibling(j), distance));
         let nearest = ranked(siblings.chain(nearest), profile.batch_rank);
 
         let reward = |less: f32| nearest.as_ref().map_or(1.0, |&(_, d)| profile.batch.at((d * scale - less).max(0.0)));
         let score = CandidateScore {
             distance: nearest.as_ref().map(|&(_, d)| d),
-            n_compared: units.iter().flatten().count() - 1 + n_compared,
+            n_compared: if sees_rivals { 0 } else { units.iter().flatten().count() - 1 } + n_compared,
             nearest: nearest.as_ref().map(|(whom, _)| whom.clone()),
             history_distance,
             batch: reward(0.0),
@@ -318,9 +318,11 @@ impl Selector {
         population: &Population<'_>,
         seen_rival: Option<f32>,
     ) -> (Option<f32>, usize) {
-        let of_others = others(index, units).filter(|&(j, _)| candidates[j].source != candidates[index].source);
+        let n_panel = population.panel.map_or(0, Panel::len);
+        let is_other_model = |j: usize| candidates[j].source != candidates[index].source;
+        let of_others = others(index, units).filter(|&(j, _)| n_panel == 0 && is_other_model(j));
         let of_others: Vec<f32> = of_others.map(|(_, distance)| distance).collect();
-        let n_seen = of_others.len() + population.panel.map_or(0, Panel::len);
+        let n_seen = of_others.len() + n_panel;
         (of_others.into_iter().chain(seen_rival).min_by(f32::total_cmp), n_seen)
     }
 
