@@ -128,7 +128,20 @@ fn panel_and_earlier_replies_count_as_rivals() {
     assert_eq!(selection.chosen, 2);
     assert_eq!(selection.scores[0].nearest, Some(Neighbour::Panel("rival".to_owned())));
     assert_eq!(selection.scores[1].nearest, Some(Neighbour::Earlier("r0".to_owned())));
-    assert_eq!(selection.scores[2].n_compared, 4);
+    assert_eq!(selection.scores[2].n_compared, 2);
+}
+
+#[test]
+fn where_rivals_are_seen_candidates_do_not_stand_for_them() {
+    let mut panel = Panel::new("e", 3);
+    panel.push("rival", &Z.to_vec());
+    let twins = [c(X, 0.9), c(X, 0.8)];
+    let alone = select(&twins, &Population::new("e"));
+    assert!(!alone.scores[0].clears, "as far as is known others say it, too");
+    let beside = select(&twins, &Population::new("e").with_panel(&panel).unwrap());
+    assert_eq!((beside.chosen, beside.reason), (0, Reason::BestThatClears));
+    assert_eq!(beside.scores[0].nearest, Some(Neighbour::Panel("rival".to_owned())));
+    assert_eq!(beside.scores[0].n_compared, 1);
 }
 
 #[test]
