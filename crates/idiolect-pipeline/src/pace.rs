@@ -45,7 +45,7 @@ impl Sums {
 /// What counts of the earlier measurements when one is added.
 const KEPT: f64 = 0.7;
 /// Weight of the slope that is taken for granted, in candidates squared.
-const PRIOR: f64 = 0.25;
+const PRIOR: f64 = 0.05;
 /// What counts as no more time than one candidate takes.
 const SAME: f64 = 1.1;
 /// Share of the time that generation may be predicted to take.

@@ -42,10 +42,9 @@ const LEAST_BUDGET: Duration = Duration::from_millis(5);
 const FINISH: Duration = Duration::from_millis(60);
 /// How much earlier than our own end the backend is told to stop, so that it can end its candidates properly.
 const BACKEND_GRACE: Duration = Duration::from_millis(40);
-/// Longest time for the policy's draw of recipes.
-const DRAW: Duration = Duration::from_millis(250);
-/// Longest time for the repair of candidates.
-const MEND: Duration = Duration::from_millis(200);
+/// Longest time for the policy's draw of recipes, and for the repair of candidates, and the share of the time left that either may take.
+const ASIDE: Duration = Duration::from_secs(1);
+const ASIDE_SHARE: u32 = 4;
 /// Longest time for embedding a reply after it was sent.
 const LATE: Duration = Duration::from_secs(10);
 /// Largest share of a reply's time that is kept from generation for embedding.
@@ -356,7 +355,8 @@ impl Pipeline {
         let n_recipes = varied.candidates(self.config.recipes).max(families.len()).clamp(1, n_candidates);
         let context = Context::new(job.transport, task_name.as_str(), job.caller.as_str()).with("risk", varied.risk);
         let learnt = if n_recipes > 1 && !mode.is_passthrough() {
-            self.drawn(&library, &context, task, &mode, n_recipes, seed).await
+            let wish = Wish { context: &context, task, mode: &mode, k: n_recipes, request: seed };
+            self.drawn(&library, &wish, job.deadline).await
         } else {
             None
         };
@@ -416,21 +416,14 @@ impl Pipeline {
 
     /// Has the policy draw recipes on a thread that nobody waits for: it estimates how likely each of them was. `None` where there
     /// is no policy, or no thread soon enough.
-    async fn drawn(
-        &self,
-        library: &Arc<Library>,
-        context: &Context,
-        task: Task,
-        mode: &Mode,
-        k: usize,
-        request: u64,
-    ) -> Option<Vec<Draw>> {
+    async fn drawn(&self, library: &Arc<Library>, wish: &Wish<'_>, deadline: Instant) -> Option<Vec<Draw>> {
         let learner = Arc::clone(self.learner.as_ref()?);
-        let (library, context, mode) = (Arc::clone(library), context.clone(), mode.clone());
+        let library = Arc::clone(library);
+        let (context, mode, Wish { task, k, request, .. }) = (wish.context.clone(), wish.mode.clone(), *wish);
         let draw = tokio::task::spawn_blocking(move || {
             learner.draw(&library, &Wish { context: &context, task, mode: &mode, k, request })
         });
-        match tokio::time::timeout(DRAW, draw).await {
+        match tokio::time::timeout(aside(deadline), draw).await {
             Ok(drawn) => drawn.inspect_err(|error| tracing::error!(%error, "recipes not drawn by the policy")).ok(),
             Err(_) => {
                 tracing::warn!("no time to draw recipes by the policy");
@@ -487,7 +480,7 @@ impl Pipeline {
         self.measure(&generated, generated_at - planned_at);
         let rules = self.rules(&job, &plan);
         if let Some(rules) = &rules {
-            generated.drafts = mended(rules, generated.drafts).await;
+            generated.drafts = mended(rules, generated.drafts, job.deadline).await;
             self.once_more(rules, &job, &mut plan, &mut generated, generate_until).await;
         }
         let mended_at = Instant::now();
@@ -571,7 +564,7 @@ impl Pipeline {
         let mut planned = vec![Planned { recipe, draw: None, request, until }];
         share_time(&mut planned, until, BACKEND_GRACE, false);
         let mut more = generate(&*self.backend, &planned, plan.verbatim).await;
-        more.drafts = mended(rules, more.drafts).await;
+        more.drafts = mended(rules, more.drafts, job.deadline).await;
         generated.add(more, plan.requests.len());
         plan.requests.extend(planned);
     }
@@ -1076,6 +1069,10 @@ const fn to_f32(value: f64) -> f32 {
     value as f32
 }
 
+fn aside(deadline: Instant) -> Duration {
+    ASIDE.min(deadline.saturating_duration_since(Instant::now()) / ASIDE_SHARE)
+}
+
 fn finish(budget: Duration) -> Duration {
     FINISH.min(budget / 4)
 }
@@ -1133,13 +1130,13 @@ fn share_out(requests: &mut Vec<Planned>, families: &[(String, u32)], seed: u64)
 }
 
 /// Repairs candidates on a thread that nobody waits for; where none is free, or it takes too long, they stay as they are.
-async fn mended(rules: &Rules, mut drafts: Vec<Draft>) -> Vec<Draft> {
+async fn mended(rules: &Rules, mut drafts: Vec<Draft>, deadline: Instant) -> Vec<Draft> {
     let (rules, before) = (rules.clone(), drafts.clone());
     let mended = tokio::task::spawn_blocking(move || {
         mend::mend(&rules, &mut drafts);
         drafts
     });
-    match tokio::time::timeout(MEND, mended).await {
+    match tokio::time::timeout(aside(deadline), mended).await {
         Ok(Ok(drafts)) => drafts,
         Ok(Err(error)) => {
             tracing::error!(%error, "candidates not repaired");

@@ -68,20 +68,25 @@ async fn a_slow_encoder_leaves_the_choice_to_quality_and_is_given_more_time_late
     let script = vec![says_slowly(LONG, 250), says_slowly(LONG, 250)];
     let parts = Parts { embedder: Some(Arc::new(slow)), ..Parts::new(Arc::new(Scripted::new(script))) };
     let pipeline = start(2, parts).await;
-    let mut encoders = Vec::new();
+    let (mut encoders, mut chosen_among) = (Vec::new(), Vec::new());
     for _ in 0..4 {
         let started = Instant::now();
         let answer = pipeline.answer(in_time(4)).await.unwrap();
         assert!(started.elapsed() <= Duration::from_secs(4), "{:?}", started.elapsed());
         let p = answer.provenance;
-        if p.candidates.len() > 1 {
-            assert_eq!(p.encoder.is_none(), p.reason == "quality_only");
-        }
+        let reason = match (p.candidates.len(), p.encoder.is_none()) {
+            (1, _) => "only_candidate",
+            (_, true) => "quality_only",
+            (_, false) => "none_clears",
+        };
+        assert_eq!(p.reason, reason);
+        chosen_among.push((p.candidates.len(), p.encoder.is_some()));
         assert_eq!(p.encoder.is_none(), p.notes.iter().any(|note| note.contains("no time")));
         encoders.push(p.encoder.is_some());
     }
     assert!(!encoders[0], "the first reserve is too small");
     assert!(encoders[3], "later ones are measured: {encoders:?}");
+    assert!(chosen_among.contains(&(2, false)) && chosen_among.contains(&(2, true)), "{chosen_among:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -213,6 +218,29 @@ async fn recipes_share_the_time_of_a_backend_that_takes_them_one_by_one() {
             assert_eq!(p.candidates.len(), 1, "more of them would all be cut, and shorter");
             assert!(p.candidates[0].operators.is_empty() && p.candidates[0].n_tokens > 80);
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn recipes_of_a_backend_that_is_known_to_take_them_one_by_one_are_told_their_share() {
+    // Two seconds for each of two recipes: all four candidates become whole.
+    let whole = says_slowly(&"On and on it goes. ".repeat(4), 100);
+    let turn = Arc::new(tokio::sync::Semaphore::new(1));
+    let backend = Arc::new(OneByOne { inner: Scripted::new(vec![whole]), turn });
+    let library = Arc::new(idiolect_mutation::Library::built_in());
+    let pipeline = Pipeline::start(config(4), Parts { library, ..Parts::new(Arc::<OneByOne>::clone(&backend)) });
+    let pipeline = pipeline.await.unwrap();
+    for nth in 0..3 {
+        let started = Instant::now();
+        let p = pipeline.answer(in_time(10)).await.unwrap().provenance;
+        assert_eq!(p.candidates.len(), 4);
+        assert!(p.candidates.iter().all(|c| c.n_tokens == 20 && c.finish == FinishReason::Stop), "{p}");
+        let told: Vec<Duration> = backend.inner.requests()[2 * nth..]
+            .iter()
+            .map(|request| Instant::from_std(request.deadline.unwrap()) - started)
+            .collect();
+        let share = told[0].as_secs_f64() / told[1].as_secs_f64();
+        assert!((share - 0.5).abs() < 0.01, "half of the time for half of the candidates: {told:?}");
     }
 }
 

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use idiolect_backend::testkit::{FaultyBackend, Step};
 use idiolect_backend::{Echo, Embedder, Embedding, Error, ErrorKind, HashEmbedder, Message, Usage};
-use idiolect_mutation::Library;
+use idiolect_mutation::guard::Rules;
+use idiolect_mutation::repair::repair;
+use idiolect_mutation::{Library, Task};
 use idiolect_protocol::{Category, Prompt, Role};
 use idiolect_uniqueness::Panels;
 use proptest::prelude::*;
@@ -252,15 +254,24 @@ async fn a_prompt_asked_again_is_answered_anew() {
 }
 
 #[tokio::test]
+async fn labels_that_cost_the_reward_lose() {
+    // What stands in a block of code is not repaired.
+    let fenced = "```\nHere it is. The data: all of them are long and blue and far away.\n```";
+    let pipeline = start(2, parts(Scripted::new(vec![says(fenced), says(OTHER)]))).await;
+    let answer = pipeline.answer(Ask { task: Some("augment".to_owned()), ..ask() }).await.unwrap();
+    assert_eq!(answer.reply.completions, [OTHER]);
+    assert_eq!(answer.provenance.candidates[0].flags[0].penalty, 1.0);
+}
+
+#[tokio::test]
 async fn labels_that_cost_the_reward_are_taken_off() {
     let script = vec![says("Here it is. The data: all of them are long and blue and far away."), says(OTHER)];
     let pipeline = start(2, parts(Scripted::new(script))).await;
     let answer = pipeline.answer(Ask { task: Some("augment".to_owned()), ..ask() }).await.unwrap();
-    assert!(!answer.reply.completions[0].contains("data:"));
     let repaired = &answer.provenance.candidates[0];
-    assert_eq!(repaired.repairs[0].kind.as_str(), "labels");
-    assert!(repaired.text.as_deref().unwrap().contains("The data all of them"), "{repaired}");
-    assert!(repaired.flags.iter().all(|flag| flag.penalty < 1.0), "{repaired}");
+    assert_eq!(repaired.repairs.iter().map(|repair| repair.kind.as_str()).collect::<Vec<_>>(), ["labels"]);
+    let expected = "Here it is. The data all of them are long and blue and far away.";
+    assert_eq!((repaired.text.as_deref(), repaired.flags.len()), (Some(expected), 0));
 }
 
 #[tokio::test]
@@ -364,9 +375,16 @@ proptest! {
             return Ok(());
         };
         prop_assert!(!answer.reply.completions.is_empty() && answer.reply.completions.len() <= n_completions);
-        for completion in &answer.reply.completions {
+        let rules = Rules::detect(Task::Unknown, "Why is the sky blue?");
+        for (completion, index) in answer.reply.completions.iter().zip(&answer.provenance.sent) {
             prop_assert!(!completion.is_empty());
-            prop_assert!(texts.iter().any(|text| text.trim() == completion));
+            let sent = answer.provenance.candidates.iter().find(|c| c.index == *index).unwrap();
+            prop_assert_eq!(sent.text.as_ref(), Some(completion));
+            let is_of_the_model = |text: &String| match sent.repairs.is_empty() {
+                true => text.trim() == completion,
+                false => repair(&rules, text.trim()).text == *completion,
+            };
+            prop_assert!(texts.iter().any(is_of_the_model), "{:?}", completion);
         }
         let json = serde_json::to_string(&answer.provenance).unwrap();
         let again: crate::Provenance = serde_json::from_str(&json).unwrap();

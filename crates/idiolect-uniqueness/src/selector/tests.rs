@@ -285,7 +285,7 @@ fn a_costly_history_makes_masking_more_likely() {
     let p = |i: usize| selection.scores[i].masked.unwrap().p;
     assert!(selection.scores[0].historic.is_some_and(|h| h < 0.25), "{selection:?}");
     // Without a rival in sight and far from all that was sent, it is that of the whole population.
-    assert!((p(1) - Calibration::MPNET.masked(None, bound(), 0, 49).p).abs() < 1e-6, "{selection:?}");
+    assert_eq!(p(1), Calibration::MPNET.masked(None, bound(), 0, 49).p);
     assert!(p(0) > p(1) + 0.1, "{selection:?}");
 }
 

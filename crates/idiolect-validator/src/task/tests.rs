@@ -66,6 +66,11 @@ proptest! {
     }
 
     #[test]
+    fn any_text_can_be_read(text in "\\PC{0,80}") {
+        prop_assert_eq!(Prompt::parse(&text), Prompt::Unknown);
+    }
+
+    #[test]
     fn damaged_prompts_are_unknown_or_read_as_they_are(
         (prompt, edits) in (prompt(), proptest::collection::vec(edit(), 1..4)),
     ) {
