@@ -6,9 +6,9 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use idiolect_backend::{Backend, Candidate, Collector, Completion, Error, FinishReason, Request, Usage};
-use idiolect_mutation::Recipe;
 use idiolect_mutation::policy::Draw;
 use idiolect_mutation::repair::Repair;
+use idiolect_mutation::{Flag, Recipe};
 use tokio::time::Instant;
 
 use crate::trim::to_whole_sentence;
@@ -36,6 +36,8 @@ pub(crate) struct Draft {
     pub(crate) trimmed: bool,
     /// What was changed of the text since.
     pub(crate) repairs: Vec<Repair>,
+    /// What is wrong with it, where the rules were looked at already.
+    pub(crate) flags: Option<Vec<Flag>>,
     pub(crate) model: String,
     pub(crate) backend: String,
 }
@@ -146,7 +148,7 @@ impl Generated {
                 continue;
             }
             let (model, backend) = (model.clone(), completion.backend.clone());
-            self.drafts.push(Draft { recipe, candidate, trimmed, repairs: Vec::new(), model, backend });
+            self.drafts.push(Draft { recipe, candidate, trimmed, repairs: Vec::new(), flags: None, model, backend });
         }
     }
 }

@@ -491,7 +491,7 @@ impl Pipeline {
         }
 
         let id = uuid::Uuid::now_v7().to_string();
-        let looked_at = self.examine(&job, &plan, rules.as_ref(), &mut generated).await;
+        let looked_at = self.examine(&job, &plan, &mut generated).await;
         // Neither a slow disk nor a full house may cost the reply.
         let until = job.deadline - finish(job.deadline.saturating_duration_since(Instant::now()));
         let choosing = timeout_at(until, self.choosing.lock()).await;
@@ -662,15 +662,12 @@ impl Pipeline {
     }
 
     /// Finds out what there is to know of the candidates in the time that is left.
-    async fn examine(&self, job: &Job, plan: &Plan, rules: Option<&Rules>, generated: &mut Generated) -> Examined {
+    async fn examine(&self, job: &Job, plan: &Plan, generated: &mut Generated) -> Examined {
         let drafts = &generated.drafts;
-        let flags: Vec<Vec<Flag>> = match rules {
-            Some(rules) => mend::flags(rules, drafts),
-            None => {
-                let asked = last_asked(&job.messages);
-                drafts.iter().map(|d| guard::check(plan.task, asked, &d.candidate.text)).collect()
-            }
-        };
+        let asked = last_asked(&job.messages);
+        let check = |draft: &Draft| guard::check(plan.task, asked, &draft.candidate.text);
+        let flags: Vec<Vec<Flag>> =
+            drafts.iter().map(|draft| draft.flags.clone().unwrap_or_else(|| check(draft))).collect();
         for flag in flags.iter().flatten() {
             metrics::flag(flag.kind.as_str());
         }

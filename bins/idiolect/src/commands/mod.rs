@@ -24,6 +24,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use idiolect_miner::config::{Config, Loaded, Origin, load as load_config, parse_duration};
 use idiolect_miner::{app, cli, telemetry};
 use idiolect_protocol::{Message, Prompt, Role};
+use idiolect_validator::{Profile, ProfileError};
 use sqlx::SqlitePool;
 
 /// What `--timeout` may be.
@@ -94,6 +95,25 @@ impl std::error::Error for Usage {}
 /// The flag of every command that prints data.
 fn json_arg() -> Arg {
     Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON")
+}
+
+/// The argument that names the validators' arithmetic.
+fn profile_arg() -> Arg {
+    Arg::new("profile").long("profile").value_name("NAME|FILE").help(
+        "The validators' arithmetic: openvalidators-1.2, text-prompting-2.1, or a file [default: uniqueness.profile]",
+    )
+}
+
+/// Returns the profile that was named, else the configured one.
+///
+/// # Errors
+/// [`Usage`] for a name that no profile has, and what is wrong with a file.
+fn profile(matches: &ArgMatches, config: &Config) -> anyhow::Result<Profile> {
+    let name = matches.get_one::<String>("profile").unwrap_or(&config.uniqueness.profile);
+    Profile::find(name).map_err(|problem| match problem {
+        ProfileError::Unknown(_) => Usage(format!("--profile: {problem}")).into(),
+        problem => problem.into(),
+    })
 }
 
 /// Reads how long to wait: a number of seconds, or a duration with its unit.

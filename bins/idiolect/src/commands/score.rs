@@ -14,12 +14,11 @@ use idiolect_models::{Resolver, Spec};
 use idiolect_validator::mask::{WordList, WordPiece};
 use idiolect_validator::task::TaskKind;
 use idiolect_validator::{
-    BertPart, Cell, DpoModel, FactorKind, Missing, Models, Profile, ProfileError, Reply, StepReport, StepTask,
-    Validator,
+    BertPart, Cell, DpoModel, FactorKind, Missing, Models, Profile, Reply, StepReport, StepTask, Validator,
 };
 use serde_json::{Map, Value, json};
 
-use super::{Usage, json_arg};
+use super::{Usage, json_arg, profile, profile_arg};
 use crate::output;
 
 mod replies;
@@ -56,12 +55,7 @@ pub(crate) fn command() -> Command {
                 .value_parser(TaskKind::ALL.map(TaskKind::as_str))
                 .help("What the prompt asks for; needed only where it fits no template of the validators"),
         )
-        .arg(
-            Arg::new("profile")
-                .long("profile")
-                .value_name("NAME|FILE")
-                .help("The validators' arithmetic: openvalidators-1.2, text-prompting-2.1, or a file [default: uniqueness.profile]"),
-        );
+        .arg(profile_arg());
     let command = model_args(command)
         .arg(path_arg("history").help(
             "Earlier replies, oldest first, for diversity to compare with; one a line, as in REPLIES. Only for a state that has none",
@@ -110,7 +104,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let loaded = super::load(matches)?;
     super::start_logging(&loaded)?;
     let path = |name: &str| matches.get_one::<PathBuf>(name);
-    let profile = profile(matches.get_one::<String>("profile").unwrap_or(&loaded.config.uniqueness.profile))?;
+    let profile = profile(matches, &loaded.config)?;
     let task = task(path("prompt").context("name a prompt")?, matches.get_one::<String>("task"))?;
     let replies = replies::read(path("replies").context("name a file of replies")?)?;
     if path("history").is_some() && loaded.config.uniqueness.encoder == EncoderKind::Off {
@@ -152,13 +146,6 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     }
     print(&report, &replies)?;
     remarks(&validator, &report, &replies, encoder.as_deref(), n_remembered)
-}
-
-fn profile(name: &str) -> anyhow::Result<Profile> {
-    Profile::find(name).map_err(|problem| match problem {
-        ProfileError::Unknown(_) => Usage(format!("--profile: {problem}")).into(),
-        problem => problem.into(),
-    })
 }
 
 /// Reads the prompt as it is or, as editors end files with one, without the last line break.

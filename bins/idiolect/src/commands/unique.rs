@@ -13,9 +13,8 @@ use idiolect_miner::{cli, models};
 use idiolect_uniqueness::report::{Reply, Report, Row, Summary, pairwise_distances};
 use idiolect_uniqueness::selector::distance_scale;
 use idiolect_uniqueness::{GateHistory, GateMode, GateProfile};
-use idiolect_validator::{Profile, ProfileError};
 
-use super::{Usage, history, json_arg};
+use super::{Usage, history, json_arg, profile, profile_arg};
 use crate::heat_map::{HeatMap, extension};
 use crate::output;
 use crate::replies::{self, Line};
@@ -56,12 +55,7 @@ pub(crate) fn command() -> Command {
         .arg(path("rivals").long("rivals").value_name("FILE").help(
             "Replies of others to the same prompt, which are compared with and not reported on",
         ))
-        .arg(
-            Arg::new("profile")
-                .long("profile")
-                .value_name("NAME|FILE")
-                .help("The validators' arithmetic: openvalidators-1.2, text-prompting-2.1, or a file [default: uniqueness.profile]"),
-        )
+        .arg(profile_arg())
         .arg(
             Arg::new("prompt")
                 .long("prompt")
@@ -97,7 +91,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     if let Some(path) = plot.filter(|path| !matches!(extension(path).as_deref(), Some("png" | "svg"))) {
         return Err(Usage(format!("--plot {} must end in .png or .svg", path.display())).into());
     }
-    let profile = profile(matches.get_one::<String>("profile").unwrap_or(&config.uniqueness.profile))?;
+    let profile = profile(matches, config)?.gate;
     let file = matches.get_one::<PathBuf>("file").context("name a file")?;
     let read = |name: &str| matches.get_one::<PathBuf>(name).map_or(Ok(Vec::new()), |path| replies::read(path));
     let (texts, rivals, earlier) = (replies::read(file)?, read("rivals")?, read("against")?);
@@ -160,15 +154,6 @@ async fn kept_history(
     history.push_batch(&embeddings);
     let n_kept = history.len();
     Ok((Some(history), Some(n_kept)))
-}
-
-/// Returns the gate of a built-in profile, or of one in a file.
-fn profile(name: &str) -> anyhow::Result<GateProfile> {
-    match Profile::find(name) {
-        Ok(profile) => Ok(profile.gate),
-        Err(problem @ ProfileError::Unknown(_)) => Err(Usage(format!("--profile: {problem}")).into()),
-        Err(problem) => Err(problem.into()),
-    }
 }
 
 async fn embed(encoder: &Arc<dyn Embedder>, texts: &[Line]) -> anyhow::Result<Vec<Embedding>> {

@@ -12,10 +12,9 @@ use idiolect_miner::backends::Loader;
 use idiolect_miner::config::EncoderKind;
 use idiolect_miner::progress::{Counter, FetchProgress};
 use idiolect_miner::{cli, models};
-use idiolect_validator::{Profile, ProfileError};
 use serde::Serialize;
 
-use crate::commands::{Usage, json_arg, load, start_logging};
+use crate::commands::{Usage, json_arg, load, profile, profile_arg, start_logging};
 use crate::output;
 
 /// Draws of the bootstrap and of the permutation tests.
@@ -55,12 +54,7 @@ pub(super) fn command() -> Command {
         .arg(number("visible", "N", "10").value_parser(value_parser!(u16)).help("Rivals that are seen; 0 is blind"))
         .arg(number("panels", "N", "20").value_parser(value_parser!(u16).range(1..)).help("Draws of those that are seen, a prompt"))
         .arg(number("seed", "S", "0").value_parser(value_parser!(u64)).help("What the draws start from"))
-        .arg(
-            Arg::new("profile")
-                .long("profile")
-                .value_name("NAME|FILE")
-                .help("The validators' arithmetic: openvalidators-1.2, text-prompting-2.1, or a file [default: uniqueness.profile]"),
-        )
+        .arg(profile_arg())
         .arg(
             Arg::new("embeddings")
                 .long("embeddings")
@@ -104,11 +98,7 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         )
         .into());
     }
-    let name = matches.get_one::<String>("profile").unwrap_or(&config.uniqueness.profile);
-    let profile = match Profile::find(name) {
-        Err(problem @ ProfileError::Unknown(_)) => return Err(Usage(format!("--profile: {problem}")).into()),
-        found => found?.gate,
-    };
+    let profile = profile(matches, config)?.gate;
     let path = matches.get_one::<PathBuf>("replies").context("name a file of replies")?;
     let replies = Replies::open(path).with_context(|| format!("cannot use {}", path.display()))?;
     let groups = matches.get_many::<String>("own").into_iter().flatten();
