@@ -1,22 +1,22 @@
 //! From a prompt to a reply.
 
-use std::collections::HashSet;
+mod choose;
+mod examine;
+mod plan;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use idiolect_axon::{Dictated, HandlerError, Reply, ReplyLogprob};
-use idiolect_backend::{Backend, Embedder, Embedding, FinishReason, Message, Request, Role, Sampling};
-use idiolect_mutation::guard::{self, Flag, Rules};
-use idiolect_mutation::policy::{Context, Draw, Learner, Scored, Wish};
-use idiolect_mutation::{Facts, Library, LibraryFile, Mode, Recipe, RecipeSampler, Shape, Task};
+use idiolect_axon::{HandlerError, Reply, ReplyLogprob};
+use idiolect_backend::{Backend, Embedder, Embedding, FinishReason, Message, Request, Role};
+use idiolect_mutation::guard::Rules;
+use idiolect_mutation::policy::Learner;
+use idiolect_mutation::{Library, LibraryFile, Mode};
 use idiolect_protocol::Category;
-use idiolect_uniqueness::quality::{self, Quality, Reward};
 use idiolect_uniqueness::{
-    Candidate, Erase, HistoryStore, Neighbour, Panel, Panels, Population, ReplyHistory, Selection, Selector,
-    SqliteHistory, StoreError, StoredReply,
+    Erase, HistoryStore, Panels, ReplyHistory, Selector, SqliteHistory, StoreError, StoredReply,
 };
-use idiolect_validator::task::Prompt as TaskPrompt;
 use idiolect_validator::{Profile, RewardModel};
 use sqlx::SqlitePool;
 use tokio::sync::{Mutex, Semaphore};
@@ -36,6 +36,11 @@ use crate::reserve::Reserve;
 use crate::store::{ProvenanceStore, Rewards};
 use crate::{Answer, Ask, PipelineConfig, PipelineError, Provenance, hash, metrics};
 
+pub(crate) use choose::{Choice, distinct};
+pub(crate) use examine::Examined;
+pub(crate) use plan::Plan;
+use plan::SEEDS_APART;
+
 /// With less than this left no reply is begun.
 const LEAST_BUDGET: Duration = Duration::from_millis(5);
 /// Kept back of the deadline for the choice and the record: whoever called drops us when it passes.
@@ -49,12 +54,6 @@ const ASIDE_SHARE: u32 = 4;
 const LATE: Duration = Duration::from_secs(10);
 /// Largest share of a reply's time that is kept from generation for embedding.
 const SCORE_MOST: f64 = 0.4;
-/// Numbers between the seeds of two recipes: backends count their candidates up from a request's seed.
-const SEEDS_APART: u64 = 1 << 20;
-/// Most quoted winners that candidates are compared with, the last ones: each costs an embedding.
-const MOST_QUOTED: usize = 8;
-/// Searching more earlier replies than this is moved off the executor.
-const SEARCH_INLINE: usize = 256;
 
 /// What a pipeline is put together from.
 #[derive(Clone, Debug)]
@@ -141,41 +140,6 @@ pub struct Pipeline {
     /// Whether the backend last took a reply's requests one after the other. Taken for true until it is known: then the
     /// worst is that the first reply's first recipe gets half of the time.
     one_by_one: AtomicBool,
-}
-
-/// What was settled before anything was generated.
-pub(crate) struct Plan {
-    task: Task,
-    task_name: String,
-    mode: Mode,
-    /// What the rewards of recipes may depend on.
-    context: Context,
-    seed: u64,
-    requests: Vec<Planned>,
-    n_candidates: usize,
-    /// Texts are sent exactly as the model said them.
-    verbatim: bool,
-    /// The last thing that the user said, where recorded rivals are found or candidates judged by it.
-    asked: String,
-    /// Winning replies of others that the prompt quotes, with what they are called.
-    quoted: Vec<(String, String)>,
-}
-
-/// What was found out about the candidates.
-pub(crate) struct Examined {
-    qualities: Vec<Quality>,
-    flags: Vec<Vec<Flag>>,
-    pub(crate) embeddings: Option<Vec<Embedding>>,
-    quoted: Option<Arc<Panel>>,
-}
-
-/// Which candidates are best, and why.
-#[derive(Debug)]
-pub(crate) struct Choice {
-    selection: Option<Selection>,
-    pub(crate) ranking: Vec<usize>,
-    reason: &'static str,
-    n_history: usize,
 }
 
 impl Pipeline {
@@ -319,136 +283,9 @@ impl Pipeline {
         result
     }
 
-    /// Settles what is asked of the backend. The deadlines of the requests are set later.
-    async fn plan(&self, job: &Job, prompt_hash: &str) -> Result<Plan, HandlerError> {
-        let refuse = |message: String| Err(HandlerError::new(Category::Malformed, message));
-        let most = PipelineConfig::MAX_CANDIDATES;
-        if !(1..=most).contains(&job.n_completions) {
-            return refuse(format!("{} completions asked for, expected 1 to {most}", job.n_completions));
-        }
-        let task = Task::detect(job.task.as_deref(), &job.messages);
-        let task_name = job.task.clone().unwrap_or_else(|| task.as_str().to_owned());
-        let facts = Facts {
-            transport: job.transport,
-            task: &task_name,
-            validator: &job.caller,
-            shape: Some(Shape::of(&job.messages)),
-            dictated: job.dictated.is_some(),
-        };
-        let library = self.library();
-        let varied = library.plan(&facts, task, &job.messages);
-        let mode = varied.mode.clone();
-        // With a seed for every prompt nothing may depend on what was asked before.
-        let nth = if self.config.sampling.seed.is_some() { 0 } else { self.n_requests.fetch_add(1, Ordering::Relaxed) };
-        let seed = hash::seed(self.seed, nth, prompt_hash);
-
-        let max_tokens = self.config.sampling.max_tokens;
-        let n_candidates = if mode.is_passthrough() {
-            job.n_completions
-        } else {
-            // Fewer candidates that are whole are better than many that the deadline cuts. What remains of one candidate
-            // is the plain prompt: what is varied never misses a deadline that the plain prompt would not.
-            let left = job.deadline.saturating_duration_since(Instant::now());
-            self.pace.fit(self.config.candidates, max_tokens, left - self.set_aside(left)).max(job.n_completions)
-        };
-        let families = if mode.is_passthrough() || job.model.is_some() { &[] } else { &*self.config.families };
-        let n_recipes = varied.candidates(self.config.recipes).max(families.len()).clamp(1, n_candidates);
-        let context = Context::new(job.transport, task_name.as_str(), job.caller.as_str()).with("risk", varied.risk);
-        let learnt = if n_recipes > 1 && !mode.is_passthrough() {
-            let wish = Wish { context: &context, task, mode: &mode, k: n_recipes, request: seed };
-            self.drawn(&library, &wish, job.deadline).await
-        } else {
-            None
-        };
-        let draws: Vec<(Recipe, Option<Draw>)> = match learnt {
-            Some(draws) => draws.into_iter().map(|draw| (draw.recipe.clone(), Some(draw))).collect(),
-            None => {
-                let sampler = RecipeSampler::new(Arc::clone(&library), self.seed);
-                let recipes = sampler.draw_planned(n_recipes, seed, task, &varied);
-                recipes.into_iter().map(|recipe| (recipe, None)).collect()
-            }
-        };
-        let capabilities = self.backend.capabilities();
-        if mode.is_passthrough() && job.logprobs.is_some() && !capabilities.logprobs {
-            return Err(HandlerError::new(Category::Unavailable, "log-probabilities are not available"));
-        }
-        let logprobs = job.logprobs.filter(|_| capabilities.logprobs).map(|n| n.min(20));
-        let sampling = match &job.dictated {
-            Some(dictated) => self.dictated(dictated),
-            None => Sampling { seed: None, ..self.config.sampling.clone() },
-        };
-        let mut requests = Vec::with_capacity(draws.len());
-        for (i, (recipe, draw)) in draws.into_iter().enumerate() {
-            // The first, which is the no-op, takes what does not divide.
-            let rest = if i == 0 { n_candidates % n_recipes } else { 0 };
-            let mut sampling = sampling.clone();
-            recipe.apply_sampling(&mut sampling);
-            if job.dictated.is_none() {
-                // A seed of our own is no use to a backend that does not keep it; one that was configured is for the backend to judge.
-                let first = self.config.sampling.seed.or(capabilities.seed.then_some(seed));
-                sampling.seed = first.map(|first| first.wrapping_add(i as u64 * SEEDS_APART));
-            }
-            sampling.logprobs = logprobs;
-            let messages = recipe.apply(&job.messages);
-            let request = Request {
-                n: n_candidates / n_recipes + rest,
-                sampling,
-                model: job.model.clone(),
-                ..Request::new(messages)
-            };
-            requests.push(Planned { recipe, draw, request, until: job.deadline });
-        }
-        // A small library may hold fewer recipes than wanted: the no-op takes their share.
-        let drawn: usize = requests.iter().map(|planned| planned.request.n).sum();
-        requests[0].request.n += n_candidates.saturating_sub(drawn);
-        share_out(&mut requests, families, seed);
-
-        if let Some(Err(error)) = requests.iter().map(|planned| planned.request.validate()).find(Result::is_err) {
-            return Err(to_handler_error(error));
-        }
-        let verbatim = mode.is_passthrough() || job.logprobs.is_some();
-        let asked = last_asked(&job.messages);
-        let quoted = if self.scores(&mode) { quoted(asked) } else { Vec::new() };
-        let is_needed = self.panels.is_some() || self.judge.is_some();
-        let asked = if is_needed { asked.to_owned() } else { String::new() };
-        Ok(Plan { task, task_name, mode, context, seed, requests, n_candidates, verbatim, asked, quoted })
-    }
-
-    /// Has the policy draw recipes on a thread that nobody waits for: it estimates how likely each of them was. `None` where there
-    /// is no policy, or no thread soon enough.
-    async fn drawn(&self, library: &Arc<Library>, wish: &Wish<'_>, deadline: Instant) -> Option<Vec<Draw>> {
-        let learner = Arc::clone(self.learner.as_ref()?);
-        let library = Arc::clone(library);
-        let (context, mode, Wish { task, k, request, .. }) = (wish.context.clone(), wish.mode.clone(), *wish);
-        let draw = tokio::task::spawn_blocking(move || {
-            learner.draw(&library, &Wish { context: &context, task, mode: &mode, k, request })
-        });
-        match tokio::time::timeout(aside(deadline), draw).await {
-            Ok(drawn) => drawn.inspect_err(|error| tracing::error!(%error, "recipes not drawn by the policy")).ok(),
-            Err(_) => {
-                tracing::warn!("no time to draw recipes by the policy");
-                None
-            }
-        }
-    }
-
     /// Says whether candidates are embedded and compared.
     fn scores(&self, mode: &Mode) -> bool {
         self.embedder.is_some() && !mode.is_passthrough()
-    }
-
-    fn dictated(&self, dictated: &Dictated) -> Sampling {
-        let max_tokens = dictated.max_tokens.unwrap_or(self.config.sampling.max_tokens);
-        Sampling {
-            max_tokens: max_tokens.min(self.config.max_dictated_tokens),
-            temperature: dictated.temperature,
-            top_k: dictated.top_k,
-            top_p: dictated.top_p,
-            repetition_penalty: dictated.repetition_penalty,
-            stop: dictated.stop.iter().filter(|stop| !stop.is_empty()).take(16).cloned().collect(),
-            seed: dictated.seed,
-            ..Sampling::default()
-        }
     }
 
     async fn carry_out(&self, job: Job, mut plan: Plan, prompt_hash: String) -> Result<Answer, HandlerError> {
@@ -569,46 +406,6 @@ impl Pipeline {
         plan.requests.extend(planned);
     }
 
-    /// Returns the library that is in use now.
-    fn library(&self) -> Arc<Library> {
-        self.library_file.as_ref().map_or_else(|| Arc::clone(&self.library), |file| file.current())
-    }
-
-    /// Tells the policy what each recipe brought: the mean, over its candidates, of quality times the chance not to be masked.
-    fn learn(&self, plan: &Plan, drafts: &[Draft], looked_at: &Examined, choice: &Choice) {
-        let Some(learner) = &self.learner else { return };
-        // Without embeddings nothing is known of the gate.
-        let Some(selection) = choice.selection.as_ref().filter(|_| looked_at.embeddings.is_some()) else { return };
-        let mut brought: Vec<(Draw, Vec<f64>)> = Vec::new();
-        for (draft, score) in drafts.iter().zip(&selection.scores) {
-            let Some(draw) = plan.requests.get(draft.recipe).and_then(|planned| planned.draw.as_ref()) else {
-                continue;
-            };
-            let passes = score.masked.map_or(score.predicted, |masked| 1.0 - masked.p);
-            let reward = f64::from(score.quality * passes).clamp(0.0, 1.0);
-            match brought.iter_mut().find(|(other, _)| other.recipe == draw.recipe) {
-                Some((_, rewards)) => rewards.push(reward),
-                None => brought.push((draw.clone(), vec![reward])),
-            }
-        }
-        if brought.is_empty() {
-            return;
-        }
-        let (learner, context) = (Arc::clone(learner), plan.context.clone());
-        // It is written down, too.
-        tokio::task::spawn_blocking(move || {
-            let mean = |rewards: &[f64]| rewards.iter().sum::<f64>() / rewards.len() as f64;
-            let scored = brought.iter().map(|(draw, rewards)| Scored { draw, reward: mean(rewards) });
-            match learner.update(&context, &scored.collect::<Vec<_>>()) {
-                Ok(()) => metrics::learnt("yes"),
-                Err(error) => {
-                    metrics::learnt("failed");
-                    tracing::warn!(error = &error as &dyn std::error::Error, "not learnt of what the recipes brought");
-                }
-            }
-        });
-    }
-
     /// Returns how much of a budget is about to be set aside for scoring one candidate.
     fn set_aside(&self, budget: Duration) -> Duration {
         let embedding = self.embedder.as_ref().map_or(Duration::ZERO, |_| self.reserve.of(1, budget));
@@ -659,240 +456,6 @@ impl Pipeline {
                 tracing::error!(error = &error as &dyn std::error::Error, "history not written");
             }
         });
-    }
-
-    /// Finds out what there is to know of the candidates in the time that is left.
-    async fn examine(&self, job: &Job, plan: &Plan, generated: &mut Generated) -> Examined {
-        let drafts = &generated.drafts;
-        let asked = last_asked(&job.messages);
-        let check = |draft: &Draft| guard::check(plan.task, asked, &draft.candidate.text);
-        let flags: Vec<Vec<Flag>> =
-            drafts.iter().map(|draft| draft.flags.clone().unwrap_or_else(|| check(draft))).collect();
-        for flag in flags.iter().flatten() {
-            metrics::flag(flag.kind.as_str());
-        }
-        if plan.mode.is_passthrough() {
-            let qualities = quality::estimate(&described(drafts, &flags, None));
-            return Examined { qualities, flags, embeddings: None, quoted: None };
-        }
-        let mut quoted = None;
-        let embeddings = match self.embed(drafts, &plan.quoted, job.deadline).await {
-            Ok(mut embeddings) => {
-                quoted = self.panel_of(&plan.quoted, embeddings.split_off(drafts.len()));
-                Some(embeddings)
-            }
-            Err(why) => {
-                metrics::unscored(why.label());
-                generated.notes.push(format!("chosen without embeddings: {}", why.text()));
-                None
-            }
-        };
-        // The gate comes first: it takes all of the reward.
-        let rewards = self.judge(drafts, plan, job.deadline, &mut generated.notes).await;
-        let qualities = quality::estimate(&described(&generated.drafts, &flags, rewards.as_deref()));
-        Examined { qualities, flags, embeddings, quoted }
-    }
-
-    /// Asks the reward model about candidates that there is a choice among.
-    async fn judge(
-        &self,
-        drafts: &[Draft],
-        plan: &Plan,
-        deadline: Instant,
-        notes: &mut Vec<String>,
-    ) -> Option<Vec<Reward>> {
-        let judge = self.judge.as_ref()?;
-        let texts: Vec<String> = drafts.iter().map(|draft| draft.candidate.text.clone()).collect();
-        if texts.iter().map(|text| text.trim()).collect::<HashSet<_>>().len() < 2 {
-            return None;
-        }
-        let until = deadline - finish(deadline.saturating_duration_since(Instant::now()));
-        match judge.rewards(&plan.asked, &texts, until).await {
-            Ok(rewards) => Some(rewards),
-            Err(why) => {
-                metrics::unjudged(why.label());
-                notes.push(format!("chosen without rewards by {}: {why}", judge.name()));
-                None
-            }
-        }
-    }
-
-    fn panel_of(&self, quoted: &[(String, String)], embeddings: Vec<Embedding>) -> Option<Arc<Panel>> {
-        let embedder = self.embedder.as_ref().filter(|_| !quoted.is_empty())?;
-        let mut panel = Panel::new(embedder.name(), embedder.dimensions());
-        for ((label, _), embedding) in quoted.iter().zip(&embeddings) {
-            panel.push(label.as_str(), embedding);
-        }
-        Some(Arc::new(panel))
-    }
-
-    /// Chooses, beside all that is known of earlier replies by now and can be compared with in time.
-    pub(crate) async fn choose(
-        &self,
-        looked_at: &Examined,
-        plan: &Plan,
-        drafts: &[Draft],
-        prompt_hash: &str,
-        deadline: Instant,
-    ) -> Choice {
-        if plan.mode.is_passthrough() {
-            let ranking = (0..drafts.len()).collect();
-            return Choice { selection: None, ranking, reason: "passthrough", n_history: 0 };
-        }
-        let n_history = self.history.as_ref().map_or(0, |history| history.len());
-        let selection = self.select(drafts, looked_at, plan, prompt_hash, deadline).await;
-        let (ranking, reason) = (selection.ranking.clone(), selection.reason.as_str());
-        Choice { selection: Some(selection), ranking, reason, n_history }
-    }
-
-    /// Counts the choice that counts, notes what there was no time for, and returns what the sent reply is nearest to.
-    fn count_choice(
-        &self,
-        choice: &Choice,
-        plan: &Plan,
-        generated: &mut Generated,
-        is_embedded: bool,
-        sent: usize,
-    ) -> Option<&'static str> {
-        metrics::selection(choice.reason);
-        let selection = choice.selection.as_ref()?;
-        if selection.n_unsearched > 0 {
-            metrics::search_cut();
-            let (n, n_candidates) = (selection.n_unsearched, selection.scores.len());
-            let note = format!("no time to compare {n} of {n_candidates} candidates with earlier replies");
-            generated.notes.push(note);
-        }
-        let score = selection.scores.get(sent).filter(|_| is_embedded)?;
-        metrics::gate(score.distance, score.predicted);
-        let source = match score.nearest.as_ref()? {
-            Neighbour::Sibling(i) => {
-                let (own, other) = (generated.drafts.get(sent)?, generated.drafts.get(*i)?);
-                let is_no_op = plan.requests.get(other.recipe).is_some_and(|r| r.recipe.operators.is_empty());
-                match (own.model == other.model, is_no_op) {
-                    (false, _) => "sibling_model",
-                    (true, true) => "no_op",
-                    (true, false) => "sibling",
-                }
-            }
-            Neighbour::Panel(_) => "panel",
-            Neighbour::Quoted(_) => "quoted",
-            _ => "history",
-        };
-        metrics::nearest(source);
-        Some(source)
-    }
-
-    /// Returns the embeddings of the candidates, and behind them those of the winners that the prompt quotes.
-    async fn embed(
-        &self,
-        drafts: &[Draft],
-        quoted: &[(String, String)],
-        deadline: Instant,
-    ) -> Result<Vec<Embedding>, NotEmbedded> {
-        let embedder = self.embedder.as_ref().ok_or(NotEmbedded::NoEncoder)?;
-        let started = Instant::now();
-        let until = deadline - finish(deadline.saturating_duration_since(started));
-        let candidates = drafts.iter().map(|draft| draft.candidate.text.clone());
-        let texts: Vec<String> = candidates.chain(quoted.iter().map(|(_, text)| text.clone())).collect();
-        let result = tokio::time::timeout_at(until, embedder.embed(&texts)).await;
-        if result.is_ok() {
-            self.reserve.measured(texts.len(), started.elapsed());
-        }
-        match result {
-            Err(_) => {
-                self.reserve.given_up(texts.len(), started.elapsed());
-                Err(NotEmbedded::NoTime)
-            }
-            Ok(Err(error)) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "candidates not embedded");
-                Err(NotEmbedded::Failed)
-            }
-            Ok(Ok(embeddings)) => {
-                let n_values = embedder.dimensions();
-                let is_usable = |e: &Embedding| e.len() == n_values && e.iter().all(|v| v.is_finite());
-                // One text that cannot be placed counts as a repeat; where none can, the encoder is to blame.
-                if embeddings.len() == texts.len() && embeddings.iter().take(drafts.len()).any(is_usable) {
-                    return Ok(embeddings);
-                }
-                tracing::warn!(n_texts = texts.len(), n = embeddings.len(), "the encoder gave nothing of use");
-                Err(NotEmbedded::Failed)
-            }
-        }
-    }
-
-    async fn select(
-        &self,
-        drafts: &[Draft],
-        looked_at: &Examined,
-        plan: &Plan,
-        prompt_hash: &str,
-        deadline: Instant,
-    ) -> Selection {
-        let Examined { qualities, embeddings, quoted, .. } = looked_at;
-        let known: Vec<(String, f32)> =
-            drafts.iter().zip(qualities).map(|(draft, quality)| (draft.model.clone(), quality.score)).collect();
-        let (embeddings, quoted) = (embeddings.clone(), quoted.clone());
-        let (selector, history, panels) = (Arc::clone(&self.selector), self.history.clone(), self.panels.clone());
-        let is_plain = |draft: &Draft| plan.requests.get(draft.recipe).is_some_and(|r| r.recipe.is_no_op());
-        let plain: Vec<usize> =
-            drafts.iter().enumerate().filter(|(_, draft)| is_plain(draft)).map(|(index, _)| index).collect();
-        let n_rivals = self.config.rivals;
-        let asked = panels.as_ref().map(|_| plan.asked.clone()).unwrap_or_default();
-        let encoder = self.embedder.as_ref().map_or(String::new(), |embedder| embedder.name().to_owned());
-        let prompt_hash = prompt_hash.to_owned();
-        let n_rows =
-            history.as_ref().map_or(0, |h| h.len()) + panels.as_ref().map_or(0, |panels| panels.elsewhere().len());
-        let search = move |until: std::time::Instant| {
-            let embedding = |i: usize| embeddings.as_ref().and_then(|e| e.get(i)).map(Vec::as_slice);
-            let with_place = known.iter().enumerate();
-            let candidates: Vec<Candidate<'_>> = with_place
-                .map(|(i, (source, quality))| Candidate { embedding: embedding(i), quality: *quality, source })
-                .collect();
-            let mut population = Population::new(&encoder).with_rivals(n_rivals).with_plain(&plain);
-            // All were made for this encoder: `start` checks it.
-            if let Some(with) = history.as_deref().and_then(|h| population.with_history(h, &prompt_hash).ok()) {
-                population = with;
-            }
-            if let Some(panels) = panels.as_deref() {
-                let to_prompt = panels.to_prompt(&asked).and_then(|panel| population.with_panel(panel).ok());
-                population = to_prompt.unwrap_or(population);
-                population = population.with_elsewhere(panels.elsewhere()).unwrap_or(population);
-            }
-            if let Some(with) = quoted.as_deref().and_then(|panel| population.with_quoted(panel).ok()) {
-                population = with;
-            }
-            selector.select_until(&candidates, &population, until)
-        };
-        let now = Instant::now();
-        let left = deadline.saturating_duration_since(now);
-        // The search stops by itself; where it finds no thread to begin on, it is not waited for.
-        let (enough, too_late) = (left.saturating_sub(finish(left) / 2), left.saturating_sub(finish(left) / 4));
-        let until = std::time::Instant::now() + enough;
-        let selection = if n_rows <= SEARCH_INLINE {
-            search(until)
-        } else {
-            let search = Arc::new(search);
-            let elsewhere = Arc::clone(&search);
-            match timeout_at(now + too_late, tokio::task::spawn_blocking(move || elsewhere(until))).await {
-                Ok(Ok(selection)) => selection,
-                Ok(Err(error)) => {
-                    tracing::error!(%error, "the choice failed; the first candidate is sent");
-                    None
-                }
-                Err(_) => {
-                    tracing::warn!("no thread was free to search earlier replies in time");
-                    search(std::time::Instant::now())
-                }
-            }
-        };
-        selection.unwrap_or_else(|| Selection {
-            chosen: 0,
-            ranking: (0..qualities.len()).collect(),
-            scores: Vec::new(),
-            reason: idiolect_uniqueness::Reason::OnlyCandidate,
-            n_unsearched: 0,
-            vendi: None,
-        })
     }
 
     #[expect(clippy::too_many_arguments, reason = "one place where everything known of a reply comes together")]
@@ -967,32 +530,6 @@ impl Pipeline {
             notes: generated.notes,
             timings,
             rewards: Vec::new(),
-        }
-    }
-}
-
-/// Why candidates have no embeddings.
-#[derive(Clone, Copy, Debug)]
-enum NotEmbedded {
-    NoEncoder,
-    NoTime,
-    Failed,
-}
-
-impl NotEmbedded {
-    const fn label(self) -> &'static str {
-        match self {
-            Self::NoEncoder => "no_encoder",
-            Self::NoTime => "no_time",
-            Self::Failed => "failed",
-        }
-    }
-
-    const fn text(self) -> &'static str {
-        match self {
-            Self::NoEncoder => "there is no encoder",
-            Self::NoTime => "there was no time",
-            Self::Failed => "the encoder failed",
         }
     }
 }
@@ -1074,58 +611,6 @@ fn finish(budget: Duration) -> Duration {
     FINISH.min(budget / 4)
 }
 
-fn described<'a>(drafts: &'a [Draft], flags: &[Vec<Flag>], rewards: Option<&[Reward]>) -> Vec<quality::Draft<'a>> {
-    let described = drafts.iter().zip(flags).enumerate().map(|(i, (draft, flags))| quality::Draft {
-        text: &draft.candidate.text,
-        mean_logprob: draft.candidate.mean_logprob,
-        model: &draft.model,
-        prompt: draft.recipe,
-        complete: draft.candidate.finish_reason == FinishReason::Stop,
-        penalty: guard::penalty(flags),
-        reward: rewards.and_then(|rewards| rewards.get(i)).copied(),
-    });
-    described.collect()
-}
-
-/// Gives each request the backend that should answer it: in turns, by their weights. Whose turn is the first, which the
-/// unchanged prompt goes to, the seed decides.
-fn share_out(requests: &mut Vec<Planned>, families: &[(String, u32)], seed: u64) {
-    let total: i64 = families.iter().map(|(_, weight)| i64::from((*weight).max(1))).sum();
-    if families.is_empty() {
-        return;
-    }
-    // Fewer recipes than backends: the same recipe is asked of several.
-    while requests.len() < families.len() {
-        let Some(largest) = (0..requests.len()).rev().max_by_key(|&i| requests[i].request.n) else { return };
-        let n = requests[largest].request.n;
-        if n < 2 {
-            break;
-        }
-        let mut half = requests[largest].clone();
-        half.request.n = n / 2;
-        half.request.sampling.seed =
-            half.request.sampling.seed.map(|s| s.wrapping_add(requests.len() as u64 * SEEDS_APART));
-        requests[largest].request.n = n - n / 2;
-        requests.push(half);
-    }
-    let mut credit: Vec<i64> = vec![0; families.len()];
-    let turns = (seed % total.unsigned_abs()) as usize;
-    let mut next = || {
-        for (credit, (_, weight)) in credit.iter_mut().zip(families) {
-            *credit += i64::from((*weight).max(1));
-        }
-        let chosen = (0..families.len()).rev().max_by_key(|&i| credit[i]).unwrap_or(0);
-        credit[chosen] -= total;
-        chosen
-    };
-    for _ in 0..turns {
-        next();
-    }
-    for planned in requests {
-        planned.request.prefer = Some(families[next()].0.clone());
-    }
-}
-
 /// Repairs candidates on a thread that nobody waits for; where none is free, or it takes too long, they stay as they are.
 async fn mended(rules: &Rules, mut drafts: Vec<Draft>, deadline: Instant) -> Vec<Draft> {
     let (rules, before) = (rules.clone(), drafts.clone());
@@ -1149,25 +634,6 @@ async fn mended(rules: &Rules, mut drafts: Vec<Draft>, deadline: Instant) -> Vec
 /// Returns the last thing that the user said.
 fn last_asked(messages: &[Message]) -> &str {
     messages.iter().rev().find(|m| m.role == Role::User).map_or("", |m| &m.content)
-}
-
-/// Returns the last of the winning replies that a validator's prompt quotes, with what they are called.
-fn quoted(asked: &str) -> Vec<(String, String)> {
-    let prompt = TaskPrompt::parse(asked);
-    let mut winners = prompt.winners();
-    let winners = winners.split_off(winners.len().saturating_sub(MOST_QUOTED));
-    let labelled = |(nth, winner): (usize, idiolect_validator::task::Winner<'_>)| {
-        (format!("quoted {} {}", winner.kind, nth + 1), winner.text.to_owned())
-    };
-    winners.into_iter().enumerate().map(labelled).collect()
-}
-
-/// Returns the best `n` candidates with different texts; where there are fewer, the best of the rest fill up.
-pub(crate) fn distinct(ranking: &[usize], drafts: &[Draft], n: usize) -> Vec<usize> {
-    let mut seen = HashSet::new();
-    let (first, again): (Vec<usize>, Vec<usize>) =
-        ranking.iter().partition(|&&i| seen.insert(drafts[i].candidate.text.trim()));
-    first.into_iter().chain(again).take(n.max(1)).collect()
 }
 
 fn reply(drafts: &[Draft], sent: &[usize], with_logprobs: bool) -> Reply {
