@@ -10,7 +10,7 @@
 //! usual a reply is, ln Λ = a₀ + a₁ x + b₁ ln(1 + u) with x of the distance to that.
 //!
 //! The coefficients were fitted to replies of 40 models to each of 50 prompts, whole populations of 5 to 40 with some of them
-//! revealed, masked or not by the distances of all-mpnet-base-v2 (`benches/calibration` fits them). Prompts differ more than
+//! revealed, masked or not by the distances of all-mpnet-base-v2 (`idiolect-arena`'s bench `calibration` fits them). Prompts differ more than
 //! replies: ranges are wide enough that in nine of ten prompts that had no part in the fit the share of replies that was masked
 //! lies in them (docs/benchmarks.md has the tables, and those of prompts of another sort). What plain answers say was fitted to
 //! four variations of two models beside their plain answers, half of the time with a rival that gives the plain answer, too.

@@ -1,9 +1,9 @@
 //! The chance to be masked, predicted from a few revealed rivals, beside what the whole population does, and its fit.
 //!
-//!     cargo bench -p idiolect-uniqueness --bench calibration -- REPLIES.jsonl [--fit] [--folds] [--plain] [--pass-above P]
+//!     cargo bench -p idiolect-arena --bench calibration -- REPLIES.jsonl [--fit] [--folds] [--plain] [--pass-above P]
 //!         [--embeddings FOLDER]
 //!
-//! REPLIES.jsonl has one reply a line: `{"p": PROMPT, "m": MODEL, "t": TEXT}`, each model once a prompt. The truth is that of
+//! REPLIES.jsonl has one reply a line: `{"p": PROMPT, "m": MODEL, "t": TEXT}`, each model once a prompt (see [`Replies`]). The truth is that of
 //! all-mpnet-base-v2 with all replies to the prompt revealed. Without options the figures are those of the coefficients in
 //! `chance.rs`, for prompts that had no part in their fit. All draws are the same each time.
 //!
@@ -20,24 +20,17 @@ mod fit;
 mod plain;
 mod tables;
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use idiolect_arena::Replies;
 use idiolect_uniqueness::GateProfile;
 use idiolect_uniqueness::chance::Calibration;
 
 use cases::Setting;
 
-const USAGE: &str = "usage: cargo bench -p idiolect-uniqueness --bench calibration -- REPLIES.jsonl [--fit] [--folds] [--plain] [--pass-above P] [--embeddings FOLDER]";
+const USAGE: &str = "usage: cargo bench -p idiolect-arena --bench calibration -- REPLIES.jsonl [--fit] [--folds] [--plain] [--pass-above P] [--embeddings FOLDER]";
 
 type Failure = Box<dyn std::error::Error>;
-
-#[derive(serde::Deserialize)]
-struct Line {
-    p: String,
-    m: String,
-    t: String,
-}
 
 #[derive(Default)]
 struct Options {
@@ -79,20 +72,20 @@ fn main() -> Result<(), Failure> {
         println!("{USAGE}");
         return Ok(());
     };
-    let mut by_prompt: BTreeMap<String, Vec<(String, String)>> = BTreeMap::new();
-    for line in std::fs::read_to_string(file)?.lines() {
-        let line: Line = serde_json::from_str(line)?;
-        by_prompt.entry(line.p).or_default().push((line.m, line.t.trim().to_owned()));
-    }
-    let prompts: Vec<Vec<(String, String)>> = by_prompt.into_values().collect();
+    let replies = Replies::open(file)?;
+    let of_prompt = |indices: Vec<usize>| {
+        let replies = indices.into_iter().map(|index| &replies.all()[index]);
+        replies.map(|reply| (reply.model.clone(), reply.text.clone())).collect()
+    };
+    let prompts: Vec<Vec<(String, String)>> = replies.by_prompt().into_values().map(of_prompt).collect();
     println!("{} prompts, {} replies", prompts.len(), prompts.iter().map(Vec::len).sum::<usize>());
 
     let profile = GateProfile::TEXT_PROMPTING_2_1;
     let bound = profile.batch.distance_at(options.pass_above.unwrap_or(profile.pass_above));
     let folder = options.embeddings.as_deref();
-    let truth = embeddings::distances("mpnet", 1.0, &prompts, folder)?;
+    let truth = embeddings::distances("mpnet", 1.0, &replies, folder)?;
     let scale = idiolect_uniqueness::selector::distance_scale("minilm");
-    let scaled = embeddings::distances("minilm", scale, &prompts, folder)?;
+    let scaled = embeddings::distances("minilm", scale, &replies, folder)?;
     let encoders = [
         ("all-mpnet-base-v2", Calibration::MPNET, Setting { distances: &truth, truth: &truth, bound }),
         ("all-MiniLM-L6-v2", Calibration::MINILM, Setting { distances: &scaled, truth: &truth, bound }),
