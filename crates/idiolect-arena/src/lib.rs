@@ -25,8 +25,12 @@
 
 pub mod cache;
 pub mod experiment;
+pub mod lines;
+pub mod live;
 pub mod replies;
+pub mod rivals;
 pub mod statistics;
+pub mod texts;
 
 pub use cache::{CacheError, EmbeddingCache};
 pub use experiment::{Choice, Experiment, ExperimentError, Outcome, Pick};
