@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use serde::Serialize;
 
+use crate::lessons::{Learned, Lessons};
 use crate::replies::Replies;
 use crate::statistics::below;
 
@@ -25,13 +26,16 @@ pub enum Choice {
     Farthest,
     /// What [`Selector`] chooses.
     Selector,
+    /// What other prompts teach ([`Experiment::with_lessons`]); nothing without.
+    Learned,
     /// The one that is farthest from the nearest of all rivals, hidden ones included: nobody can do better.
     Oracle,
 }
 
 impl Choice {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::First, Self::Random, Self::Farthest, Self::Selector, Self::Oracle];
+    pub const ALL: [Self; 6] =
+        [Self::First, Self::Random, Self::Farthest, Self::Selector, Self::Learned, Self::Oracle];
 
     /// Returns the name used in reports.
     #[must_use]
@@ -41,6 +45,7 @@ impl Choice {
             Self::Random => "random",
             Self::Farthest => "farthest",
             Self::Selector => "selector",
+            Self::Learned => "learned",
             Self::Oracle => "oracle",
         }
     }
@@ -93,6 +98,7 @@ pub struct Experiment<'a> {
     encoder: String,
     profile: GateProfile,
     qualities: Option<&'a [f32]>,
+    lessons: Option<&'a Lessons<'a>>,
     cases: Vec<Case>,
 }
 
@@ -163,7 +169,7 @@ impl<'a> Experiment<'a> {
             return Err(ExperimentError::NoPrompt);
         }
         let encoder = "all-mpnet-base-v2".to_owned();
-        Ok(Self { replies, embeddings, own, encoder, profile, qualities: None, cases })
+        Ok(Self { replies, embeddings, own, encoder, profile, qualities: None, lessons: None, cases })
     }
 
     /// Names the encoder that made the embeddings: the selector knows the figures of some.
@@ -179,6 +185,12 @@ impl<'a> Experiment<'a> {
         Self { qualities: Some(qualities), ..self }
     }
 
+    /// Lets [`Choice::Learned`] rest on what other prompts of the same record teach.
+    #[must_use]
+    pub fn with_lessons(self, lessons: &'a Lessons<'a>) -> Self {
+        Self { lessons: Some(lessons), ..self }
+    }
+
     /// Returns the prompts that count.
     pub fn prompts(&self) -> impl ExactSizeIterator<Item = &str> {
         self.cases.iter().map(|case| case.prompt.as_str())
@@ -189,11 +201,14 @@ impl<'a> Experiment<'a> {
     #[must_use]
     pub fn run_with(&self, choice: Choice, n_visible: usize, n_panels: usize, seed: u64) -> Outcome {
         let n_panels = if n_visible == 0 { 1 } else { n_panels };
+        let learned = self.lessons.filter(|_| choice == Choice::Learned);
+        let learned = learned.map(|lessons| lessons.learn(self.own, n_visible, seed));
+        let learned = learned.as_ref();
         let cases = self.cases.iter().enumerate();
         let picks = cases.flat_map(|(index, case)| {
             (0..n_panels).filter_map(move |panel| {
                 let visible = self.visible(case, index, n_visible, panel, seed);
-                self.pick(choice, index, case, &visible)
+                self.pick(choice, learned, index, case, &visible)
             })
         });
         Outcome { picks: picks.collect() }
@@ -219,7 +234,14 @@ impl<'a> Experiment<'a> {
         rivals
     }
 
-    fn pick(&self, choice: Choice, prompt: usize, case: &Case, visible: &[usize]) -> Option<Pick> {
+    fn pick(
+        &self,
+        choice: Choice,
+        learned: Option<&Learned<'_>>,
+        prompt: usize,
+        case: &Case,
+        visible: &[usize],
+    ) -> Option<Pick> {
         let n_own = self.own.len();
         let hidden: Vec<usize> = (n_own..case.replies.len()).filter(|i| !visible.contains(i)).collect();
         let nearest = |own: usize, among: &[usize]| {
@@ -239,6 +261,7 @@ impl<'a> Experiment<'a> {
             Choice::Farthest => farthest_from(&|_| visible.to_vec()),
             Choice::Oracle => farthest_from(&|_| hidden.clone()),
             Choice::Selector => Some(self.select(case, visible)?),
+            Choice::Learned => Some(self.best_learned(learned?, case, visible)?),
         };
         let masked = |own: usize| {
             let batch = self.profile.batch.at(nearest(own, &hidden));
@@ -261,6 +284,13 @@ impl<'a> Experiment<'a> {
             },
             first_label: label(0),
         })
+    }
+
+    fn best_learned(&self, learned: &Learned<'_>, case: &Case, visible: &[usize]) -> Option<usize> {
+        let places = |of: &[usize]| of.iter().map(|&place| case.replies[place]).collect::<Vec<usize>>();
+        let scores = learned.scores(&case.prompt, &case.replies[..self.own.len()], &places(visible));
+        // Of equal ones the first.
+        (0..scores.len()).rev().max_by(|&a, &b| scores[a].total_cmp(&scores[b]))
     }
 
     fn select(&self, case: &Case, visible: &[usize]) -> Option<usize> {

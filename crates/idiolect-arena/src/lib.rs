@@ -25,6 +25,7 @@
 
 pub mod cache;
 pub mod experiment;
+pub mod lessons;
 pub mod lines;
 pub mod live;
 pub mod replies;
@@ -34,4 +35,5 @@ pub mod texts;
 
 pub use cache::{CacheError, EmbeddingCache};
 pub use experiment::{Choice, Experiment, ExperimentError, Outcome, Pick};
+pub use lessons::{Learned, Lessons};
 pub use replies::{Recorded, Replies, RepliesError};

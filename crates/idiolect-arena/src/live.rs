@@ -17,7 +17,7 @@ use crate::texts::ArenaPrompt;
 mod report;
 mod reward;
 
-pub use report::{ArmReport, Comparison, Latency, Ratio, Report, report};
+pub use report::{Arm, ArmReport, Comparison, Latency, Ratio, Report, report};
 pub use reward::{Outcome, RewardError, Scored, Scorer};
 
 /// Who made the replies of a draw.
@@ -111,7 +111,9 @@ pub enum StateError {
     #[error(transparent)]
     Lines(#[from] LinesError),
     /// It is of another run.
-    #[error("the state is of another run: {name} is {found} there, expected {expected}; name another file, or run as that one did")]
+    #[error(
+        "the state is of another run: {name} is {found} there, expected {expected}; name another file, or run as that one did"
+    )]
     Other {
         /// Which setting.
         name: &'static str,
@@ -223,24 +225,34 @@ pub fn prompt_seed(seed: u64, prompt: &str) -> u64 {
     fnv1a(seed.to_le_bytes().into_iter().chain(prompt.bytes()))
 }
 
-/// Draws `n` plain samples of a prompt and chooses the one whose tokens were likeliest to the model that wrote it, of equal ones the
+/// How plain samples are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plain {
+    /// Samples.
+    pub n: usize,
+    /// What draws start from.
+    pub seed: u64,
+    /// How long a reply may take.
+    pub timeout: Duration,
+    /// What is kept back of that for the way home.
+    pub margin: Duration,
+}
+
+/// Draws plain samples of a prompt and chooses the one whose tokens were likeliest to the model that wrote it, of equal ones the
 /// first. What a deadline cuts is as the backend left it.
 pub async fn plain(
     backend: &dyn Backend,
     sampling: &Sampling,
     prompt: &ArenaPrompt,
     source: Source,
-    n: usize,
-    seed: u64,
-    timeout: Duration,
-    margin: Duration,
+    wish: Plain,
 ) -> Drawn {
-    let sampling = Sampling { seed: Some(prompt_seed(seed, &prompt.id)), ..sampling.clone() };
-    let began = Instant::now();
+    let sampling = Sampling { seed: Some(prompt_seed(wish.seed, &prompt.id)), ..sampling.clone() };
+    let (began, timeout) = (Instant::now(), wish.timeout);
     let request = Request {
-        n,
+        n: wish.n,
         sampling,
-        deadline: began.checked_add(timeout.saturating_sub(margin)),
+        deadline: began.checked_add(timeout.saturating_sub(wish.margin)),
         ..Request::new(vec![Message::user(prompt.prompt.as_str())])
     };
     let answer = tokio::time::timeout(timeout, backend.complete(request)).await;

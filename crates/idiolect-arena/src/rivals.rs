@@ -70,9 +70,8 @@ pub async fn make(
     let known: HashSet<(String, String)> =
         replies.iter().map(|reply| (reply.prompt.clone(), reply.name.clone())).collect();
     let is_known = |prompt: &str, name: String| known.contains(&(prompt.to_owned(), name));
-    let is_missing = |(prompt, nth): &(&ArenaPrompt, usize)| {
-        (0..SEEDS).any(|draw| !is_known(&prompt.id, name(*nth, draw)))
-    };
+    let is_missing =
+        |(prompt, nth): &(&ArenaPrompt, usize)| (0..SEEDS).any(|draw| !is_known(&prompt.id, name(*nth, draw)));
     let all = prompts.iter().flat_map(|prompt| (0..SYSTEM_PROMPTS.len()).map(move |nth| (prompt, nth)));
     let missing: Vec<(&ArenaPrompt, usize)> = all.filter(is_missing).collect();
     // Side by side, as many as there are system prompts: engines fill their batches, and what is lost when one breaks off is little.

@@ -301,7 +301,10 @@ mod tests {
         let quoted = sentences(summary);
         assert_eq!(quoted.len(), SUMMARY_SENTENCES);
         assert!(quoted.iter().all(|sentence| text.text.contains(sentence)) && question.contains(&text.title));
-        assert_eq!(sentences("One. 2.5 metres, e.g. here! \"Two?\" Yes"), ["One.", "2.5 metres, e.g. here!", "\"Two?\" Yes"]);
+        assert_eq!(
+            sentences("One. 2.5 metres, e.g. here! \"Two?\" Yes"),
+            ["One.", "2.5 metres, e.g. here!", "\"Two?\" Yes"]
+        );
         assert_eq!(sentences(" "), Vec::<&str>::new());
     }
 

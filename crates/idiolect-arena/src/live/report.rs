@@ -8,6 +8,28 @@ use crate::statistics::{Interval, bootstrap, holm, sign_flip};
 /// Draws of bootstrap and permutation tests.
 const N_DRAWS: usize = 10_000;
 
+/// An arm: what became of its replies to the prompts, in their order.
+#[derive(Clone, Debug)]
+pub struct Arm<'a> {
+    name: &'static str,
+    outcomes: Vec<Outcome>,
+    drawn: Vec<&'a Drawn>,
+    is_own: bool,
+}
+
+impl<'a> Arm<'a> {
+    /// Makes an arm of its outcomes, and the draws that its tokens are of; `is_own` says whether it drew them itself, so that their
+    /// times are its own, too.
+    #[must_use]
+    pub fn new(name: &'static str, outcomes: Vec<Outcome>, drawn: Vec<&'a Drawn>, is_own: bool) -> Self {
+        Self { name, outcomes, drawn, is_own }
+    }
+
+    fn figures(&self, of: fn(&Outcome) -> f64) -> Vec<f64> {
+        self.outcomes.iter().map(of).collect()
+    }
+}
+
 /// Times of requests, in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Latency {
@@ -29,7 +51,7 @@ pub struct Latency {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ArmReport {
     /// Its name.
-    pub arm: String,
+    pub arm: &'static str,
     /// The mean reward.
     pub reward: Interval,
     /// The mean of what criteria take.
@@ -65,9 +87,9 @@ pub struct Ratio {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Comparison {
     /// The arm.
-    pub arm: String,
+    pub arm: &'static str,
     /// The one that it is compared with.
-    pub over: String,
+    pub over: &'static str,
     /// The mean difference of the rewards.
     pub difference: Interval,
     /// The ratios of the means.
@@ -87,61 +109,54 @@ pub struct Report {
     pub comparisons: Vec<Comparison>,
 }
 
-/// Puts a report together of arms, each with its outcomes for the same prompts in the same order, and the draws that its times and tokens
-/// are of; `is_own` says whether it made them itself. The first arm is the plain one.
+/// Puts a report together of arms, of which the first is the plain one.
 #[must_use]
-pub fn report(arms: &[(String, Vec<Outcome>, Vec<&Drawn>, bool)], seed: u64) -> Report {
-    let n_prompts = arms.first().map_or(0, |(_, outcomes, ..)| outcomes.len());
-    let arm = |(name, outcomes, drawn, is_own): &(String, Vec<Outcome>, Vec<&Drawn>, bool)| {
-        let of = |figure: fn(&Outcome) -> f64| mean(&outcomes.iter().map(figure).collect::<Vec<_>>());
-        let interval = |figure: fn(&Outcome) -> f64| {
-            let values: Vec<f64> = outcomes.iter().map(figure).collect();
+pub fn report(arms: &[Arm<'_>], seed: u64) -> Report {
+    let n_prompts = arms.first().map_or(0, |arm| arm.outcomes.len());
+    let of_arm = |arm: &Arm<'_>| {
+        let of = |figure| mean(&arm.figures(figure));
+        let interval = |figure| {
+            let values = arm.figures(figure);
             bootstrap(n_prompts, N_DRAWS, seed, &|chosen| mean_of(&values, chosen))
         };
         let tokens = |drawn: &&Drawn| drawn.candidates.iter().map(|c| f64::from(c.n_tokens)).sum::<f64>();
         ArmReport {
-            arm: name.clone(),
+            arm: arm.name,
             reward: interval(|outcome| outcome.reward),
             criteria: interval(|outcome| outcome.criteria),
             keyword: of(|outcome| outcome.keyword),
             content: of(|outcome| outcome.content),
             quality: of(|outcome| outcome.quality),
-            logprob: mean(&outcomes.iter().filter_map(|outcome| outcome.logprob).collect::<Vec<_>>()),
+            logprob: mean(&arm.outcomes.iter().filter_map(|outcome| outcome.logprob).collect::<Vec<_>>()),
             irrelevant: of(|outcome| f64::from(u8::from(outcome.irrelevant))),
             masked: of(|outcome| f64::from(u8::from(outcome.masked))),
-            tokens: mean(&drawn.iter().map(tokens).collect::<Vec<_>>()),
-            latency: is_own.then(|| Latency::of(drawn)),
+            tokens: mean(&arm.drawn.iter().map(tokens).collect::<Vec<_>>()),
+            latency: arm.is_own.then(|| Latency::of(&arm.drawn)),
         }
     };
-    let mut pairs: Vec<(usize, usize)> = Vec::new();
-    let real = |name: &str| name != "oracle";
-    pairs.extend((1..arms.len()).filter(|&i| real(&arms[i].0)).map(|i| (i, 0)));
-    if let Some(pipeline) = arms.iter().position(|(name, ..)| name == "pipeline") {
-        pairs.extend((1..arms.len()).filter(|&i| i != pipeline && real(&arms[i].0)).map(|i| (pipeline, i)));
+    let real = |i: &usize| arms[*i].name != "oracle";
+    let mut pairs: Vec<(usize, usize)> = (1..arms.len()).filter(real).map(|i| (i, 0)).collect();
+    if let Some(pipeline) = arms.iter().position(|arm| arm.name == "pipeline") {
+        pairs.extend((1..arms.len()).filter(|i| *i != pipeline && real(i)).map(|i| (pipeline, i)));
     }
     let mut comparisons: Vec<Comparison> = pairs.iter().map(|&(a, b)| compare(&arms[a], &arms[b], seed)).collect();
     let adjusted = holm(&comparisons.iter().map(|comparison| comparison.p).collect::<Vec<_>>());
     comparisons.iter_mut().zip(adjusted).for_each(|(comparison, p)| comparison.p = p);
-    Report { n_prompts, arms: arms.iter().map(arm).collect(), comparisons }
+    Report { n_prompts, arms: arms.iter().map(of_arm).collect(), comparisons }
 }
 
-fn compare(
-    (name, own, ..): &(String, Vec<Outcome>, Vec<&Drawn>, bool),
-    (other, theirs, ..): &(String, Vec<Outcome>, Vec<&Drawn>, bool),
-    seed: u64,
-) -> Comparison {
-    let figure = |outcomes: &[Outcome], of: fn(&Outcome) -> f64| outcomes.iter().map(of).collect::<Vec<f64>>();
-    let ratio = |of: fn(&Outcome) -> f64| {
-        let (own, theirs) = (figure(own, of), figure(theirs, of));
+fn compare(arm: &Arm<'_>, over: &Arm<'_>, seed: u64) -> Comparison {
+    let ratio = |of| {
+        let (own, theirs) = (arm.figures(of), over.figures(of));
         bootstrap(own.len(), N_DRAWS, seed, &|chosen| mean_of(&own, chosen) / mean_of(&theirs, chosen))
     };
-    let reward: fn(&Outcome) -> f64 = |outcome| outcome.reward;
-    let differences: Vec<f64> = figure(own, reward).iter().zip(figure(theirs, reward)).map(|(a, b)| a - b).collect();
+    let (own, theirs) = (arm.figures(|outcome| outcome.reward), over.figures(|outcome| outcome.reward));
+    let differences: Vec<f64> = own.iter().zip(theirs).map(|(a, b)| a - b).collect();
     Comparison {
-        arm: name.clone(),
-        over: other.clone(),
+        arm: arm.name,
+        over: over.name,
         difference: bootstrap(differences.len(), N_DRAWS, seed, &|chosen| mean_of(&differences, chosen)),
-        ratio: Ratio { reward: ratio(reward), criteria: ratio(|outcome| outcome.criteria) },
+        ratio: Ratio { reward: ratio(|outcome| outcome.reward), criteria: ratio(|outcome| outcome.criteria) },
         p: sign_flip(&differences, N_DRAWS, seed),
     }
 }
@@ -235,18 +250,19 @@ mod tests {
 
     #[test]
     fn arms_are_compared_by_prompt() {
-        let outcome = |reward: f64, criteria: f64| Outcome { reward, criteria, logprob: Some(-2.0), ..Outcome::default() };
+        let outcome =
+            |reward: f64, criteria: f64| Outcome { reward, criteria, logprob: Some(-2.0), ..Outcome::default() };
         let plain: Vec<Outcome> = (0..30).map(|i| outcome(0.2 + 0.01 * f64::from(i), 0.4)).collect();
         let better: Vec<Outcome> = (0..30).map(|i| outcome(0.3 + 0.01 * f64::from(i), 0.1)).collect();
         let (quick, slow) = (drawn(1.0, false), drawn(2.0, false));
         let arms = [
-            ("plain".to_owned(), plain.clone(), vec![&quick], true),
-            ("best-of-k".to_owned(), plain, vec![&slow], true),
-            ("pipeline".to_owned(), better.clone(), vec![&slow], true),
-            ("oracle".to_owned(), better, vec![&slow], false),
+            Arm::new("plain", plain.clone(), vec![&quick], true),
+            Arm::new("best-of-k", plain, vec![&slow], true),
+            Arm::new("pipeline", better.clone(), vec![&slow], true),
+            Arm::new("oracle", better, vec![&slow], false),
         ];
         let report = report(&arms, 1);
-        let pairs: Vec<(&str, &str)> = report.comparisons.iter().map(|c| (c.arm.as_str(), c.over.as_str())).collect();
+        let pairs: Vec<(&str, &str)> = report.comparisons.iter().map(|c| (c.arm, c.over)).collect();
         assert_eq!(pairs, [("best-of-k", "plain"), ("pipeline", "plain"), ("pipeline", "best-of-k")]);
         let over_plain = &report.comparisons[1];
         assert!((over_plain.difference.value - 0.1).abs() < 1e-9 && over_plain.p < 0.01);

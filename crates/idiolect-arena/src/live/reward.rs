@@ -163,7 +163,8 @@ impl Scorer {
         let mut outcomes = Vec::with_capacity(scored.len());
         for (nth, one) in scored.iter().enumerate() {
             let own = choose(nth).and_then(|i| one.own.get(i));
-            let mut replies = vec![Reply { succeeded: own.is_some(), ..Reply::new(0, own.cloned().unwrap_or_default()) }];
+            let mut replies =
+                vec![Reply { succeeded: own.is_some(), ..Reply::new(0, own.cloned().unwrap_or_default()) }];
             replies.extend((1..).zip(&one.rivals).map(|(uid, text)| Reply::new(uid, text.as_str())));
             outcomes.push(outcome(&validator.step(&one.task, &replies).await?));
         }
@@ -198,7 +199,8 @@ fn hash(text: &str) -> u64 {
 }
 
 fn outcome(report: &StepReport) -> Outcome {
-    let applied = |name: &str| report.factor(name).and_then(|factor| factor.applied.first()).map(|&value| f64::from(value));
+    let applied =
+        |name: &str| report.factor(name).and_then(|factor| factor.applied.first()).map(|&value| f64::from(value));
     let taken = |name: &str| applied(name).map_or(0.0, |left| 1.0 - left);
     let dpo = report.factor("dpo");
     let logprob = dpo.and_then(|dpo| *dpo.raw.first()?);

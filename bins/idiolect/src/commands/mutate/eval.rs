@@ -1,5 +1,7 @@
 //! `idiolect mutate eval`: how many replies the gate would have masked, by who chose them, on a recorded population.
 
+mod live;
+
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
@@ -39,7 +41,8 @@ pub(super) fn command() -> Command {
             Arg::new("replies")
                 .long("replies")
                 .value_name("FILE")
-                .required(true)
+                .required_unless_present("live")
+                .conflicts_with("live")
                 .value_parser(value_parser!(PathBuf))
                 .help("Recorded replies: JSON lines, compressed where the name ends in .zst"),
         )
@@ -47,7 +50,8 @@ pub(super) fn command() -> Command {
             Arg::new("own")
                 .long("own")
                 .value_name("MODEL,…")
-                .required(true)
+                .required_unless_present("live")
+                .conflicts_with("live")
                 .action(ArgAction::Append)
                 .help("Models that are ours; given again, another experiment"),
         )
@@ -63,8 +67,11 @@ pub(super) fn command() -> Command {
                 .help("Keep embeddings here for the next run; one that broke off goes on"),
         )
         .arg(json_arg());
-    cli::key_args(command, |key| {
-        key.starts_with("uniqueness.encoder") || key == "uniqueness.device" || key.starts_with("models.")
+    cli::key_args(live::args(command), |key| {
+        key.starts_with("uniqueness.encoder")
+            || key == "uniqueness.device"
+            || key.starts_with("models.")
+            || live::is_key(key)
     })
 }
 
@@ -89,6 +96,9 @@ struct Group {
 }
 
 pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
+    if let Some(spec) = matches.get_one::<String>("live") {
+        return live::run(matches, spec).await;
+    }
     let loaded = load(matches)?;
     start_logging(&loaded)?;
     let config = &loaded.config;

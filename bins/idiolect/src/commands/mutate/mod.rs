@@ -4,6 +4,7 @@ mod eval;
 mod lint;
 mod list;
 mod preview;
+mod prompts;
 mod replay;
 
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ pub(crate) fn command() -> Command {
         .about("Look at the operators that vary prompts, and at the choice among replies: list and check them, see what they make of a prompt, measure choices, judge policies")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([list::command(), lint::command(), preview::command(), eval::command(), replay::command()])
+        .subcommands([list::command(), lint::command(), preview::command(), prompts::command(), eval::command(), replay::command()])
 }
 
 pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
@@ -25,6 +26,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some(("list", matches)) => list::run(matches),
         Some(("lint", matches)) => lint::run(matches),
         Some(("preview", matches)) => preview::run(matches),
+        Some(("prompts", matches)) => prompts::run(matches),
         Some(("eval", matches)) => eval::run(matches).await,
         Some(("replay", matches)) => replay::run(matches),
         _ => Ok(()),
