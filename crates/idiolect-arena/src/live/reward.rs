@@ -154,12 +154,7 @@ impl Scorer {
         scored: &[Scored],
         choose: &(dyn Fn(usize) -> Option<usize> + Sync),
     ) -> Result<Vec<Outcome>, RewardError> {
-        let models = Models {
-            rewards: vec![Arc::new(KnownRewards(Arc::clone(&self.known)))],
-            encoder: Some(Arc::new(KnownEmbeddings(Arc::clone(&self.known)))),
-            ..Models::default()
-        };
-        let mut validator = Validator::new(self.profile.clone(), models, Missing::Renormalise)?;
+        let mut validator = self.validator()?;
         let mut outcomes = Vec::with_capacity(scored.len());
         for (nth, one) in scored.iter().enumerate() {
             let own = choose(nth).and_then(|i| one.own.get(i));
@@ -169,6 +164,23 @@ impl Scorer {
             outcomes.push(outcome(&validator.step(&one.task, &replies).await?));
         }
         Ok(outcomes)
+    }
+
+    fn validator(&self) -> Result<Validator, StepError> {
+        let models = Models {
+            rewards: vec![Arc::new(KnownRewards(Arc::clone(&self.known)))],
+            encoder: Some(Arc::new(KnownEmbeddings(Arc::clone(&self.known)))),
+            ..Models::default()
+        };
+        Validator::new(self.profile.clone(), models, Missing::Renormalise)
+    }
+
+    /// Names the factors of the profile that are left out, since there is nothing here to compute them by.
+    ///
+    /// # Errors
+    /// [`RewardError::Step`].
+    pub fn missing(&self) -> Result<Vec<String>, RewardError> {
+        Ok(self.validator()?.missing().iter().map(|factor| factor.name.clone()).collect())
     }
 
     /// Returns the score that the reward model gave for a reply of ours.

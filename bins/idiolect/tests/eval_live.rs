@@ -1,0 +1,126 @@
+//! `idiolect mutate eval --backend` as a process, with the default model and encoder: what there is of it, and that it goes on.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+
+fn mutate(folder: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_idiolect"));
+    // The configuration of whoever runs the tests is none of ours.
+    command.env("XDG_CONFIG_HOME", folder).arg("mutate").args(args).current_dir(folder);
+    command.output().expect("it runs")
+}
+
+#[track_caller]
+fn says(folder: &Path, args: &[&str]) -> String {
+    let output = mutate(folder, args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[track_caller]
+fn refuses(folder: &Path, args: &[&str], code: i32, expected: &str) {
+    let output = mutate(folder, args);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+    assert!(said.contains(expected), "{args:?}: {said}");
+}
+
+/// Time enough for a busy machine, and few tokens.
+const QUICK: [&str; 8] =
+    ["--timeout", "200", "--pipeline.cap", "200", "--candidates", "2", "--sampling.max_tokens", "8"];
+
+fn draws(state: &str, source: &str) -> Vec<Value> {
+    let lines = state.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let drawn = lines.filter_map(|mut line| Some(line.get_mut("drawn")?.take()));
+    let mut drawn: Vec<Value> = drawn.filter(|drawn| drawn["source"] == source).collect();
+    drawn.sort_by_key(|drawn| drawn["p"].to_string());
+    drawn
+}
+
+#[test]
+fn a_live_experiment_has_all_arms_and_goes_on_where_it_was_cut() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = dir.path();
+    let prompts = says(folder, &["prompts", "--seed", "4", "-n", "2", "--out", "prompts.jsonl"]);
+    assert_eq!(prompts, "");
+    let prompts = fs::read_to_string(folder.join("prompts.jsonl")).expect("prompts");
+    assert_eq!(says(folder, &["prompts", "--seed", "4", "-n", "2"]), prompts);
+
+    let model =
+        ["eval", "--backend", idiolect_models::DEFAULT_MODEL, "--prompts", "prompts.jsonl", "--seed", "4", "--json"];
+    let files = ["--rivals", "rivals.jsonl", "--state", "state.jsonl", "--embeddings", "embeddings", "--requests", "2"];
+    let args = [&model[..], &files, &QUICK].concat();
+    let found: Value = serde_json::from_str(&says(folder, &args)).expect("JSON");
+    let names: Vec<&Value> = found["arms"].as_array().expect("arms").iter().map(|arm| &arm["arm"]).collect();
+    assert_eq!(names, ["plain", "best-of-k", "best-of-k-dpo", "random", "pipeline", "oracle"]);
+    assert_eq!((&found["n_prompts"], &found["n_rivals"], &found["setup"]["k"]), (&json!(2), &json!(20.0), &json!(2)));
+    assert_eq!(found["missing"], json!(["reciprocate", "blacklist", "relevance.bert", "nsfw"]));
+    let reward = |found: &Value, arm: usize| found["arms"][arm]["reward"]["value"].as_f64().expect("a number");
+    for arm in 0..names.len() {
+        assert!((0.0..=1.0).contains(&reward(&found, arm)), "{found}");
+    }
+    assert!((4..=5).all(|arm| reward(&found, 5) >= reward(&found, arm)), "the oracle knows best: {found}");
+    assert_eq!((&found["requests"]["n"], &found["requests"]["misses"]), (&json!(2), &json!(0)));
+    assert_eq!(found["comparisons"].as_array().map(Vec::len), Some(7));
+
+    // Nothing is drawn again, and nothing changes.
+    let (rivals, state) = (
+        fs::read(folder.join("rivals.jsonl")).expect("rivals"),
+        fs::read(folder.join("state.jsonl")).expect("a state"),
+    );
+    assert_eq!(serde_json::from_str::<Value>(&says(folder, &args)).expect("JSON"), found);
+    assert_eq!(fs::read(folder.join("state.jsonl")).expect("a state"), state);
+
+    // Cut within the fourth draw: what stood before it stays byte for byte, and the rest is drawn as it was.
+    let whole = String::from_utf8(state).expect("UTF-8");
+    let ends: Vec<usize> = whole.match_indices('\n').map(|(at, _)| at + 1).collect();
+    fs::write(folder.join("state.jsonl"), &whole[..ends[3] + 30]).expect("written");
+    let resumed: Value = serde_json::from_str(&says(folder, &args)).expect("JSON");
+    let state = fs::read_to_string(folder.join("state.jsonl")).expect("a state");
+    assert_eq!(state[..ends[3]], whole[..ends[3]]);
+    assert_eq!(fs::read(folder.join("rivals.jsonl")).expect("rivals"), rivals);
+    for source in ["plain", "best-of-k"] {
+        let texts =
+            |state: &str| draws(state, source).iter().map(|drawn| drawn["candidates"].clone()).collect::<Vec<_>>();
+        assert_eq!(texts(&state), texts(&whole));
+        assert_eq!(texts(&state).len(), 2);
+    }
+    for (again, before) in draws(&state, "pipeline").iter().zip(draws(&whole, "pipeline")) {
+        for i in 0..2 {
+            assert_eq!(again["candidates"][i]["recipe"], before["candidates"][i]["recipe"]);
+            assert_eq!(again["candidates"][i]["t"], before["candidates"][i]["t"]);
+        }
+    }
+    assert_eq!(resumed["arms"][0]["reward"], found["arms"][0]["reward"]);
+
+    // A table for readers; another seed's state is none of ours.
+    let table = args.iter().copied().filter(|arg| *arg != "--json").collect::<Vec<_>>();
+    let table = says(folder, &table);
+    assert!(table.contains("pipeline over best-of-k") && table.contains("2 prompts, 20 rivals each"), "{table}");
+    let other: Vec<&str> = args.iter().map(|arg| if *arg == "4" { "5" } else { *arg }).collect();
+    refuses(folder, &other, 1, "seed is 4 there, expected 5");
+}
+
+#[test]
+fn what_makes_no_live_experiment_is_said() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = dir.path();
+    fs::write(folder.join("bad.jsonl"), "{\"p\": \"a\", \"prompt\": \"Why is that?\"}\n").expect("written");
+    let with = |args: &[&'static str]| [&["eval", "--backend", "echo"], args].concat();
+    refuses(folder, &with(&["--encoder", "off"]), 64, "uniqueness.encoder is off");
+    refuses(folder, &with(&["--own", "a"]), 64, "--own");
+    refuses(
+        folder,
+        &with(&["--prompts", "bad.jsonl"]),
+        1,
+        "the prompt a: the prompt fits no template of the validators",
+    );
+    refuses(folder, &with(&["--prompts", "none.jsonl"]), 1, "none.jsonl cannot be used");
+    refuses(folder, &with(&["--n-prompts", "0"]), 64, "n-prompts");
+    refuses(folder, &["eval", "--backend", "openai"], 64, "no such backend in the configuration");
+    refuses(folder, &["eval", "--backend", "hub:"], 64, "--backend");
+    refuses(folder, &["eval"], 64, "--replies");
+}
