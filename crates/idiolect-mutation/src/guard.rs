@@ -47,6 +47,8 @@ pub enum FlagKind {
     TaskValidator,
     /// It says nothing of its own: the validator's blacklist of whole replies.
     Blacklist,
+    /// It is too far from the text that it is about, by the encoder of the validator's relevance mask. Rules of texts alone never say so.
+    Irrelevant,
 }
 
 impl FlagKind {
@@ -65,6 +67,7 @@ impl FlagKind {
             Self::KeywordMatch => "keyword_match",
             Self::TaskValidator => "task_validator",
             Self::Blacklist => "blacklist",
+            Self::Irrelevant => "irrelevant",
         }
     }
 

@@ -91,6 +91,7 @@ const fn for_flag(kind: FlagKind) -> Option<&'static str> {
         }
         FlagKind::Preamble | FlagKind::ContentMatch => Some("Begin with the content itself."),
         FlagKind::RoleLeak => Some("Write your own part only."),
+        FlagKind::Irrelevant => Some("Keep to what the text is about."),
         FlagKind::Criteria => None,
     }
 }

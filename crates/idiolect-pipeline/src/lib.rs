@@ -42,9 +42,13 @@
 //! quality alone decides, and the reply is embedded after it was sent. Only with no text at all there is an error.
 //!
 //! # Quality
-//! With a reward model ([`Parts::reward`]) quality is what it says of each candidate as a reply to what was asked, normalised
-//! over all that it said so far, as validators do. It is asked after the encoder, gets at most a quarter of the time from
-//! generation, and is left out where it would not be done in time; the models' own log-probabilities take its place then.
+//! With a reward model ([`Parts::reward`]) quality is what it says of each candidate as a reply to what validators score
+//! against (in version 2.1 the base text of their prompts, else all that was asked), normalised over all that it said so far, as
+//! validators do. It is asked after the encoder, gets at most a quarter of the time from generation, and is left out where it
+//! would not be done in time; the models' own log-probabilities take its place then.
+//!
+//! With the validators' own encoder, all-mpnet-base-v2, the base text is embedded, too, where there is more than one candidate:
+//! those that the relevance mask would take are sent only where all are such.
 //!
 //! # History
 //! With an encoder and a store, a reply is in the history before it is sent, and only there if nothing came in since it was

@@ -295,7 +295,9 @@ impl Pipeline {
         if budget < LEAST_BUDGET {
             return Err(HandlerError::new(Category::Timeout, "out of time"));
         }
-        let n_texts = plan.n_candidates + plan.quoted.len();
+        let rules = self.rules(&job, &plan);
+        let is_compared = plan.n_candidates > 1 && self.relevance(rules.as_ref()).is_some();
+        let n_texts = plan.n_candidates + plan.quoted.len() + usize::from(is_compared);
         let mut reserve = if self.scores(&plan.mode) { self.reserve.of(n_texts, budget) } else { Duration::ZERO };
         if let Some(judge) = self.judge.as_ref().filter(|_| plan.n_candidates > 1 && !plan.mode.is_passthrough()) {
             reserve += judge.reserve(plan.n_candidates, budget);
@@ -315,7 +317,6 @@ impl Pipeline {
             return Err(generated.error.take().map_or_else(nothing, to_handler_error));
         }
         self.measure(&generated, generated_at - planned_at);
-        let rules = self.rules(&job, &plan);
         if let Some(rules) = &rules {
             generated.drafts = mended(rules, generated.drafts, job.deadline).await;
             self.once_more(rules, &job, &mut plan, &mut generated, generate_until).await;
@@ -328,7 +329,7 @@ impl Pipeline {
         }
 
         let id = uuid::Uuid::now_v7().to_string();
-        let looked_at = self.examine(&job, &plan, &mut generated).await;
+        let looked_at = self.examine(&job, &plan, rules.as_ref(), &mut generated).await;
         // Neither a slow disk nor a full house may cost the reply.
         let until = job.deadline - finish(job.deadline.saturating_duration_since(Instant::now()));
         let choosing = timeout_at(until, self.choosing.lock()).await;

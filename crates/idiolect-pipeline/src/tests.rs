@@ -9,5 +9,6 @@ mod learning;
 mod mending;
 mod passthrough;
 mod records;
+mod relevance;
 mod reply;
 mod telemetry;

@@ -5,7 +5,7 @@ use std::sync::{Arc, LazyLock};
 use idiolect_validator::mask::{Blacklist, task_validator};
 use idiolect_validator::penalty::{applied, content_match, keyword_match};
 use idiolect_validator::task::{ContentMatch, Criterion, Prompt, TaskKind, Unit, text_prompting};
-use idiolect_validator::{Mask, Profile, StepTask};
+use idiolect_validator::{Mask, Profile, RewardText, StepTask};
 
 use super::{Flag, FlagKind, StockPhrases, flag, kind_of, signs};
 use crate::Task;
@@ -111,8 +111,26 @@ impl Rules {
     }
 
     /// Returns the text that the validator compares replies with.
-    pub(crate) fn base_text(&self) -> &str {
+    #[must_use]
+    pub fn base_text(&self) -> &str {
         self.step.as_ref().map_or(&self.prompt, |step| &step.base_text)
+    }
+
+    /// Returns what the validator's reward models see of the prompt.
+    #[must_use]
+    pub fn judged_text(&self) -> &str {
+        match self.profile.reward_text {
+            RewardText::Prompt => &self.prompt,
+            RewardText::BaseText => self.base_text(),
+        }
+    }
+
+    /// Returns the least absolute cosine between the [base text](Self::base_text) and a reply that the validator takes for relevant;
+    /// `None` where the prompt is none of a validator's, or the profile has no such mask.
+    #[must_use]
+    pub fn least_relevance(&self) -> Option<f32> {
+        self.step.as_ref()?;
+        self.profile.masks.contains(&Mask::Relevance).then_some(self.profile.relevance.mpnet)
     }
 
     pub(crate) fn phrases(&self) -> &StockPhrases {
@@ -164,7 +182,8 @@ impl Rules {
     }
 
     /// Returns what a validator computes of: questions are cut.
-    pub(crate) fn scored<'a>(&self, text: &'a str) -> Cow<'a, str> {
+    #[must_use]
+    pub fn scored<'a>(&self, text: &'a str) -> Cow<'a, str> {
         match self.profile.followup_words {
             Some(n_words) if self.kind() == Some(TaskKind::Followup) => {
                 Cow::Owned(text_prompting::cut_followup(text, n_words))

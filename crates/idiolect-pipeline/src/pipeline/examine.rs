@@ -4,15 +4,23 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use idiolect_backend::{Embedding, FinishReason};
-use idiolect_mutation::guard::{self, Flag};
+use idiolect_mutation::FlagKind;
+use idiolect_mutation::guard::{self, Flag, Rules};
 use idiolect_uniqueness::Panel;
 use idiolect_uniqueness::quality::{self, Quality, Reward};
+use idiolect_uniqueness::vectors::dot;
 use tokio::time::Instant;
 
 use super::{Pipeline, Plan, finish, last_asked};
 use crate::ask::Job;
 use crate::generate::{Draft, Generated};
 use crate::metrics;
+
+/// The encoder of the validators' relevance mask: its bound says nothing of another one's cosines.
+const RELEVANCE_ENCODER: &str = "all-mpnet-base-v2";
+
+/// What an irrelevant reply is taken to lose: all, but for the choice among several of them.
+const IRRELEVANT: f32 = 0.98;
 
 /// What was found out about the candidates.
 pub(crate) struct Examined {
@@ -50,11 +58,17 @@ impl NotEmbedded {
 
 impl Pipeline {
     /// Finds out what there is to know of the candidates in the time that is left.
-    pub(super) async fn examine(&self, job: &Job, plan: &Plan, generated: &mut Generated) -> Examined {
+    pub(super) async fn examine(
+        &self,
+        job: &Job,
+        plan: &Plan,
+        rules: Option<&Rules>,
+        generated: &mut Generated,
+    ) -> Examined {
         let drafts = &generated.drafts;
         let asked = last_asked(&job.messages);
         let check = |draft: &Draft| guard::check(plan.task, asked, &draft.candidate.text);
-        let flags: Vec<Vec<Flag>> =
+        let mut flags: Vec<Vec<Flag>> =
             drafts.iter().map(|draft| draft.flags.clone().unwrap_or_else(|| check(draft))).collect();
         for flag in flags.iter().flatten() {
             metrics::flag(flag.kind.as_str());
@@ -63,9 +77,25 @@ impl Pipeline {
             let qualities = quality::estimate(&described(drafts, &flags, None));
             return Examined { qualities, flags, embeddings: None, quoted: None };
         }
+        // As a validator sees them: it cuts questions.
+        let seen = |draft: &Draft| {
+            let text = &draft.candidate.text;
+            rules.map_or_else(|| text.clone(), |rules| rules.scored(text).into_owned())
+        };
+        let seen: Vec<String> = drafts.iter().map(seen).collect();
+        let relevance = self.relevance(rules).filter(|_| drafts.len() > 1);
         let mut quoted = None;
-        let embeddings = match self.embed(drafts, &plan.quoted, job.deadline).await {
+        let others = plan.quoted.iter().map(|(_, text)| text.as_str()).chain(relevance.map(|(base_text, _)| base_text));
+        let embeddings = match self.embed(&seen, others, job.deadline).await {
             Ok(mut embeddings) => {
+                if let Some((_, least)) = relevance
+                    && let Some(base) = embeddings.pop()
+                {
+                    for (flags, embedding) in flags.iter_mut().zip(&embeddings) {
+                        let is_relevant = dot(&base, embedding).abs() >= least;
+                        flags.extend((!is_relevant).then(irrelevant));
+                    }
+                }
                 quoted = self.panel_of(&plan.quoted, embeddings.split_off(drafts.len()));
                 Some(embeddings)
             }
@@ -76,26 +106,33 @@ impl Pipeline {
             }
         };
         // The gate comes first: it takes all of the reward.
-        let rewards = self.judge(drafts, plan, job.deadline, &mut generated.notes).await;
+        let judged = rules.map_or(plan.asked.as_str(), Rules::judged_text);
+        let rewards = self.judge(judged, &seen, job.deadline, &mut generated.notes).await;
         let qualities = quality::estimate(&described(&generated.drafts, &flags, rewards.as_deref()));
         Examined { qualities, flags, embeddings, quoted }
+    }
+
+    /// Returns the text that candidates must be near to, and the least absolute cosine; `None` where that is unknown, or there is another encoder than
+    /// the validators'.
+    pub(super) fn relevance<'a>(&self, rules: Option<&'a Rules>) -> Option<(&'a str, f32)> {
+        self.embedder.as_ref().filter(|embedder| embedder.name() == RELEVANCE_ENCODER)?;
+        Some((rules?.base_text(), rules?.least_relevance()?))
     }
 
     /// Asks the reward model about candidates that there is a choice among.
     async fn judge(
         &self,
-        drafts: &[Draft],
-        plan: &Plan,
+        asked: &str,
+        texts: &[String],
         deadline: Instant,
         notes: &mut Vec<String>,
     ) -> Option<Vec<Reward>> {
         let judge = self.judge.as_ref()?;
-        let texts: Vec<String> = drafts.iter().map(|draft| draft.candidate.text.clone()).collect();
         if texts.iter().map(|text| text.trim()).collect::<HashSet<_>>().len() < 2 {
             return None;
         }
         let until = deadline - finish(deadline.saturating_duration_since(Instant::now()));
-        match judge.rewards(&plan.asked, &texts, until).await {
+        match judge.rewards(asked, texts, until).await {
             Ok(rewards) => Some(rewards),
             Err(why) => {
                 metrics::unjudged(why.label());
@@ -114,18 +151,17 @@ impl Pipeline {
         Some(Arc::new(panel))
     }
 
-    /// Returns the embeddings of the candidates, and behind them those of the winners that the prompt quotes.
+    /// Returns the embeddings of the candidates, and behind them those of the other texts.
     async fn embed(
         &self,
-        drafts: &[Draft],
-        quoted: &[(String, String)],
+        candidates: &[String],
+        others: impl Iterator<Item = &str> + Send,
         deadline: Instant,
     ) -> Result<Vec<Embedding>, NotEmbedded> {
         let embedder = self.embedder.as_ref().ok_or(NotEmbedded::NoEncoder)?;
         let started = Instant::now();
         let until = deadline - finish(deadline.saturating_duration_since(started));
-        let candidates = drafts.iter().map(|draft| draft.candidate.text.clone());
-        let texts: Vec<String> = candidates.chain(quoted.iter().map(|(_, text)| text.clone())).collect();
+        let texts: Vec<String> = candidates.iter().cloned().chain(others.map(str::to_owned)).collect();
         let result = tokio::time::timeout_at(until, embedder.embed(&texts)).await;
         if result.is_ok() {
             self.reserve.measured(texts.len(), started.elapsed());
@@ -143,7 +179,7 @@ impl Pipeline {
                 let n_values = embedder.dimensions();
                 let is_usable = |e: &Embedding| e.len() == n_values && e.iter().all(|v| v.is_finite());
                 // One text that cannot be placed counts as a repeat; where none can, the encoder is to blame.
-                if embeddings.len() == texts.len() && embeddings.iter().take(drafts.len()).any(is_usable) {
+                if embeddings.len() == texts.len() && embeddings.iter().take(candidates.len()).any(is_usable) {
                     return Ok(embeddings);
                 }
                 tracing::warn!(n_texts = texts.len(), n = embeddings.len(), "the encoder gave nothing of use");
@@ -151,6 +187,11 @@ impl Pipeline {
             }
         }
     }
+}
+
+fn irrelevant() -> Flag {
+    metrics::flag(FlagKind::Irrelevant.as_str());
+    Flag { kind: FlagKind::Irrelevant, penalty: IRRELEVANT, rule: "relevance".to_owned() }
 }
 
 fn described<'a>(drafts: &'a [Draft], flags: &[Vec<Flag>], rewards: Option<&[Reward]>) -> Vec<quality::Draft<'a>> {
