@@ -34,8 +34,7 @@ pub enum Choice {
 
 impl Choice {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::First, Self::Random, Self::Farthest, Self::Selector, Self::Learned, Self::Oracle];
+    pub const ALL: [Self; 6] = [Self::First, Self::Random, Self::Farthest, Self::Selector, Self::Learned, Self::Oracle];
 
     /// Returns the name used in reports.
     #[must_use]
@@ -402,6 +401,7 @@ mod tests {
         let own = own();
         let experiment = Experiment::new(&replies, &embeddings, &own, GateProfile::TEXT_PROMPTING_2_1).unwrap();
         assert_eq!(experiment.prompts().len(), 6);
+        assert!(experiment.run(Choice::Learned, 1, 0).picks.is_empty(), "no lessons, no choice");
         let share = |choice| experiment.run_with(choice, 3, 10, 1).share_masked();
         assert!(share(Choice::First) > 0.9);
         assert_eq!(share(Choice::Oracle), 0.0);

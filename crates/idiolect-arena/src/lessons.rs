@@ -4,19 +4,22 @@
 //! folds, and what is said of a prompt was learnt from the folds that it is not in.
 //!
 //! *Typicality.* The logarithm of a reply's distance to the nearest of all others, less its mean over the prompt, is predicted by ridge
-//! regression from its embedding and from what can be counted in its text (length, layout, turns of speech). It needs no rival's
-//! reply to the same prompt.
+//! regression from its embedding, from what can be counted in its text (length, layout, turns of speech) and from how near it is to the
+//! prompt, where that is known. It needs no rival's reply to the same prompt.
 //!
 //! *Ranking.* Which of a few candidates passes is predicted by a Bradley-Terry model over pairs of one that passes and one that
 //! does not. Blind it weighs typicality and the logarithms of the nearest and of the mean distance to the other candidates; with rivals seen, typicality and
 //! the nearest, second-nearest, four nearest and mean of the distances to those. It is fitted to many sets of models that are as much
 //! alike as ours are, ours among them, since one set on its own is too little to learn from.
+//!
+//! *Labels.* Where the record has a judge's labels, the mean label of each model in the other folds counts too: a model that is unlike all others
+//! because it is worse is no gain.
 
 mod linear;
 mod ranking;
 mod style;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use idiolect_backend::Embedding;
 use idiolect_uniqueness::GateProfile;
@@ -44,6 +47,9 @@ const N_SETS: usize = 30;
 const N_DRAWN_SETS: usize = 3000;
 /// Models near to a first one that half of the sets are drawn from.
 const N_NEAR: usize = 8;
+/// How many units of log-odds a label of 1 is worth over one of 0. With 2 the choice keeps most of the labels that one by the gate alone gives up,
+/// and gives up little of the gate (docs/benchmarks.md).
+const LABEL_WEIGHT: f64 = 2.0;
 /// Panels that a prompt is learnt with.
 const N_PANELS: usize = 3;
 
@@ -55,6 +61,17 @@ pub struct Lessons<'a> {
     lessons: Vec<Lesson<'a>>,
     /// By the fold left out, the typicality of each reply by a fit in which neither that fold nor the reply's own had a part.
     typicality: Vec<Vec<f64>>,
+    /// By the fold left out, the mean label of each model.
+    labels: Vec<Vec<f64>>,
+}
+
+/// What was asked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Asked {
+    /// The prompt.
+    pub text: String,
+    /// Its place in the replies' space.
+    pub embedding: Embedding,
 }
 
 /// Everybody's replies to one prompt.
@@ -80,9 +97,16 @@ pub struct Learned<'a> {
 }
 
 impl<'a> Lessons<'a> {
-    /// Studies a record; `embeddings` has one for each reply. The seed deals the prompts into folds.
+    /// Studies a record; `embeddings` has one for each reply, `asked` the prompts by their ids, as far as they are known. The seed deals the
+    /// prompts into folds.
     #[must_use]
-    pub fn new(replies: &'a Replies, embeddings: &[Embedding], profile: GateProfile, seed: u64) -> Self {
+    pub fn new(
+        replies: &'a Replies,
+        embeddings: &[Embedding],
+        asked: &HashMap<String, Asked>,
+        profile: GateProfile,
+        seed: u64,
+    ) -> Self {
         let all = replies.all();
         let mut models: Vec<&str> = all.iter().map(|reply| reply.model.as_str()).collect();
         models.sort_unstable();
@@ -104,8 +128,9 @@ impl<'a> Lessons<'a> {
                 replies: members.clone(),
             });
         }
-        let typicality = typicality(replies, embeddings, &lessons);
-        Self { profile, models, lessons, typicality }
+        let typicality = typicality(replies, embeddings, asked, &lessons);
+        let labels = (0..N_FOLDS).map(|fold| mean_labels(replies, &lessons, models.len(), fold)).collect();
+        Self { profile, models, lessons, typicality, labels }
     }
 
     /// Learns to choose among replies of some models where so many rivals are seen.
@@ -114,6 +139,7 @@ impl<'a> Lessons<'a> {
         let mut own: Vec<usize> = own.iter().map(|model| place(&self.models, model)).collect();
         own.sort_unstable();
         own.dedup();
+        own.retain(|&model| model < self.models.len());
         let rankings = (0..N_FOLDS).map(|fold| self.ranking(fold, &own, n_visible, seed)).collect();
         let by_prompt = self.lessons.iter().enumerate().map(|(index, lesson)| (lesson.prompt, index)).collect();
         Learned { lessons: self, rankings, by_prompt, is_blind: n_visible == 0 }
@@ -152,7 +178,7 @@ impl<'a> Lessons<'a> {
         if own.len() < 2 || n <= own.len() {
             return sets;
         }
-        let between = self.mean_distances(fold);
+        let between = &self.mean_distances(fold);
         let within = |set: &[usize]| {
             let pairs = set.iter().enumerate().flat_map(|(k, &a)| set[..k].iter().map(move |&b| between[a][b]));
             let (sum, count) = pairs.fold((0.0, 0.0), |(sum, count), distance| (sum + distance, count + 1.0));
@@ -263,16 +289,29 @@ impl Learned<'_> {
             return vec![0.0; own.len()];
         }
         let figures = self.lessons.figures(lesson, lesson.fold, &own_places, &visible);
-        figures.iter().map(|figures| self.rankings[lesson.fold].score(figures)).collect()
+        let labels = &self.lessons.labels[lesson.fold];
+        let label = |place: usize| LABEL_WEIGHT * labels[lesson.models[place]];
+        let ranking = &self.rankings[lesson.fold];
+        own_places.iter().zip(&figures).map(|(&place, figures)| ranking.score(figures) + label(place)).collect()
     }
 }
 
 /// Returns the predictions of typicality by the fold left out: higher is farther from everybody.
-fn typicality(replies: &Replies, embeddings: &[Embedding], lessons: &[Lesson<'_>]) -> Vec<Vec<f64>> {
+fn typicality(
+    replies: &Replies,
+    embeddings: &[Embedding],
+    asked: &HashMap<String, Asked>,
+    lessons: &[Lesson<'_>],
+) -> Vec<Vec<f64>> {
     let n_values = embeddings.first().map_or(0, Vec::len);
-    let n = style::N + n_values;
-    let counted: Vec<[f64; style::N]> = replies.all().iter().map(|reply| style::style(&reply.text)).collect();
-    let scale = style_scale(&counted, lessons);
+    let n = N_COUNTED + n_values;
+    let counted: Vec<[f64; N_COUNTED]> = replies
+        .all()
+        .iter()
+        .zip(embeddings)
+        .map(|(reply, embedding)| counted(&reply.text, embedding, asked.get(&reply.prompt)))
+        .collect();
+    let scale = scales(&counted, lessons);
     let row = |reply: usize| -> Vec<f64> {
         let styles = counted[reply].iter().zip(&scale).map(|(figure, scale)| figure * scale);
         styles.chain(embeddings[reply].iter().map(|&value| f64::from(value))).collect()
@@ -290,12 +329,11 @@ fn typicality(replies: &Replies, embeddings: &[Embedding], lessons: &[Lesson<'_>
             folds[lesson.fold].add(&centred, target - middle);
         }
     }
-    let mut penalties = vec![PENALTY_STYLE; style::N];
+    let mut penalties = vec![PENALTY_STYLE; N_COUNTED];
     penalties.resize(n, PENALTY_EMBEDDING);
     let without = |left_out: &[usize]| {
         let mut equations = Normal::new(n);
-        for (fold, of_fold) in folds.iter().enumerate().filter(|(fold, _)| !left_out.contains(fold)) {
-            let _ = fold;
+        for (_, of_fold) in folds.iter().enumerate().filter(|(fold, _)| !left_out.contains(fold)) {
             equations.add_all(1.0, of_fold);
         }
         equations.solve(&penalties).unwrap_or_else(|| vec![0.0; n])
@@ -305,7 +343,8 @@ fn typicality(replies: &Replies, embeddings: &[Embedding], lessons: &[Lesson<'_>
         for b in 0..=a {
             let weights = without(&[a, b]);
             for (left_out, of_fold) in [(a, b), (b, a)] {
-                for &reply in lessons.iter().filter(|lesson| lesson.fold == of_fold).flat_map(|lesson| &lesson.replies) {
+                for &reply in lessons.iter().filter(|lesson| lesson.fold == of_fold).flat_map(|lesson| &lesson.replies)
+                {
                     if embeddings[reply].len() == n_values {
                         predicted[left_out][reply] = row(reply).iter().zip(&weights).map(|(x, w)| x * w).sum();
                     }
@@ -316,10 +355,53 @@ fn typicality(replies: &Replies, embeddings: &[Embedding], lessons: &[Lesson<'_>
     predicted
 }
 
+/// Figures that are no part of an embedding: of the text, and of what it has to do with the prompt.
+const N_COUNTED: usize = style::N + 3;
+
+/// Returns what can be counted in a reply, and, where the prompt is known, how near it is to that and what share of its words, of all
+/// and of the first fifteen, the prompt has.
+fn counted(text: &str, embedding: &Embedding, asked: Option<&Asked>) -> [f64; N_COUNTED] {
+    let mut figures = [0.0; N_COUNTED];
+    figures[..style::N].copy_from_slice(&style::style(text));
+    if let Some(asked) = asked {
+        let of_prompt: HashSet<String> = words(&asked.text).collect();
+        let share = |words: &[String]| {
+            mean(&words.iter().map(|word| f64::from(u8::from(of_prompt.contains(word)))).collect::<Vec<_>>())
+        };
+        let words: Vec<String> = words(text).collect();
+        let cosine = cosine(embedding, &asked.embedding);
+        figures[style::N..].copy_from_slice(&[cosine, share(&words), share(&words[..words.len().min(15)])]);
+    }
+    figures
+}
+
+fn words(text: &str) -> impl Iterator<Item = String> {
+    text.split_whitespace().map(str::to_lowercase)
+}
+
+/// Returns the cosine of the angle between two embeddings; 0 where one has no direction.
+fn cosine(a: &Embedding, b: &Embedding) -> f64 {
+    let dot = |a: &Embedding, b: &Embedding| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+    let lengths = (dot(a, a) * dot(b, b)).sqrt();
+    if a.len() == b.len() && lengths > 0.0 { dot(a, b) / lengths } else { 0.0 }
+}
+
+/// Returns the mean label of each model in all folds but one; the mean of all models for one that has none.
+fn mean_labels(replies: &Replies, lessons: &[Lesson<'_>], n_models: usize, left_out: usize) -> Vec<f64> {
+    let mut of_model = vec![Vec::new(); n_models];
+    for lesson in lessons.iter().filter(|lesson| lesson.fold != left_out) {
+        for (&reply, &model) in lesson.replies.iter().zip(&lesson.models) {
+            of_model[model].extend(replies.all()[reply].label.map(f64::from));
+        }
+    }
+    let overall = mean(&of_model.iter().flatten().copied().collect::<Vec<_>>());
+    of_model.iter().map(|labels| if labels.is_empty() { overall } else { mean(labels) }).collect()
+}
+
 /// Returns one over the spread of each figure around the mean of its prompt.
 #[expect(clippy::cast_precision_loss, reason = "a count of replies")]
-fn style_scale(counted: &[[f64; style::N]], lessons: &[Lesson<'_>]) -> [f64; style::N] {
-    let mut squares = [0.0; style::N];
+fn scales(counted: &[[f64; N_COUNTED]], lessons: &[Lesson<'_>]) -> [f64; N_COUNTED] {
+    let mut squares = [0.0; N_COUNTED];
     for lesson in lessons {
         for (k, square) in squares.iter_mut().enumerate() {
             let values: Vec<f64> = lesson.replies.iter().map(|&reply| counted[reply][k]).collect();
@@ -353,5 +435,93 @@ fn place(models: &[&str], model: &str) -> usize {
 fn shuffle<T>(values: &mut [T], random: &mut ChaCha8Rng) {
     for i in (1..values.len()).rev() {
         values.swap(i, below(random, i + 1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const N_PROMPTS: usize = 40;
+
+    /// Rivals all point one way, and so do those of our replies that are short: what tells is length, never the model.
+    fn population(labels: [f32; 2]) -> (Replies, Vec<Embedding>) {
+        let (mut lines, mut embeddings) = (String::new(), Vec::new());
+        for prompt in 0..N_PROMPTS {
+            let base = prompt as f32 * 0.7;
+            for (nth, model) in ["a", "a_x", "r1", "r2", "r3", "r4"].into_iter().enumerate() {
+                let is_long = nth < 2 && (prompt + nth) % 2 == 0;
+                let n_words = if is_long { 60 + prompt % 7 } else { 12 + (prompt * 5 + nth) % 9 };
+                let text = vec!["word"; n_words].join(" ");
+                let label = labels.get(nth).map_or(String::new(), |label| format!(", \"q\": {label}"));
+                lines += &format!("{{\"p\": \"{prompt}\", \"m\": \"{model}\", \"t\": \"{text}\"{label}}}\n");
+                let angle = base + if is_long { 0.9 } else { 0.02 * nth as f32 };
+                embeddings.push(vec![angle.cos(), angle.sin(), 0.0]);
+            }
+        }
+        (Replies::read(&mut lines.as_bytes()).unwrap(), embeddings)
+    }
+
+    fn own() -> Vec<String> {
+        vec!["a".to_owned(), "a_x".to_owned()]
+    }
+
+    fn scores(replies: &Replies, embeddings: &[Embedding], n_visible: usize) -> Vec<Vec<f64>> {
+        let lessons = Lessons::new(replies, embeddings, &HashMap::new(), GateProfile::TEXT_PROMPTING_2_1, 3);
+        let learned = lessons.learn(&own(), n_visible, 5);
+        let visible = |first: usize| (first + 2..first + 2 + n_visible).collect::<Vec<usize>>();
+        let by_prompt = replies.by_prompt();
+        let of_prompt = |prompt: usize| {
+            let members = &by_prompt[prompt.to_string().as_str()];
+            learned.scores(&prompt.to_string(), &members[..2], &visible(members[0]))
+        };
+        (0..N_PROMPTS).map(of_prompt).collect()
+    }
+
+    #[test]
+    fn what_other_prompts_teach_is_found_without_a_rival_to_see() {
+        let (replies, embeddings) = population([0.5, 0.5]);
+        let n_right =
+            scores(&replies, &embeddings, 0).iter().enumerate().filter(|(i, s)| (s[0] > s[1]) == (i % 2 == 0)).count();
+        assert_eq!(n_right, N_PROMPTS);
+        let with_rivals = scores(&replies, &embeddings, 2);
+        assert!(with_rivals.iter().enumerate().all(|(i, s)| (s[0] > s[1]) == (i % 2 == 0)), "{with_rivals:?}");
+    }
+
+    #[test]
+    fn rivals_that_are_not_seen_have_no_say_about_their_prompt() {
+        let (replies, mut embeddings) = population([0.5, 0.5]);
+        let before = scores(&replies, &embeddings, 0);
+        for rival in 2..6 {
+            embeddings[7 * 6 + rival] = vec![0.0, 0.0, 1.0];
+        }
+        let after = scores(&replies, &embeddings, 0);
+        assert_eq!(before[7], after[7]);
+        assert_ne!(before, after, "but others learn from it");
+    }
+
+    #[test]
+    fn a_model_that_a_judge_likes_less_has_to_be_safer() {
+        let gained = |labels| {
+            let (replies, embeddings) = population(labels);
+            let scores = scores(&replies, &embeddings, 0);
+            scores.iter().map(|s| s[0] - s[1]).sum::<f64>() / N_PROMPTS as f64
+        };
+        let (even, better) = (gained([0.5, 0.5]), gained([0.75, 0.25]));
+        assert!((better - even - 0.5 * LABEL_WEIGHT).abs() < 1e-3, "{better} {even}");
+    }
+
+    #[test]
+    fn what_is_not_on_record_counts_as_nothing() {
+        let (replies, embeddings) = population([0.5, 0.5]);
+        let lessons = Lessons::new(&replies, &embeddings, &HashMap::new(), GateProfile::TEXT_PROMPTING_2_1, 3);
+        let learned = lessons.learn(&own(), 2, 5);
+        assert_eq!(learned.scores("no such prompt", &[0, 1], &[2, 3]), [0.0, 0.0]);
+        assert_eq!(learned.scores("0", &[0, 99], &[2, 3]), [0.0, 0.0]);
+        assert_eq!(learned.scores("0", &[0, 1], &[]), [0.0, 0.0], "learnt with rivals seen");
+        for own in [vec!["nobody"], vec!["a", "nobody", "none"]] {
+            let own: Vec<String> = own.into_iter().map(str::to_owned).collect();
+            assert_eq!(lessons.learn(&own, 0, 1).scores("0", &[0], &[]).len(), 1);
+        }
     }
 }

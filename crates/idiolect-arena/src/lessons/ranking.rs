@@ -74,9 +74,7 @@ mod tests {
     /// Good is what has more of the first figure; the second is noise.
     fn groups() -> Vec<Group> {
         let noise = |i: u32| f64::from(i * 7919 % 13) / 13.0;
-        let one = |i: u32| {
-            (0..4).map(|j| (vec![f64::from(j) * 2.0, noise(i * 4 + j)], j >= 2)).collect()
-        };
+        let one = |i: u32| (0..4).map(|j| (vec![f64::from(j) * 2.0, noise(i * 4 + j)], j >= 2)).collect();
         (0..200).map(one).collect()
     }
 

@@ -10,7 +10,8 @@ pub(super) fn style(text: &str) -> [f64; N] {
     let words: Vec<&str> = lower.split_whitespace().collect();
     let n = words.len().max(1) as f64;
     let ends = |pair: &[u8]| pair[0] == b'.' || pair[0] == b'!' || pair[0] == b'?';
-    let n_sentences = 1 + lower.as_bytes().windows(2).filter(|pair| ends(pair) && pair[1].is_ascii_whitespace()).count();
+    let n_sentences =
+        1 + lower.as_bytes().windows(2).filter(|pair| ends(pair) && pair[1].is_ascii_whitespace()).count();
     let mut distinct = words.clone();
     distinct.sort_unstable();
     distinct.dedup();

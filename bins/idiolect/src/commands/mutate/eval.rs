@@ -7,14 +7,15 @@ use std::path::PathBuf;
 use anyhow::{Context as _, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use idiolect_arena::experiment::gap_closed;
+use idiolect_arena::lessons::Asked;
 use idiolect_arena::statistics::{Interval, bootstrap, holm, sign_flip};
-use idiolect_arena::{Choice, EmbeddingCache, Experiment, Outcome, Replies};
+use idiolect_arena::{Choice, EmbeddingCache, Experiment, Lessons, Outcome, Replies, lines};
 use idiolect_backend::{Embedder, Embedding};
 use idiolect_miner::backends::Loader;
 use idiolect_miner::config::EncoderKind;
 use idiolect_miner::progress::{Counter, FetchProgress};
 use idiolect_miner::{cli, models};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::commands::{Usage, json_arg, load, profile, profile_arg, start_logging};
 use crate::output;
@@ -33,7 +34,8 @@ pub(super) fn command() -> Command {
              reported on only. Each --own names the models that are ours, the first of which is sent without a choice; everybody else is a rival. With \
              --visible some rivals' replies to the same prompt are seen, all others are hidden; without any the choice is blind.\n\
              first: our first model. random: any of ours, in the mean. farthest: from what is seen, or from each other. selector: what the miner \
-             would choose. oracle: with all rivals revealed. gap: how much of the way from random to oracle is gone. Intervals of 95 % are from a bootstrap over \
+             would choose. learned: by what the other prompts teach, cross-validated; --prompts tells it what was asked, and labels count for it as far as they are \
+             those of other prompts. oracle: with all rivals revealed. gap: how much of the way from random to oracle is gone. Intervals of 95 % are from a bootstrap over \
              prompts, p-values from a paired permutation test of the masked shares against random, adjusted by Holm's rule.\n\
              Example: idiolect mutate eval --replies arena.jsonl.zst --own gpt,gpt_concise,gpt_verbose --own alpaca,vicuna --visible 10 --encoder mpnet",
         )
@@ -124,14 +126,22 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     for own in &groups {
         Experiment::new(&replies, &none, own, profile.clone()).with_context(|| format!("--own {}", own.join(",")))?;
     }
-    let embeddings = embed(&*encoder, &replies, folder.map(PathBuf::as_path)).await?;
+    let asked = asked(matches)?;
+    let mut texts: Vec<&str> = replies.all().iter().map(|reply| reply.text.as_str()).collect();
+    texts.extend(asked.iter().map(|one| one.prompt.as_str()));
+    let mut embeddings = embed(&*encoder, &texts, folder.map(PathBuf::as_path)).await?;
+    let of_prompts = embeddings.split_off(replies.all().len());
+    let asked = asked.into_iter().zip(of_prompts);
+    let asked = asked.map(|(one, embedding)| (one.id, Asked { text: one.prompt, embedding })).collect();
 
     let visible = matches.get_one::<u16>("visible").copied().unwrap_or(0);
     let panels = matches.get_one::<u16>("panels").copied().unwrap_or(1);
     let seed = matches.get_one::<u64>("seed").copied().unwrap_or(0);
+    let lessons = Lessons::new(&replies, &embeddings, &asked, profile.clone(), seed);
     let mut found = Vec::with_capacity(groups.len());
     for own in &groups {
-        let experiment = Experiment::new(&replies, &embeddings, own, profile.clone())?.with_encoder(encoder.name());
+        let experiment = Experiment::new(&replies, &embeddings, own, profile.clone())?;
+        let experiment = experiment.with_encoder(encoder.name()).with_lessons(&lessons);
         let run = |choice| experiment.run_with(choice, visible.into(), panels.into(), seed);
         let outcomes = Choice::ALL.map(|choice| (choice, run(choice)));
         let n_prompts = experiment.prompts().len();
@@ -149,19 +159,32 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     print(&found)
 }
 
+/// A prompt of a file, by the names that records use.
+#[derive(Deserialize)]
+struct Line {
+    #[serde(rename = "p", alias = "id")]
+    id: String,
+    prompt: String,
+}
+
+/// Reads what was asked; nothing where no file is named.
+fn asked(matches: &ArgMatches) -> anyhow::Result<Vec<Line>> {
+    let Some(path) = matches.get_one::<PathBuf>("prompts") else { return Ok(Vec::new()) };
+    lines::read(path).with_context(|| format!("cannot use {}", path.display()))
+}
+
 async fn embed(
     encoder: &dyn Embedder,
-    replies: &Replies,
+    texts: &[&str],
     folder: Option<&std::path::Path>,
 ) -> anyhow::Result<Vec<Embedding>> {
     let mut cache = EmbeddingCache::open(folder, encoder)?;
-    let texts: Vec<&str> = replies.all().iter().map(|reply| reply.text.as_str()).collect();
     let bar = Counter::new("encoding replies");
-    let embeddings = cache.embed(encoder, &texts, &mut |done, all| bar.at(done, all)).await;
+    let embeddings = cache.embed(encoder, texts, &mut |done, all| bar.at(done, all)).await;
     bar.close();
     let embeddings = embeddings?;
     if embeddings.len() != texts.len() {
-        bail!("{} embeddings for {} replies", embeddings.len(), texts.len());
+        bail!("{} embeddings for {} texts", embeddings.len(), texts.len());
     }
     Ok(embeddings)
 }
@@ -177,7 +200,7 @@ fn arms(outcomes: &[(Choice, Outcome)], n_prompts: usize, seed: u64) -> Vec<Arm>
         let own = masked(*choice);
         let gap = |chosen: &[usize]| gap_closed(mean(&random, chosen), mean(&own, chosen), mean(&oracle, chosen));
         let differences: Vec<f64> = own.iter().zip(&random).map(|(own, random)| own - random).collect();
-        let is_real = matches!(choice, Choice::Farthest | Choice::Selector);
+        let is_real = matches!(choice, Choice::Farthest | Choice::Selector | Choice::Learned);
         Arm {
             choice: choice.as_str(),
             masked: bootstrap(n_prompts, N_DRAWS, seed, &|chosen| mean(&own, chosen)),
@@ -218,7 +241,7 @@ fn print(groups: &[Group]) -> anyhow::Result<()> {
         }
     }
     output::columns(&["ours", "choice", "masked", "gap", "distance", "label", "p"], &rows)?;
-    for choice in [Choice::Farthest, Choice::Selector] {
+    for choice in [Choice::Farthest, Choice::Selector, Choice::Learned] {
         let gaps: Vec<f64> = groups
             .iter()
             .filter_map(|group| group.arms.iter().find(|arm| arm.choice == choice.as_str())?.gap_closed)

@@ -41,7 +41,8 @@ pub(super) fn args(command: Command) -> Command {
              configured backends",
         ))
         .arg(path("prompts", "FILE").help(
-            "Prompts, {\"p\": ID, \"prompt\": PROMPT, \"task\": TASK} a line, such as mutate prompts makes [default: composed by --seed]",
+            "Prompts, {\"p\": ID, \"prompt\": PROMPT, \"task\": TASK} a line, such as mutate prompts makes [default: composed by --seed]. With --replies: what was asked; no \
+             task is needed",
         ))
         .arg(path("rivals", "FILE").help(
             "Rivals' replies, {\"p\", \"m\", \"t\"} a line: what is missing of 20 a prompt is made by the same model behind four other system prompts, and added",
