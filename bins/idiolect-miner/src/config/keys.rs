@@ -139,7 +139,7 @@ pub static KEYS: &[Key<Config>] = &[
     key!(Config: uniqueness.encoder_key_env, "openai: environment variable that holds the key. OpenAI itself is given `OPENAI_API_KEY` where none is named; other servers are given no key."),
     key!(Config: uniqueness.encoder_timeout, "openai: longest time that one request for embeddings may take.").unit("seconds")
         .expect("1ms to 1d", |c| up_to_a_day(c.uniqueness.encoder_timeout)),
-    key!(Config: uniqueness.quality_model, "Model that says how good candidates are: by their mean log-probability under it as replies to what was asked, with the profile's rule against repetition (the `dpo` reward). `auto` is `smollm2-135m`, with any backend but echo and any encoder but `off`; `off` goes by what the writing models thought of their own texts.")
+    key!(Config: uniqueness.quality_model, "Model that says how good candidates are: by their mean log-probability under it behind the base text of validators' prompts, else behind what was asked, with the profile's rule against repetition (the `dpo` reward). `auto` is `smollm2-135m`, with any backend but echo and any encoder but `off`; `off` goes by what the writing models thought of their own texts.")
         .flags(&["quality-model"]),
     key!(Config: uniqueness.margin, "Distance by which a reply should clear the gate, above the bound itself.").unit("1 - cosine")
         .expect("0 to 0.5", |c| (0.0..=0.5).contains(&c.uniqueness.margin)),
