@@ -22,6 +22,9 @@
 //! ```
 //!
 //! Main types: [`Replies`], [`Experiment`], [`Choice`], [`Outcome`], and the intervals of [`statistics`].
+//!
+//! Where nobody's replies are on record, a model is asked now: [`texts`] composes the prompts of validators, [`rivals`] has a model answer
+//! them as stock miners do, and [`live`] computes what validators would have given for replies among those.
 
 pub mod cache;
 pub mod experiment;
