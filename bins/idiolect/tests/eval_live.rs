@@ -122,5 +122,9 @@ fn what_makes_no_live_experiment_is_said() {
     refuses(folder, &with(&["--n-prompts", "0"]), 64, "n-prompts");
     refuses(folder, &["eval", "--backend", "openai"], 64, "no such backend in the configuration");
     refuses(folder, &["eval", "--backend", "hub:"], 64, "--backend");
+    let paid =
+        "[[backends]]\nkind = \"openai\"\nname = \"paid\"\nmodel = \"m\"\nprompt_price = 1.0\nspending_cap = 1.0\n";
+    fs::write(folder.join("miner.toml"), paid).expect("written");
+    refuses(folder, &["eval", "--backend", "paid", "--config", "miner.toml"], 64, "backend paid has a spending_cap");
     refuses(folder, &["eval"], 64, "--replies");
 }

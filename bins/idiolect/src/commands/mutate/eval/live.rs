@@ -37,15 +37,16 @@ pub(super) fn args(command: Command) -> Command {
     };
     command
         .arg(Arg::new("live").long("backend").value_name("SPEC|configured").help(
-            "Ask a model now, in place of reading recorded replies: a model of the local engine (alias, hub:…, wheel:… or path), a kind or name of a backend, or the \
-             configured backends",
+            "Ask a model now, in place of reading recorded replies: a model of the local engine (alias, hub:…, wheel:… or path), a kind or name of a \
+             backend, or the configured backends",
         ))
         .arg(path("prompts", "FILE").help(
-            "Prompts, {\"p\": ID, \"prompt\": PROMPT, \"task\": TASK} a line, such as mutate prompts makes [default: composed by --seed]. With --replies: what was asked; no \
-             task is needed",
+            "Prompts, {\"p\": ID, \"prompt\": PROMPT, \"task\": TASK} a line, such as mutate prompts makes [default: composed by --seed]. With --replies: \
+             what was asked; no task is needed",
         ))
         .arg(path("rivals", "FILE").help(
-            "Rivals' replies, {\"p\", \"m\", \"t\"} a line: what is missing of 20 a prompt is made by the same model behind four other system prompts, and added",
+            "Rivals' replies, {\"p\", \"m\", \"t\"} a line: what is missing of 20 a prompt is made by the same model behind four other system prompts, \
+             and added",
         ))
         .arg(path("state", "FILE").help("Keep draws and scores here; a run that broke off goes on"))
         .arg(
@@ -85,6 +86,12 @@ pub(super) async fn run(matches: &ArgMatches, spec: &str) -> anyhow::Result<()> 
         let problem = "uniqueness.encoder is off, expected minilm, mpnet or openai: the gate needs an encoder";
         return Err(Usage(problem.to_owned()).into());
     }
+    // Its ledger lies in the miner's own data directory, which this command has nothing to do with.
+    if let Some(capped) = config.backends.iter().find(|backend| backend.spending_cap.is_some()) {
+        let problem =
+            format!("backend {} has a spending_cap, which would not count here; choose one without", capped.name);
+        return Err(Usage(problem).into());
+    }
     let profile = profile(matches, &config)?;
     if let Some(name) = matches.get_one::<String>("profile") {
         config.uniqueness.profile.clone_from(name);
@@ -96,6 +103,8 @@ pub(super) async fn run(matches: &ArgMatches, spec: &str) -> anyhow::Result<()> 
     let prompts = prompts(matches, seed)?;
     let scratch = tempfile::tempdir().context("no folder for what is not kept")?;
     config.data_dir = scratch.path().to_path_buf();
+    // What is sent to nobody is no part of what miners share.
+    config.uniqueness.shared_history = None;
 
     let core = Core::load(&config, &cli::process_env(), &FetchProgress::default()).await?;
     let encoder = core.engines.encoder.clone().context("there is no encoder")?;
