@@ -25,7 +25,7 @@
 //! assert!(guard::check(task, "Why is the sky blue?", "Air scatters blue light most.").is_empty());
 //! ```
 //!
-//! What is drawn more often is learnt: see [`policy`].
+//! What is drawn more often is learnt: see [`policy`]. New operators are bred from old ones: see [`evolve`].
 //!
 //! Main types: [`Library`] (read from TOML; [`LibraryFile`] reads it anew when it changes), [`Operator`], [`RecipeSampler`],
 //! [`Recipe`], [`Route`], [`CollisionModel`], [`Task`], [`lint`], and the checks of [`guard`].
@@ -33,6 +33,7 @@
 mod check;
 pub mod collision;
 mod compose;
+pub mod evolve;
 pub mod guard;
 pub mod library;
 pub mod lint;
