@@ -66,17 +66,21 @@ impl Loader<'_> {
         let (engines, encoder, own) =
             tokio::try_join!(futures_util::future::try_join_all(backends), self.encoder(config), own)?;
         let engine = own.or_else(|| engines.get(shared?).cloned());
-        let quality = match (judge, engine) {
-            (Some(judge), Some(engine)) => {
-                let rules = Profile::find(&config.uniqueness.profile).context("uniqueness.profile")?.dpo;
-                Some((Arc::new(DpoModel::new(engine, rules)) as Arc<dyn RewardModel>, judge.spec.to_string()))
-            }
-            _ => None,
-        };
+        let quality = dpo_model(config, judge, engine)?;
         let members = config.backends.iter().zip(engines).map(|(backend, engine)| member(config, backend, engine));
         let models = config.backends.iter().map(model_name).collect();
         let pool = Pool::new(pool_config(config), members.collect()).context("the backends do not make a pool")?;
         Ok(Engines { pool: Arc::new(pool), encoder, models, quality })
+    }
+
+    /// Loads the model that says how good candidates are, and nothing else, and returns it with its name; `None` where there is to be none.
+    ///
+    /// # Errors
+    /// When it was asked for by name and cannot be found, fetched or loaded.
+    pub async fn quality(&self, config: &Config) -> anyhow::Result<Option<(Arc<dyn RewardModel>, String)>> {
+        let judge = judge(config);
+        let engine = self.judge_engine(judge.as_ref()).await?;
+        dpo_model(config, judge, engine)
     }
 
     /// Loads the model that says how good candidates are. Where it was not asked for by name, it may be missing.
@@ -214,6 +218,16 @@ struct Judge {
     spec: Spec,
     /// Whether the configuration names it.
     is_wanted: bool,
+}
+
+fn dpo_model(
+    config: &Config,
+    judge: Option<Judge>,
+    engine: Option<Arc<dyn Backend>>,
+) -> anyhow::Result<Option<(Arc<dyn RewardModel>, String)>> {
+    let (Some(judge), Some(engine)) = (judge, engine) else { return Ok(None) };
+    let rules = Profile::find(&config.uniqueness.profile).context("uniqueness.profile")?.dpo;
+    Ok(Some((Arc::new(DpoModel::new(engine, rules)), judge.spec.to_string())))
 }
 
 /// Returns which model says how good candidates are, if any.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use idiolect_backend::Embedding;
+use idiolect_uniqueness::lexical::vendi::vendi_score_of_embeddings;
 use idiolect_uniqueness::report::pairwise_distances;
 use idiolect_uniqueness::{Candidate, GateProfile, Panel, Population, Selector, SelectorConfig};
 use rand_chacha::ChaCha8Rng;
@@ -22,6 +23,9 @@ pub enum Choice {
     First,
     /// Any: figures are the means of all of them.
     Random,
+    /// The best by quality alone ([`Experiment::with_qualities`]), as many candidates as the others choose among; nothing without
+    /// qualities.
+    BestOfK,
     /// The one farthest from the nearest of what is seen, or from our others where nothing is.
     Farthest,
     /// What [`Selector`] chooses.
@@ -34,7 +38,8 @@ pub enum Choice {
 
 impl Choice {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::First, Self::Random, Self::Farthest, Self::Selector, Self::Learned, Self::Oracle];
+    pub const ALL: [Self; 7] =
+        [Self::First, Self::Random, Self::BestOfK, Self::Farthest, Self::Selector, Self::Learned, Self::Oracle];
 
     /// Returns the name used in reports.
     #[must_use]
@@ -42,6 +47,7 @@ impl Choice {
         match self {
             Self::First => "first",
             Self::Random => "random",
+            Self::BestOfK => "best-of-k",
             Self::Farthest => "farthest",
             Self::Selector => "selector",
             Self::Learned => "learned",
@@ -112,10 +118,27 @@ pub struct Pick {
     pub masked: f64,
     /// Distance to the nearest hidden rival.
     pub distance: f64,
+    /// Whether it says what no rival says, hidden or seen: those are put into classes, each of what the gate takes for the same as its first
+    /// member, and it belongs to none; 0 or 1.
+    pub novel: f64,
+    /// The quality that was given, where any was.
+    pub quality: Option<f64>,
     /// The judge's label, where there is one.
     pub label: Option<f64>,
     /// That of our first model's reply.
     pub first_label: Option<f64>,
+}
+
+/// How different our models' replies to a prompt are from each other.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Spread {
+    /// Of how many classes they are, each of what the gate takes for the same as its first member (`distinct_k` of NoveltyBench, with
+    /// the gate in place of its classifier).
+    pub n_distinct: usize,
+    /// Mean distance between two of them; `None` of one.
+    pub pairwise: Option<f64>,
+    /// Their Vendi score, the effective number of different ones; `None` where no embedding has a direction.
+    pub vendi: Option<f64>,
 }
 
 /// What came of one way to choose.
@@ -254,6 +277,11 @@ impl<'a> Experiment<'a> {
         let chosen = match choice {
             Choice::First => Some(0),
             Choice::Random => None,
+            Choice::BestOfK => {
+                let qualities = self.qualities?;
+                let quality = |own: &usize| qualities[case.replies[*own]];
+                (0..n_own).rev().max_by(|a, b| quality(a).total_cmp(&quality(b)))
+            }
             Choice::Farthest if visible.is_empty() => {
                 farthest_from(&|own| (0..n_own).filter(|&other| other != own).collect())
             }
@@ -262,10 +290,11 @@ impl<'a> Experiment<'a> {
             Choice::Selector => Some(self.select(case, visible)?),
             Choice::Learned => Some(self.best_learned(learned?, case, visible)?),
         };
-        let masked = |own: usize| {
-            let batch = self.profile.batch.at(nearest(own, &hidden));
-            f64::from(u8::from(self.profile.product(batch, None) <= self.profile.pass_above))
-        };
+        let masked = |own: usize| f64::from(u8::from(self.is_same(nearest(own, &hidden))));
+        let is_same = |a: usize, b: usize| self.is_same(case.distances[a][b]);
+        let founders = founders(n_own..case.replies.len(), &is_same);
+        let novel = |own: usize| f64::from(u8::from(!founders.iter().any(|&first| is_same(own, first))));
+        let quality = self.qualities.map(|qualities| |own: usize| f64::from(qualities[case.replies[own]]));
         let mean = |of: &dyn Fn(usize) -> f64| match chosen {
             Some(own) => of(own),
             None => (0..n_own).map(of).sum::<f64>() / n_own as f64,
@@ -277,12 +306,37 @@ impl<'a> Experiment<'a> {
             chosen,
             masked: mean(&masked),
             distance: mean(&|own| f64::from(nearest(own, &hidden))),
+            novel: mean(&novel),
+            quality: quality.map(|quality| mean(&quality)),
             label: match chosen {
                 Some(own) => label(own),
                 None => labels.map(|labels| labels.iter().sum::<f64>() / n_own as f64),
             },
             first_label: label(0),
         })
+    }
+
+    /// Says whether the gate takes two replies at a distance for the same.
+    fn is_same(&self, distance: f32) -> bool {
+        self.profile.product(self.profile.batch.at(distance), None) <= self.profile.pass_above
+    }
+
+    /// Returns how different our models' replies to each prompt are from each other.
+    #[must_use]
+    pub fn spread(&self) -> Vec<Spread> {
+        let of_case = |case: &Case| {
+            let own = 0..self.own.len();
+            let pairs = own.clone().flat_map(|a| (0..a).map(move |b| (a, b)));
+            let distances: Vec<f64> = pairs.map(|(a, b)| f64::from(case.distances[a][b])).collect();
+            let embeddings: Vec<Embedding> =
+                own.clone().map(|place| self.embeddings[case.replies[place]].clone()).collect();
+            Spread {
+                n_distinct: founders(own, &|a, b| self.is_same(case.distances[a][b])).len(),
+                pairwise: (!distances.is_empty()).then(|| mean(&distances)),
+                vendi: vendi_score_of_embeddings(&embeddings),
+            }
+        };
+        self.cases.iter().map(of_case).collect()
     }
 
     fn best_learned(&self, learned: &Learned<'_>, case: &Case, visible: &[usize]) -> Option<usize> {
@@ -314,6 +368,17 @@ impl<'a> Experiment<'a> {
     }
 }
 
+/// Returns the first members of the classes that replies fall into, taken in their order.
+fn founders(replies: std::ops::Range<usize>, is_same: &dyn Fn(usize, usize) -> bool) -> Vec<usize> {
+    let mut founders: Vec<usize> = Vec::new();
+    for reply in replies {
+        if !founders.iter().any(|&first| is_same(reply, first)) {
+            founders.push(reply);
+        }
+    }
+    founders
+}
+
 /// Returns the model behind a name: `X_concise` is X with another instruction.
 fn base(model: &str) -> &str {
     model.split_once('_').map_or(model, |(base, _)| base)
@@ -330,6 +395,18 @@ impl Outcome {
     #[must_use]
     pub fn distance(&self) -> f64 {
         mean(&self.by_prompt(|pick| Some(pick.distance)))
+    }
+
+    /// Returns the share of replies that say what no rival says.
+    #[must_use]
+    pub fn share_novel(&self) -> f64 {
+        mean(&self.by_prompt(|pick| Some(pick.novel)))
+    }
+
+    /// Returns the mean quality of what was sent; not a number where none was given.
+    #[must_use]
+    pub fn quality(&self) -> f64 {
+        mean(&self.by_prompt(|pick| pick.quality))
     }
 
     /// Returns how much better than our first model's reply the judge finds what was sent, in the mean of the prompts that have
@@ -445,6 +522,41 @@ mod tests {
         assert!(with(&["a", "a"], &embeddings).contains("expected different models"));
         let everybody = ["a", "a_x", "a_y", "r1", "r2", "r3", "r4", "r5"];
         assert_eq!(with(&everybody, &embeddings), "there is no prompt that all of ours and a rival answer");
+    }
+
+    #[test]
+    fn quality_alone_takes_the_best_whatever_rivals_say() {
+        let (replies, embeddings) = population(3);
+        let own = own();
+        let experiment = Experiment::new(&replies, &embeddings, &own, GateProfile::TEXT_PROMPTING_2_1).unwrap();
+        assert!(experiment.run(Choice::BestOfK, 1, 0).picks.is_empty(), "no qualities, no choice");
+        let of_model = |model: &str| match model {
+            "a" => 0.9,
+            "a_x" => 0.5,
+            _ => 0.1,
+        };
+        let qualities: Vec<f32> = replies.all().iter().map(|reply| of_model(&reply.model)).collect();
+        let outcome = experiment.clone().with_qualities(&qualities).run(Choice::BestOfK, 1, 0);
+        assert!(outcome.picks.iter().all(|pick| pick.chosen == Some(0)));
+        assert!((outcome.quality() - 0.9).abs() < 1e-6);
+        assert_eq!((outcome.share_masked(), outcome.share_novel()), (1.0, 0.0));
+        let far = experiment.run(Choice::Oracle, 1, 0);
+        assert_eq!((far.share_novel(), far.quality().is_nan()), (1.0, true));
+    }
+
+    #[test]
+    fn ours_differ_from_each_other() {
+        let (replies, embeddings) = population(2);
+        let own = own();
+        let experiment = Experiment::new(&replies, &embeddings, &own, GateProfile::TEXT_PROMPTING_2_1).unwrap();
+        let spread = experiment.spread();
+        assert_eq!((spread.len(), spread[0].n_distinct), (2, 3));
+        let cosines = [40.0_f64, 40.0, 80.0].map(|angle| angle.to_radians().cos());
+        assert!((spread[0].pairwise.unwrap() - (1.0 - cosines.iter().sum::<f64>() / 3.0)).abs() < 1e-6);
+        assert!(spread[0].vendi.unwrap() > 1.5 && spread[0].vendi.unwrap() < 3.0);
+        let alike = ["r1", "r3", "r5"].map(str::to_owned);
+        let experiment = Experiment::new(&replies, &embeddings, &alike, GateProfile::TEXT_PROMPTING_2_1).unwrap();
+        assert_eq!(experiment.spread()[0].n_distinct, 1);
     }
 
     #[test]

@@ -33,6 +33,7 @@ pub mod lines;
 pub mod live;
 pub mod replies;
 pub mod rivals;
+pub mod scores;
 pub mod statistics;
 pub mod texts;
 
@@ -40,3 +41,4 @@ pub use cache::{CacheError, EmbeddingCache};
 pub use experiment::{Choice, Experiment, ExperimentError, Outcome, Pick};
 pub use lessons::{Learned, Lessons};
 pub use replies::{Recorded, Replies, RepliesError};
+pub use scores::{ScoreCache, ScoreError};

@@ -2,19 +2,23 @@
 
 mod live;
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use idiolect_arena::experiment::gap_closed;
+use idiolect_arena::experiment::{Spread, gap_closed};
 use idiolect_arena::lessons::Asked;
+use idiolect_arena::scores::normalised;
 use idiolect_arena::statistics::{Interval, bootstrap, holm, sign_flip};
-use idiolect_arena::{Choice, EmbeddingCache, Experiment, Lessons, Outcome, Replies, lines};
+use idiolect_arena::{Choice, EmbeddingCache, Experiment, Lessons, Outcome, Replies, ScoreCache, lines};
 use idiolect_backend::{Embedder, Embedding};
 use idiolect_miner::backends::Loader;
 use idiolect_miner::config::EncoderKind;
 use idiolect_miner::progress::{Counter, FetchProgress};
 use idiolect_miner::{cli, models};
+use idiolect_uniqueness::quality::{Draft, Reward, estimate};
+use idiolect_validator::RewardModel;
 use serde::{Deserialize, Serialize};
 
 use crate::commands::{Usage, json_arg, load, profile, profile_arg, start_logging};
@@ -33,9 +37,11 @@ pub(super) fn command() -> Command {
             "FILE has one reply a line, {\"p\": PROMPT, \"m\": MODEL, \"t\": TEXT, \"q\": LABEL}; q, a judge's probability in [0, 1], may be missing and is \
              reported on only. Each --own names the models that are ours, the first of which is sent without a choice; everybody else is a rival. With \
              --visible some rivals' replies to the same prompt are seen, all others are hidden; without any the choice is blind.\n\
-             first: our first model. random: any of ours, in the mean. farthest: from what is seen, or from each other. selector: what the miner \
+             first: our first model. random: any of ours, in the mean. best-of-k: the best of ours by quality alone, with --prompts only: the dpo reward of \
+             uniqueness.quality_model, which the selector weighs as well. farthest: from what is seen, or from each other. selector: what the miner \
              would choose. learned: by what the other prompts teach, cross-validated; --prompts tells it what was asked, and labels count for it as far as they are \
-             those of other prompts. oracle: with all rivals revealed. gap: how much of the way from random to oracle is gone. Intervals of 95 % are from a bootstrap over \
+             those of other prompts. oracle: with all rivals revealed. gap: how much of the way from random to oracle is gone. novel: share of replies that say what no rival says, by classes of what the gate takes for the same. distinct: \
+             such classes among ours. Intervals of 95 % are from a bootstrap over \
              prompts, p-values from a paired permutation test of the masked shares against random, adjusted by Holm's rule.\n\
              Example: idiolect mutate eval --replies arena.jsonl.zst --own gpt,gpt_concise,gpt_verbose --own alpaca,vicuna --visible 10 --encoder mpnet",
         )
@@ -56,6 +62,14 @@ pub(super) fn command() -> Command {
                 .conflicts_with("live")
                 .action(ArgAction::Append)
                 .help("Models that are ours; given again, another experiment"),
+        )
+        .arg(
+            Arg::new("arms")
+                .long("arms")
+                .value_name("ARM,…")
+                .value_delimiter(',')
+                .value_parser(Choice::ALL.map(Choice::as_str))
+                .help("Ways to choose that are reported [default: all that can be]"),
         )
         .arg(number("visible", "N", "10").value_parser(value_parser!(u16)).help("Rivals that are seen; 0 is blind"))
         .arg(number("panels", "N", "20").value_parser(value_parser!(u16).range(1..)).help("Draws of those that are seen, a prompt"))
@@ -84,6 +98,8 @@ struct Arm {
     masked: Interval,
     gap_closed: Option<Interval>,
     distance: f64,
+    novel: f64,
+    quality: Option<f64>,
     label_gained: Option<f64>,
     p: Option<f64>,
 }
@@ -94,6 +110,10 @@ struct Group {
     own: Vec<String>,
     n_prompts: usize,
     visible: usize,
+    /// Of ours to one prompt, in the mean: how many say different things, how far they are from each other, their Vendi score.
+    distinct: f64,
+    pairwise: Option<f64>,
+    vendi: Option<f64>,
     arms: Vec<Arm>,
 }
 
@@ -118,7 +138,9 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         groups.map(|own| own.split(',').map(|model| model.trim().to_owned()).collect()).collect();
 
     let resolver = models::resolver(&config.models, &cli::process_env())?;
-    let encoder = Loader { resolver: &resolver, progress: &FetchProgress::default() }.encoder(config).await?;
+    let progress = FetchProgress::default();
+    let loader = Loader { resolver: &resolver, progress: &progress };
+    let encoder = loader.encoder(config).await?;
     let encoder = encoder.context("there is no encoder")?;
     let folder = matches.get_one::<PathBuf>("embeddings");
     // Before an hour of encoding, whatever is wrong with the names.
@@ -132,25 +154,50 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let mut embeddings = embed(&*encoder, &texts, folder.map(PathBuf::as_path)).await?;
     let of_prompts = embeddings.split_off(replies.all().len());
     let asked = asked.into_iter().zip(of_prompts);
-    let asked = asked.map(|(one, embedding)| (one.id, Asked { text: one.prompt, embedding })).collect();
+    let asked: HashMap<String, Asked> =
+        asked.map(|(one, embedding)| (one.id, Asked { text: one.prompt, embedding })).collect();
 
     let visible = matches.get_one::<u16>("visible").copied().unwrap_or(0);
     let panels = matches.get_one::<u16>("panels").copied().unwrap_or(1);
     let seed = matches.get_one::<u64>("seed").copied().unwrap_or(0);
+    let model = if asked.is_empty() { None } else { loader.quality(config).await? };
+    let own: Vec<&String> = groups.iter().flatten().collect();
+    let qualities = match &model {
+        Some((model, _)) => Some(rewards(&**model, &replies, &asked, &own, folder.map(PathBuf::as_path)).await?),
+        None => None,
+    };
     let lessons = Lessons::new(&replies, &embeddings, &asked, profile.clone(), seed);
     let mut found = Vec::with_capacity(groups.len());
     for own in &groups {
         let experiment = Experiment::new(&replies, &embeddings, own, profile.clone())?;
-        let experiment = experiment.with_encoder(encoder.name()).with_lessons(&lessons);
+        let mut experiment = experiment.with_encoder(encoder.name()).with_lessons(&lessons);
+        if let Some(qualities) = &qualities {
+            experiment = experiment.with_qualities(qualities);
+        }
         let run = |choice| experiment.run_with(choice, visible.into(), panels.into(), seed);
         let outcomes = Choice::ALL.map(|choice| (choice, run(choice)));
+        let outcomes: Vec<(Choice, Outcome)> = outcomes.into_iter().filter(|(_, o)| !o.picks.is_empty()).collect();
         let n_prompts = experiment.prompts().len();
+        let spread = experiment.spread();
+        let mean = |of: &dyn Fn(&Spread) -> Option<f64>| {
+            let values: Vec<f64> = spread.iter().filter_map(of).collect();
+            (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+        };
         found.push(Group {
             own: own.clone(),
             n_prompts,
             visible: visible.into(),
+            distinct: mean(&|spread| Some(spread.n_distinct as f64)).unwrap_or(0.0),
+            pairwise: mean(&|spread| spread.pairwise),
+            vendi: mean(&|spread| spread.vendi),
             arms: arms(&outcomes, n_prompts, seed),
         });
+    }
+    if let Some(wanted) = matches.get_many::<String>("arms") {
+        let wanted: Vec<&String> = wanted.collect();
+        for group in &mut found {
+            group.arms.retain(|arm| wanted.iter().any(|name| *name == arm.choice));
+        }
     }
     adjust(&mut found);
     if matches.get_flag("json") {
@@ -171,6 +218,52 @@ struct Line {
 fn asked(matches: &ArgMatches) -> anyhow::Result<Vec<Line>> {
     let Some(path) = matches.get_one::<PathBuf>("prompts") else { return Ok(Vec::new()) };
     lines::read(path).with_context(|| format!("cannot use {}", path.display()))
+}
+
+/// Returns how good each reply of some models is, in [0, 1], as the miner would say: by where its reward stands among all of them, its length
+/// beside those of ours, and its repetitions. 0 for everybody else's.
+async fn rewards(
+    model: &dyn RewardModel,
+    replies: &Replies,
+    asked: &HashMap<String, Asked>,
+    own: &[&String],
+    folder: Option<&std::path::Path>,
+) -> anyhow::Result<Vec<f32>> {
+    let mut ours: Vec<(&str, usize)> = Vec::new();
+    for (prompt, members) in replies.by_prompt() {
+        let members = members.into_iter().filter(|&index| own.contains(&&replies.all()[index].model));
+        for index in members {
+            let asked = asked.get(prompt).with_context(|| format!("--prompts does not have {prompt}"))?;
+            ours.push((&asked.text, index));
+        }
+    }
+    let pairs: Vec<(&str, &str)> =
+        ours.iter().map(|&(prompt, index)| (prompt, replies.all()[index].text.as_str())).collect();
+    let mut cache = ScoreCache::open(folder, model.name())?;
+    let bar = Counter::new("scoring replies");
+    let scores = cache.scores(model, &pairs, &mut |done, all| bar.at(done, all)).await;
+    bar.close();
+    let scores = scores?;
+    let placed = normalised(&scores, model.lowest());
+    let mut qualities = vec![0.0; replies.all().len()];
+    let all: Vec<(&str, usize, f32)> =
+        ours.iter().zip(placed).map(|(&(prompt, i), placed)| (prompt, i, placed)).collect();
+    for same in all.chunk_by(|a, b| a.0 == b.0) {
+        let draft = |&(_, index, placed): &(&str, usize, f32)| Draft {
+            text: &replies.all()[index].text,
+            mean_logprob: None,
+            model: &replies.all()[index].model,
+            prompt: 0,
+            complete: true,
+            penalty: 0.0,
+            reward: Some(Reward { raw: None, normalised: placed }),
+        };
+        let drafts: Vec<Draft<'_>> = same.iter().map(draft).collect();
+        for (&(_, index, _), quality) in same.iter().zip(estimate(&drafts)) {
+            qualities[index] = quality.score;
+        }
+    }
+    Ok(qualities)
 }
 
 async fn embed(
@@ -200,12 +293,14 @@ fn arms(outcomes: &[(Choice, Outcome)], n_prompts: usize, seed: u64) -> Vec<Arm>
         let own = masked(*choice);
         let gap = |chosen: &[usize]| gap_closed(mean(&random, chosen), mean(&own, chosen), mean(&oracle, chosen));
         let differences: Vec<f64> = own.iter().zip(&random).map(|(own, random)| own - random).collect();
-        let is_real = matches!(choice, Choice::Farthest | Choice::Selector | Choice::Learned);
+        let is_real = !matches!(choice, Choice::First | Choice::Random | Choice::Oracle);
         Arm {
             choice: choice.as_str(),
             masked: bootstrap(n_prompts, N_DRAWS, seed, &|chosen| mean(&own, chosen)),
             gap_closed: Some(bootstrap(n_prompts, N_DRAWS, seed, &gap)).filter(|gap| is_real && gap.value.is_finite()),
             distance: outcome.distance(),
+            novel: outcome.share_novel(),
+            quality: Some(outcome.quality()).filter(|quality| quality.is_finite()),
             label_gained: Some(outcome.label_gained()).filter(|gained| gained.is_finite()),
             p: is_real.then(|| sign_flip(&differences, N_DRAWS, seed)),
         }
@@ -235,13 +330,26 @@ fn print(groups: &[Group]) -> anyhow::Result<()> {
                 with(arm.masked),
                 arm.gap_closed.map_or_else(String::new, with),
                 format!("{:.3}", arm.distance),
+                format!("{:.3}", arm.novel),
+                arm.quality.map_or_else(String::new, |quality| format!("{quality:.3}")),
                 arm.label_gained.map_or_else(String::new, |gained| format!("{gained:+.3}")),
                 arm.p.map_or_else(String::new, |p| format!("{p:.4}")),
             ]);
         }
     }
-    output::columns(&["ours", "choice", "masked", "gap", "distance", "label", "p"], &rows)?;
-    for choice in [Choice::Farthest, Choice::Selector, Choice::Learned] {
+    output::columns(&["ours", "choice", "masked", "gap", "distance", "novel", "quality", "label", "p"], &rows)?;
+    for group in groups {
+        let figure = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
+        output::say(format!(
+            "{}: {:.2} of {} distinct, {} apart, Vendi score {}",
+            group.own.join(","),
+            group.distinct,
+            group.own.len(),
+            figure(group.pairwise),
+            figure(group.vendi)
+        ))?;
+    }
+    for choice in [Choice::BestOfK, Choice::Farthest, Choice::Selector, Choice::Learned] {
         let gaps: Vec<f64> = groups
             .iter()
             .filter_map(|group| group.arms.iter().find(|arm| arm.choice == choice.as_str())?.gap_closed)

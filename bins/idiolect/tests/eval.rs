@@ -1,0 +1,128 @@
+//! `idiolect mutate eval` over recorded replies as a process, with the real encoder and the real reward model.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// What is asked, what most models answer, and what only one of ours does.
+const QUESTIONS: [(&str, &str, &str); 4] = [
+    (
+        "Why is the sky blue?",
+        "The sky is blue because air scatters short wavelengths of sunlight more than long ones.",
+        "Imagine waves on a pond: small ripples bounce off every reed, long swells roll on. Blue light is the ripple.",
+    ),
+    (
+        "Why do leaves fall in autumn?",
+        "Leaves fall in autumn because trees seal them off to save water when days get short and cold.",
+        "A tree is thrifty. Frozen ground gives no drink, so it locks each door to its twigs and lets the wind do the rest.",
+    ),
+    (
+        "How does a fridge keep food cold?",
+        "A fridge keeps food cold by evaporating a refrigerant inside, which takes heat, and condensing it outside.",
+        "Heat is carried out of the kitchen box by a restless traveller, a fluid that boils in one place and settles in another.",
+    ),
+    (
+        "Why does bread rise?",
+        "Bread rises because yeast eats sugar and gives off carbon dioxide, which the gluten in the dough traps.",
+        "Millions of tiny guests feast on sweetness in the dark and breathe out, and the dough stretches like a balloon around their breath.",
+    ),
+];
+
+fn write_record(folder: &Path) {
+    let (mut replies, mut prompts) = (String::new(), String::new());
+    for (nth, (question, usual, odd)) in QUESTIONS.into_iter().enumerate() {
+        let line = serde_json::json!({"id": nth.to_string(), "prompt": question});
+        writeln!(prompts, "{line}").expect("memory");
+        let ours = [("own", usual.to_owned()), ("own_odd", odd.to_owned())];
+        let rivals = ["r1", "r2", "r3", "r4", "r5"].map(|rival| (rival, usual.to_owned()));
+        for (model, text) in ours.into_iter().chain(rivals) {
+            let label = if model == "own" { 0.6 } else { 0.5 };
+            let line = serde_json::json!({"p": nth.to_string(), "m": model, "t": text, "q": label});
+            writeln!(replies, "{line}").expect("memory");
+        }
+    }
+    fs::write(folder.join("replies.jsonl"), replies).expect("a file");
+    fs::write(folder.join("prompts.jsonl"), prompts).expect("a file");
+}
+
+fn eval(folder: &Path, args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_idiolect"));
+    // The configuration of whoever runs the tests is none of ours.
+    command.env("XDG_CONFIG_HOME", folder).args(["mutate", "eval", "--replies", "replies.jsonl"]).args(args);
+    command.current_dir(folder).output().expect("it runs")
+}
+
+#[track_caller]
+fn says(folder: &Path, args: &[&str]) -> String {
+    let output = eval(folder, args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[track_caller]
+fn refuses(folder: &Path, args: &[&str], code: i32, expected: &str) {
+    let output = eval(folder, args);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+    assert!(said.contains(expected), "{args:?}: {said}");
+}
+
+fn arm<'a>(group: &'a Value, name: &str) -> &'a Value {
+    let arms = group["arms"].as_array().expect("arms");
+    arms.iter().find(|arm| arm["choice"] == name).unwrap_or_else(|| panic!("no {name} in {arms:?}"))
+}
+
+#[test]
+fn who_chooses_decides_what_is_masked() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = dir.path();
+    write_record(folder);
+    let args = ["--own", "own,own_odd", "--visible", "2", "--panels", "3", "--embeddings", "kept", "--json"];
+    let with_prompts = [&args[..], &["--prompts", "prompts.jsonl"]].concat();
+    let first = says(folder, &with_prompts);
+    let found: Value = serde_json::from_str(&first).expect("JSON");
+    let group = &found[0];
+    assert_eq!((group["n_prompts"].as_u64(), group["visible"].as_u64()), (Some(4), Some(2)));
+    assert_eq!(
+        (arm(group, "first")["masked"]["value"].as_f64(), arm(group, "oracle")["masked"]["value"].as_f64()),
+        (Some(1.0), Some(0.0))
+    );
+    for choice in ["farthest", "selector", "learned"] {
+        let arm = arm(group, choice);
+        assert_eq!(arm["masked"]["value"].as_f64(), Some(0.0), "{arm}");
+        assert_eq!((arm["gap_closed"]["value"].as_f64(), arm["novel"].as_f64()), (Some(1.0), Some(1.0)), "{arm}");
+        let gained = arm["label_gained"].as_f64().expect("labels");
+        assert!((gained + 0.1).abs() < 1e-6, "{arm}");
+    }
+    // The small model finds everyday words likelier than images.
+    assert_eq!(arm(group, "best-of-k")["masked"]["value"].as_f64(), Some(1.0));
+    assert!(arm(group, "best-of-k")["quality"].as_f64() > arm(group, "oracle")["quality"].as_f64());
+    assert_eq!(group["distinct"].as_f64(), Some(2.0));
+    assert!(group["vendi"].as_f64().expect("a score") > 1.1 && group["pairwise"].as_f64().expect("a distance") > 0.1);
+
+    assert!(folder.join("kept").read_dir().expect("a folder").count() >= 2, "embeddings and scores are kept");
+    assert_eq!(says(folder, &with_prompts), first, "the same again, from what was kept");
+
+    let without: Value =
+        serde_json::from_str(&says(folder, &[&args[..], &["--arms", "random,learned"]].concat())).expect("JSON");
+    let names: Vec<&Value> = without[0]["arms"].as_array().expect("arms").iter().map(|arm| &arm["choice"]).collect();
+    assert_eq!(names, ["random", "learned"]);
+    assert!(without[0]["arms"][1]["quality"].is_null(), "nobody said what was asked");
+}
+
+#[test]
+fn what_cannot_be_chosen_among_is_refused() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = dir.path();
+    write_record(folder);
+    refuses(folder, &["--own", "nobody"], 1, "no reply is by nobody; there are own, own_odd, r1");
+    refuses(folder, &["--own", "own", "--arms", "luck"], 64, "'luck'");
+    refuses(folder, &["--own", "own", "--visible", "0", "--prompts", "none.jsonl"], 1, "cannot use none.jsonl");
+    fs::write(folder.join("some.jsonl"), "{\"id\": \"0\", \"prompt\": \"Why is the sky blue?\"}\n").expect("a file");
+    refuses(folder, &["--own", "own,own_odd", "--prompts", "some.jsonl"], 1, "--prompts does not have 1");
+    fs::write(folder.join("some.jsonl"), "{\"id\": \"0\"}\n").expect("a file");
+    refuses(folder, &["--own", "own,own_odd", "--prompts", "some.jsonl"], 1, "line 1: missing field `prompt`");
+}
