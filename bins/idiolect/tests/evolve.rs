@@ -45,7 +45,28 @@ fn write_prompts(folder: &Path) {
     fs::write(folder.join("prompts.jsonl"), lines.join("\n")).expect("written");
 }
 
+/// Presses Ctrl-C as soon as there is one more answer: it ends well, with what whole rounds gave.
+#[cfg(unix)]
+#[expect(clippy::disallowed_methods, reason = "this thread is the test's own")]
+fn interrupts(folder: &Path, args: &[&str], journal: &Path) {
+    let n_lines = || fs::read(journal).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count());
+    let before = n_lines();
+    let child = command(folder, args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let mut child = child.expect("it runs");
+    while n_lines() <= before && child.try_wait().expect("a child").is_none() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().expect("a signal is sent");
+    assert!(sent.success());
+    let output = child.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let found: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&found["stopped"], &found["is_done"]), (&json!(true), &json!(false)), "{found}");
+    assert_eq!(found["generations"], 0);
+}
+
 #[test]
+#[expect(clippy::disallowed_methods, reason = "this thread is the test's own")]
 fn operators_are_evolved_with_the_default_model_and_a_killed_run_goes_on() {
     let dir = tempfile::tempdir().expect("a folder");
     let folder = dir.path();
@@ -100,6 +121,8 @@ fn operators_are_evolved_with_the_default_model_and_a_killed_run_goes_on() {
     child.wait().expect("it ends");
     let kept = fs::read(&journal).expect("a journal");
     assert!(whole.starts_with(&kept[..kept.iter().rposition(|byte| *byte == b'\n').expect("a line") + 1]));
+    #[cfg(unix)]
+    interrupts(folder, &with(&["--state", "killed", "--concurrency", "1"]), &journal);
     assert_eq!(gives(folder, &with(&["--state", "killed", "--out", "again.toml"])), found);
     assert_eq!(fs::read(&journal).expect("a journal"), whole);
     assert_eq!(fs::read(folder.join("again.toml")).expect("a library"), library);
@@ -134,7 +157,7 @@ fn what_it_would_take_is_estimated_and_what_is_wrong_is_said() {
         .expect("written");
     fs::write(folder.join("none.txt"), "\n").expect("written");
     let with = |args: &[&'static str]| [&["evolve", "--dry-run"], args].concat();
-    refuses(folder, &with(&["--prompts", "few.txt"]), 1, "1 prompts of unknown, expected at least 3");
+    refuses(folder, &with(&["--prompts", "few.txt"]), 1, "prompts of the task unknown: 1, expected at least 3");
     refuses(folder, &with(&["--prompts", "bad.jsonl"]), 1, "bad.jsonl, line 1");
     refuses(folder, &with(&["--prompts", "task.jsonl"]), 1, "unknown task \"poem\", expected augment");
     refuses(folder, &with(&["--prompts", "none.txt"]), 1, "none.txt has no prompts");

@@ -158,7 +158,7 @@ pub enum EvolveError {
         expected: &'static str,
     },
     /// There are too few prompts of a task to keep some back.
-    #[error("{n} prompts of {task}, expected at least 3: some are kept back to judge by")]
+    #[error("prompts of the task {task}: {n}, expected at least 3, some of which are kept back to judge by")]
     FewPrompts {
         /// Which task.
         task: Task,

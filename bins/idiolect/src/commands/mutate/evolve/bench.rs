@@ -84,7 +84,9 @@ impl Evaluator for Bench {
             None => None,
         };
         let logprob = match &self.quality {
-            Some(model) => model.scores(rules.judged_text(), &[seen.clone()]).await?.first().copied().map(f64::from),
+            Some(model) => {
+                model.scores(rules.judged_text(), std::slice::from_ref(&seen)).await?.first().copied().map(f64::from)
+            }
             None => completion.candidates.first().and_then(|candidate| candidate.mean_logprob).map(f64::from),
         };
         let length_error = rules.criteria().iter().find_map(|criterion| match criterion {
