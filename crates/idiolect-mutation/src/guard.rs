@@ -47,6 +47,8 @@ pub enum FlagKind {
     TaskValidator,
     /// It says nothing of its own: the validator's blacklist of whole replies.
     Blacklist,
+    /// It has a text that an operator of its recipe forbids: [`Library::induced`](crate::Library::induced) finds it, rules of texts alone never do.
+    Forbidden,
     /// It is too far from the text that it is about, by the encoder of the validator's relevance mask. Rules of texts alone never say so.
     Irrelevant,
 }
@@ -67,6 +69,7 @@ impl FlagKind {
             Self::KeywordMatch => "keyword_match",
             Self::TaskValidator => "task_validator",
             Self::Blacklist => "blacklist",
+            Self::Forbidden => "forbidden",
             Self::Irrelevant => "irrelevant",
         }
     }

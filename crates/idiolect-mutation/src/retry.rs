@@ -92,7 +92,8 @@ const fn for_flag(kind: FlagKind) -> Option<&'static str> {
         FlagKind::Preamble | FlagKind::ContentMatch => Some("Begin with the content itself."),
         FlagKind::RoleLeak => Some("Write your own part only."),
         FlagKind::Irrelevant => Some("Keep to what the text is about."),
-        FlagKind::Criteria => None,
+        // The prompt as it came has no such operator.
+        FlagKind::Criteria | FlagKind::Forbidden => None,
     }
 }
 

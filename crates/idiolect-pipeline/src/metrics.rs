@@ -58,7 +58,7 @@ pub fn describe() {
     describe_histogram!(PREDICTED, "Predicted factor of the gate on the sent reply's reward, 0 to 1");
     describe_counter!(
         FLAGS,
-        "Rules that candidates broke, by `kind` (empty, echo, keyword, preamble, label, role_leak; by the validators' own arithmetic criteria, content_match, keyword_match, task_validator, blacklist, irrelevant)"
+        "Rules that candidates broke, by `kind` (empty, echo, keyword, preamble, label, role_leak, forbidden; by the validators' own arithmetic criteria, content_match, keyword_match, task_validator, blacklist, irrelevant)"
     );
     describe_counter!(UNSCORED, "Replies chosen without embeddings, by `why` (no_encoder, no_time, failed)");
     describe_counter!(

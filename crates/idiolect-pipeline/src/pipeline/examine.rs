@@ -19,6 +19,8 @@ use crate::metrics;
 /// The encoder of the validators' relevance mask: its bound says nothing of another one's cosines.
 const RELEVANCE_ENCODER: &str = "all-mpnet-base-v2";
 
+/// What a text that its operator forbids is taken to lose: as much as by a criterion that is not met.
+const FORBIDDEN_LOSES: f32 = 0.25;
 /// What an irrelevant reply is taken to lose: all, but for the choice among several of them.
 const IRRELEVANT: f32 = 0.98;
 
@@ -70,6 +72,11 @@ impl Pipeline {
         let check = |draft: &Draft| guard::check(plan.task, asked, &draft.candidate.text);
         let mut flags: Vec<Vec<Flag>> =
             drafts.iter().map(|draft| draft.flags.clone().unwrap_or_else(|| check(draft))).collect();
+        for (draft, flags) in drafts.iter().zip(&mut flags) {
+            let recipe = plan.requests.get(draft.recipe).map(|planned| &planned.recipe);
+            let induced = recipe.map_or_else(Vec::new, |recipe| plan.library.induced(recipe, &draft.candidate.text));
+            flags.extend(induced.first().map(|(_, text)| forbidden(text)));
+        }
         for flag in flags.iter().flatten() {
             metrics::flag(flag.kind.as_str());
         }
@@ -187,6 +194,10 @@ impl Pipeline {
             }
         }
     }
+}
+
+fn forbidden(text: &str) -> Flag {
+    Flag { kind: FlagKind::Forbidden, penalty: FORBIDDEN_LOSES, rule: text.to_owned() }
 }
 
 fn irrelevant() -> Flag {

@@ -24,6 +24,8 @@ const MOST_QUOTED: usize = 8;
 
 /// What was settled before anything was generated.
 pub(crate) struct Plan {
+    /// The operators as they were when recipes were drawn: they may be others before the reply is made.
+    pub(super) library: Arc<Library>,
     pub(super) task: Task,
     pub(super) task_name: String,
     pub(super) mode: Mode,
@@ -133,7 +135,7 @@ impl Pipeline {
         let quoted = if self.scores(&mode) { quoted(asked) } else { Vec::new() };
         let is_needed = self.panels.is_some() || self.judge.is_some();
         let asked = if is_needed { asked.to_owned() } else { String::new() };
-        Ok(Plan { task, task_name, mode, context, seed, requests, n_candidates, verbatim, asked, quoted })
+        Ok(Plan { library, task, task_name, mode, context, seed, requests, n_candidates, verbatim, asked, quoted })
     }
 
     /// Has the policy draw recipes on a thread that nobody waits for: it estimates how likely each of them was. `None` where there

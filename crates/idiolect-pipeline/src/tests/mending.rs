@@ -1,9 +1,11 @@
+use std::sync::Arc;
 use std::time::Duration;
 
+use idiolect_mutation::{FlagKind, Library};
 use idiolect_validator::task::{Criterion, TaskKind, Unit, text_prompting};
 
 use super::double::{Scripted, config, parts, prompt, says, says_slowly};
-use crate::{Ask, Pipeline, PipelineConfig};
+use crate::{Ask, Parts, Pipeline, PipelineConfig};
 
 const GOOD: &str = "Leaves turn light into sugar.";
 const LISTED: &str = "Sure! Here is a summary:\n- Leaves turn light into sugar.\n- That is all there is.";
@@ -61,5 +63,37 @@ async fn what_no_repair_helps_is_asked_for_once_more_with_advice_if_there_is_tim
     for _ in 0..2 {
         let ask = Ask { timeout: Duration::from_secs(6), ..asked(criteria()) };
         assert_eq!(slow.answer(ask).await.unwrap().provenance.candidates.len(), 1, "there is no time");
+    }
+}
+
+#[tokio::test]
+async fn what_an_operator_forbids_costs_the_candidates_of_that_operator() {
+    const LEAKED: &str = "Air scatters blue light, see the plan: causes first, then what follows from them.";
+    const CLEAN: &str = "Sunlight is bent and spread by tiny molecules, short waves far more than long ones.";
+    let library = |forbid: &str| {
+        let text = format!(
+            "[[operator]]\nname = \"angle.plan\"\nslot = \"angle\"\nplace = \"append\"\ntext = \"Go from causes to effects.\"\nversion = 1\n{forbid}"
+        );
+        Arc::new(Library::parse(&text, "operators.toml").unwrap())
+    };
+    for (forbid, says_what, expected) in [
+        ("forbid = [\"Plan:\"]", [CLEAN, LEAKED], [None, Some("Plan:")]),
+        // The plain prompt is nobody's doing.
+        ("forbid = [\"Plan:\"]", [LEAKED, CLEAN], [None, None]),
+        ("", [CLEAN, LEAKED], [None, None]),
+    ] {
+        let parts = Parts { library: library(forbid), ..parts(Scripted::new(says_what.map(says).to_vec())) };
+        let pipeline = Pipeline::start(PipelineConfig { recipes: 2, ..config(2) }, parts).await.unwrap();
+        let record = pipeline.answer(Ask::new(prompt("Why is the sky blue?"))).await.unwrap().provenance;
+        let found = record.candidates.iter().map(|candidate| {
+            let flag = candidate.flags.iter().find(|flag| flag.kind == FlagKind::Forbidden)?;
+            assert_eq!((flag.penalty, candidate.quality.penalty), (0.25, 0.25), "{record}");
+            Some(flag.rule.as_str())
+        });
+        assert_eq!(found.collect::<Vec<_>>(), expected, "{record}");
+        assert_eq!(record.to_string().contains("forbidden"), expected[1].is_some(), "{record}");
+        if expected[1].is_some() {
+            assert!(record.candidates[0].sent, "{record}");
+        }
     }
 }
