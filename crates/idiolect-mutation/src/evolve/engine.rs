@@ -1,29 +1,23 @@
 //! The loop.
 
+mod breed;
+mod elect;
+mod setup;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::StreamExt as _;
-use idiolect_backend::{Backend, FinishReason, Request, Sampling};
+use idiolect_backend::Backend;
 
-use super::archive::{Archive, Length, Niche, Opening};
-use super::fitness::{Usual, feedback, pass, worth};
-use super::journal::Said;
-use super::propose::{self, Shown};
-use super::random::{Random, bootstrap, hash};
+use super::archive::Archive;
+use super::fitness::Usual;
+use super::random::{Random, hash};
 use super::screen::Screen;
-use super::{Evaluator, EvolveConfig, EvolveError, Journal, Outcome, Reject, Trial, TrialPrompt, clauses};
-use crate::{Library, Mode, Operator, Place, Recipe, Task, lint};
+use super::{Evaluator, EvolveConfig, EvolveError, Journal, Outcome, Reject, Trial, TrialPrompt};
+use crate::{Library, Mode, Operator, Place, Recipe, Task};
 
 /// Times that the backend is asked for one text, before texts are put together without it.
 const ATTEMPTS: usize = 2;
-/// Share of proposals that two elites are joined for.
-const CROSSED: f64 = 0.3;
-/// Elites that a question shows.
-const SHOWN: usize = 4;
-/// Texts put together that the encoder is asked about, for one proposal.
-const TRIES: usize = 6;
-/// Share of a bootstrap's means above 0 from which on a challenger counts as better.
-const SURE: f64 = 0.9;
 
 /// Where a candidate comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,9 +107,9 @@ impl<'a> Evolution<'a> {
         mut journal: Journal,
         names: BTreeMap<String, String>,
     ) -> Result<Self, EvolveError> {
-        check(&config)?;
-        let (train, held) = split(&config, &prompts)?;
-        let mut setup = names;
+        setup::check(&config)?;
+        let (train, held) = setup::split(&config, &prompts)?;
+        let mut named = names;
         let texts = |parts: Vec<&str>| format!("{:016x}", hash(&parts));
         let operators = format!("{:?}", library.operators());
         for (name, value) in [
@@ -131,9 +125,9 @@ impl<'a> Evolution<'a> {
                 texts(prompts.iter().flat_map(|p| [p.id.as_str(), p.text.as_str(), p.task.as_str()]).collect()),
             ),
         ] {
-            setup.insert(name.to_owned(), value);
+            named.insert(name.to_owned(), value);
         }
-        journal.begin(setup)?;
+        journal.begin(named)?;
         let mut evolution = Self {
             config,
             library,
@@ -318,11 +312,6 @@ impl<'a> Evolution<'a> {
         Ok(embedding)
     }
 
-    async fn is_near(&mut self, text: &str) -> Result<bool, EvolveError> {
-        let embedding = self.embedding(text).await?;
-        Ok(self.screen.is_near(&embedding))
-    }
-
     /// Has replies made that are not there yet, in this order, some at a time.
     async fn replies(
         &mut self,
@@ -412,254 +401,4 @@ impl<'a> Evolution<'a> {
         }
         Ok(())
     }
-
-    fn admit(&mut self, candidate: usize) {
-        if self.is_planted(candidate) {
-            self.reject(Reject::Planted);
-            return;
-        }
-        let niche = self.niche(candidate);
-        let is_better = self.archive.elite(&niche).is_none_or(|incumbent| {
-            let prompts = &self.train[&niche.task];
-            let both = [candidate, incumbent];
-            let differences: Vec<f64> = prompts
-                .iter()
-                .map(|&p| self.fitness(candidate, p, &both) - self.fitness(incumbent, p, &both))
-                .collect();
-            let names = both.map(|c| self.candidates[c].operator.name.as_str());
-            let means = bootstrap(&differences, &mut Random::new(self.config.seed, &["better", names[0], names[1]]));
-            means.iter().filter(|mean| **mean > 0.0).count() as f64 >= SURE * means.len().max(1) as f64
-        });
-        if is_better {
-            self.archive.put(niche, candidate);
-        }
-    }
-
-    /// Says whether replies share a run of words that neither prompts nor plain replies have.
-    fn is_planted(&self, candidate: usize) -> bool {
-        let Candidate { operator, task, .. } = &self.candidates[candidate];
-        let row = |who, name: Option<&str>| {
-            let operators: Vec<String> = name.into_iter().map(str::to_owned).collect();
-            let row = move |&p: &usize| {
-                let (prompt, text) = (self.prompts[p].text.clone(), self.outcomes.get(&(who, p))?.text.clone());
-                Some(lint::Row { operators: operators.clone(), prompt, text })
-            };
-            self.train[task].iter().filter_map(row)
-        };
-        let own = row(Who::Candidate(candidate), Some(&operator.name));
-        let rows: Vec<lint::Row> = own.chain(row(Who::Plain, None)).chain(row(Who::Rival, None)).collect();
-        let sharing = lint::sharing(&rows);
-        sharing
-            .iter()
-            .any(|s| s.operator.is_some() && s.n_sharing >= 3 && s.share >= 0.3 && s.elsewhere < 0.5 * s.share)
-    }
-
-    fn niche(&self, candidate: usize) -> Niche {
-        let Candidate { operator, task, .. } = &self.candidates[candidate];
-        let of = |who| self.train[task].iter().filter_map(move |&p| Some(self.outcomes.get(&(who, p))?.text.as_str()));
-        let words = |who| of(who).map(|text| text.split_whitespace().count()).sum();
-        let who = Who::Candidate(candidate);
-        Niche {
-            task: *task,
-            slot: operator.slot.clone(),
-            length: Length::of(words(who), words(Who::Plain)),
-            opening: Opening::of_all(of(who)),
-        }
-    }
-
-    /// Returns what a candidate's reply is worth beside the rival's and those of the elites, `without` some.
-    pub(super) fn fitness(&self, candidate: usize, prompt: usize, without: &[usize]) -> f64 {
-        let others = self.archive.of_task(self.prompts[prompt].task);
-        self.worth(
-            Who::Candidate(candidate),
-            prompt,
-            others.iter().filter(|c| **c != candidate && !without.contains(c)),
-        )
-    }
-
-    pub(super) fn worth<'c>(&self, who: Who, prompt: usize, others: impl Iterator<Item = &'c usize>) -> f64 {
-        let found = self.outcomes.get(&(who, prompt)).zip(self.outcomes.get(&(Who::Rival, prompt)));
-        let Some(((own, rival), usual)) = found.zip(self.usual.get(&self.prompts[prompt].task)) else { return 0.0 };
-        let others = others.filter_map(|c| Some(&self.outcomes.get(&(Who::Candidate(*c), prompt))?.embedding));
-        worth(own, *usual) * pass(self.config.gate, &own.embedding, &rival.embedding, others)
-    }
-
-    pub(super) fn mean(&self, candidate: usize, prompts: &[usize]) -> f64 {
-        prompts.iter().map(|&p| self.fitness(candidate, p, &[])).sum::<f64>() / prompts.len().max(1) as f64
-    }
-
-    fn reject(&mut self, why: Reject) {
-        *self.tally.rejected.entry(why).or_default() += 1;
-    }
-
-    /// Draws a parent: who is best on some prompt, the more often the more prompts those are.
-    fn parent(&self, task: Task, random: &mut Random) -> Option<usize> {
-        let elites = self.archive.of_task(task);
-        let mut wins: BTreeMap<usize, usize> = BTreeMap::new();
-        for &prompt in &self.train[&task] {
-            let scored: Vec<(usize, f64)> = elites.iter().map(|&c| (c, self.fitness(c, prompt, &[]))).collect();
-            let best = scored.iter().map(|(_, fitness)| *fitness).fold(0.0, f64::max);
-            for (candidate, _) in scored.iter().filter(|(_, fitness)| best > 0.0 && *fitness >= best) {
-                *wins.entry(*candidate).or_default() += 1;
-            }
-        }
-        let front: Vec<usize> = wins.into_iter().flat_map(|(c, n)| std::iter::repeat_n(c, n)).collect();
-        if !front.is_empty() {
-            return Some(front[random.below(front.len())]);
-        }
-        let all: Vec<usize> = (0..self.candidates.len()).filter(|&c| self.candidates[c].task == task).collect();
-        (!all.is_empty()).then(|| all[random.below(all.len())])
-    }
-
-    fn shown(&self, candidate: usize) -> Shown {
-        let Candidate { task, text, .. } = &self.candidates[candidate];
-        Shown { text: text.clone(), fitness: self.mean(candidate, &self.train[task]) }
-    }
-
-    async fn propose(&mut self, generation: usize, nth: usize) -> Result<(), EvolveError> {
-        let tasks: Vec<Task> = self.train.keys().copied().collect();
-        let task = tasks[((generation - 1) * self.config.proposals + nth) % tasks.len()];
-        let place = format!("{generation}/{nth}");
-        let mut random = Random::new(self.config.seed, &["parents", &place]);
-        let Some(parent) = self.parent(task, &mut random) else { return Ok(()) };
-        let mut elites = self.archive.of_task(task);
-        elites.retain(|&c| c != parent);
-        let is_crossed = random.unit() < CROSSED;
-        let other = (is_crossed && !elites.is_empty()).then(|| elites[random.below(elites.len())]);
-        let slot = self.candidates[parent].operator.slot.clone();
-        // Of the same slot first, the best of them last, as OPRO has it.
-        elites.sort_by_key(|&c| self.candidates[c].operator.slot != slot);
-        elites.truncate(SHOWN);
-        let mut shown: Vec<Shown> = elites.into_iter().map(|c| self.shown(c)).collect();
-        shown.sort_by(|a, b| a.fitness.total_cmp(&b.fitness));
-        let (first, second) = (self.shown(parent), other.map(|c| self.shown(c)));
-        let replies: Vec<(&Outcome, &Outcome)> = self.train[&task]
-            .iter()
-            .filter_map(|&p| self.outcomes.get(&(Who::Candidate(parent), p)).zip(self.outcomes.get(&(Who::Rival, p))))
-            .collect();
-        let found = feedback(self.config.gate, &replies);
-        let question = propose::question(task, &slot, &first, &found, second.as_ref(), &shown);
-        let mut made = None;
-        for attempt in 0..ATTEMPTS {
-            let said = self.ask(&question, &format!("{place}/{attempt}")).await?;
-            let cleaned = propose::clean(&said.text, said.ended);
-            match cleaned.and_then(|text| self.screened(&slot, parent, task, text)) {
-                Ok(operator) if self.is_near(&operator.text).await? => self.reject(Reject::NearDuplicate),
-                Ok(operator) => {
-                    made = Some((operator, if other.is_some() { Origin::Joined } else { Origin::Proposed }));
-                    break;
-                }
-                Err(why) => self.reject(why),
-            }
-        }
-        if made.is_none() {
-            let texts =
-                clauses::texts(&slot, &first.text, second.as_ref().map(|second| second.text.as_str()), &mut random);
-            let usable = texts.into_iter().filter_map(|text| self.screened(&slot, parent, task, text).ok());
-            for operator in usable.take(TRIES).collect::<Vec<_>>() {
-                if !self.is_near(&operator.text).await? {
-                    made = Some((operator, Origin::Clauses));
-                    break;
-                }
-            }
-        }
-        let Some((operator, origin)) = made else { return Ok(()) };
-        self.tally.proposed += 1;
-        self.tally.from_clauses += usize::from(origin == Origin::Clauses);
-        let embedding = self.embedding(&operator.text).await?;
-        self.screen.add_embedding(embedding);
-        self.screen.add_text(&operator.text);
-        let parents =
-            [Some(parent), other].into_iter().flatten().map(|c| self.candidates[c].operator.name.clone()).collect();
-        let text = operator.text.clone();
-        self.candidates.push(Candidate { operator, task, origin, parents, generation, text });
-        Ok(())
-    }
-
-    fn screened(&self, slot: &str, parent: usize, task: Task, text: String) -> Result<Operator, Reject> {
-        self.screen.operator(self.library, slot, self.candidates[parent].operator.place, task, &text)
-    }
-
-    async fn ask(&mut self, question: &[idiolect_backend::Message], place: &str) -> Result<Said, EvolveError> {
-        let contents: Vec<&str> = question.iter().map(|message| message.content.as_str()).collect();
-        let key = format!("{place} {:016x}", hash(&contents));
-        self.tally.asked += 1;
-        let said = match self.journal.said(&key) {
-            Some(said) => said.clone(),
-            None => {
-                let seed = Random::new(self.config.seed, &["proposal", place]).next();
-                let sampling = Sampling {
-                    max_tokens: 64,
-                    temperature: Some(0.9),
-                    seed: self.proposer.capabilities().seed.then_some(seed),
-                    ..Sampling::default()
-                };
-                let request = Request { sampling, ..Request::new(question.to_vec()) };
-                let failed = |source| EvolveError::Backend { what: "no proposal".to_owned(), source };
-                let completion = self.proposer.complete(request).await.map_err(failed)?;
-                let usage = completion.usage;
-                let first = completion.candidates.first();
-                let said = Said {
-                    text: first.map_or_else(String::new, |candidate| candidate.text.clone()),
-                    ended: first.is_some_and(|candidate| candidate.finish_reason == FinishReason::Stop),
-                    tokens: u64::from(usage.prompt_tokens) + u64::from(usage.completion_tokens),
-                };
-                self.journal.keep_said(key, said.clone())?;
-                said
-            }
-        };
-        self.tally.tokens += said.tokens;
-        Ok(said)
-    }
-}
-
-fn check(config: &EvolveConfig) -> Result<(), EvolveError> {
-    let bad = |name, found: String, expected| Err(EvolveError::Setting { name, found, expected });
-    for (name, value) in
-        [("mini_batch", config.mini_batch), ("starters", config.starters), ("concurrency", config.concurrency)]
-    {
-        if !(1..=1000).contains(&value) {
-            return bad(name, value.to_string(), "1 to 1000");
-        }
-    }
-    for (name, value) in [("generations", config.generations), ("proposals", config.proposals)] {
-        if value > 1000 {
-            return bad(name, value.to_string(), "0 to 1000");
-        }
-    }
-    if !(0.0..=0.9).contains(&config.hold_out) {
-        return bad("hold_out", config.hold_out.to_string(), "0 to 0.9");
-    }
-    Ok(())
-}
-
-type ByTask = BTreeMap<Task, Vec<usize>>;
-
-/// Divides each task's prompts into those to learn from and those to judge by.
-fn split(config: &EvolveConfig, prompts: &[TrialPrompt]) -> Result<(ByTask, ByTask), EvolveError> {
-    let mut ids = BTreeSet::new();
-    let (mut train, mut held) = (ByTask::new(), ByTask::new());
-    for (i, prompt) in prompts.iter().enumerate() {
-        if !ids.insert(prompt.id.as_str()) {
-            return Err(EvolveError::Twice { id: prompt.id.clone() });
-        }
-        train.entry(prompt.task).or_default().push(i);
-    }
-    if train.is_empty() {
-        return Err(EvolveError::FewPrompts { task: Task::Unknown, n: 0 });
-    }
-    for (task, all) in &mut train {
-        if all.len() < 3 {
-            return Err(EvolveError::FewPrompts { task: *task, n: all.len() });
-        }
-        let mut order = all.clone();
-        Random::new(config.seed, &["hold out", task.as_str()]).shuffle(&mut order);
-        let n_held = ((all.len() as f64 * config.hold_out).round() as usize).min(all.len() - 2);
-        let mut kept: Vec<usize> = order.drain(..n_held).collect();
-        kept.sort_unstable();
-        order.sort_unstable();
-        *all = order;
-        held.insert(*task, kept);
-    }
-    Ok((train, held))
 }
