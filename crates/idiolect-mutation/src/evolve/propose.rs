@@ -17,7 +17,7 @@ pub enum Reject {
     Template,
     /// It has no end.
     Unfinished,
-    /// It talks to us, or answers.
+    /// It talks to us, or has characters that no instruction has.
     Chatter,
     /// It has too few words, or too many.
     Length,
@@ -137,7 +137,8 @@ pub(super) fn clean(said: &str, ended: bool) -> Result<String, Reject> {
         return Err(Reject::Empty);
     }
     let lower = text.to_lowercase();
-    if text.chars().any(char::is_control) || CHATTER.iter().any(|opening| lower.starts_with(opening)) {
+    let is_odd = |c: char| c.is_control() || "<>|\\/=_~^[]@".contains(c);
+    if text.chars().any(is_odd) || CHATTER.iter().any(|opening| lower.starts_with(opening)) {
         return Err(Reject::Chatter);
     }
     let n_words = text.split_whitespace().count();

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::engine::{Candidate, Evolution, Origin, Who};
 use super::random::{Random, bootstrap};
-use super::{Archive, EvolveError, Niche, Reject};
+use super::{EvolveError, Niche, Reject};
 use crate::{Library, Operator};
 
 /// A difference, with the interval of 95 % that a bootstrap over prompts gives it.
@@ -175,7 +175,8 @@ impl Evolution<'_> {
         })
     }
 
-    /// Returns the library with the new elites as TOML: `start` is the text of the file that the library was read from, `None` for the built-in one.
+    /// Returns the library with those new elites as TOML that gained something over plain replies: a free niche is taken by worse ones, too.
+    /// `start` is the text of the file that the library was read from, `None` for the built-in one.
     ///
     /// # Errors
     /// [`EvolveError::Library`] when the two do not make a library, as where the file has its operators in an inline array.
@@ -184,17 +185,14 @@ impl Evolution<'_> {
         if !text.ends_with('\n') {
             text.push('\n');
         }
-        for (niche, operator) in self.new_elites(&self.archive) {
-            text.push_str(&format!("\n# {niche}\n{}", table(operator)));
+        for (niche, candidate) in self.archive.iter() {
+            let is_new = self.candidates[candidate].origin != Origin::Library;
+            if is_new && self.elite(niche, candidate).gain.value > 0.0 {
+                text.push_str(&format!("\n# {niche}\n{}", table(&self.candidates[candidate].operator)));
+            }
         }
         Library::parse(&text, "the evolved library")?;
         Ok(text)
-    }
-
-    fn new_elites<'s>(&'s self, archive: &'s Archive) -> impl Iterator<Item = (&'s Niche, &'s Operator)> {
-        let all = archive.iter().map(|(niche, candidate)| (niche, &self.candidates[candidate]));
-        all.filter(|(_, candidate)| candidate.origin != Origin::Library)
-            .map(|(niche, candidate)| (niche, &candidate.operator))
     }
 }
 

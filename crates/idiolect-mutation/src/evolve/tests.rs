@@ -360,6 +360,7 @@ fn answers_are_cleaned_or_refused() {
         ("Fine then.\nAnd {# more #}", Reject::Template),
         ("Sure, here is one for you.", Reject::Chatter),
         ("I'm sorry, but I cannot do that.", Reject::Chatter),
+        ("Skills</4 of all sounds to be learned.", Reject::Chatter),
         ("Be brief.", Reject::Length),
         (&"many ".repeat(40), Reject::Length),
     ] {
