@@ -32,7 +32,7 @@ pub enum Choice {
     Selector,
     /// What other prompts teach ([`Experiment::with_lessons`]); nothing without.
     Learned,
-    /// The one that is farthest from the nearest of all rivals, hidden ones included: nobody can do better.
+    /// The one that is farthest from the nearest hidden rival: nobody can do better.
     Oracle,
 }
 

@@ -18,8 +18,9 @@
 mod linear;
 mod ranking;
 mod style;
+mod typicality;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use idiolect_backend::Embedding;
 use idiolect_uniqueness::GateProfile;
@@ -29,7 +30,6 @@ use rand_chacha::rand_core::SeedableRng as _;
 
 use crate::replies::Replies;
 use crate::statistics::below;
-use linear::Normal;
 use ranking::{Group, Ranking};
 
 /// Parts that prompts are dealt into.
@@ -37,11 +37,6 @@ pub const N_FOLDS: usize = 10;
 
 /// Distances below this are equally near: repeats differ by rounding only.
 const NEAREST: f64 = 0.001;
-/// Nearer than this a reply's neighbour says no more of how typical it is.
-const TYPICAL: f64 = 0.02;
-/// Penalties on the weights of embeddings, whose values are small, and of what is counted, which has unit spread.
-const PENALTY_EMBEDDING: f64 = 5.0;
-const PENALTY_STYLE: f64 = 30.0;
 /// Sets of models that a ranking is fitted to, and sets that they are picked from.
 const N_SETS: usize = 30;
 const N_DRAWN_SETS: usize = 3000;
@@ -128,7 +123,7 @@ impl<'a> Lessons<'a> {
                 replies: members.clone(),
             });
         }
-        let typicality = typicality(replies, embeddings, asked, &lessons);
+        let typicality = typicality::predict(replies, embeddings, asked, &lessons);
         let labels = (0..N_FOLDS).map(|fold| mean_labels(replies, &lessons, models.len(), fold)).collect();
         Self { profile, models, lessons, typicality, labels }
     }
@@ -296,96 +291,6 @@ impl Learned<'_> {
     }
 }
 
-/// Returns the predictions of typicality by the fold left out: higher is farther from everybody.
-fn typicality(
-    replies: &Replies,
-    embeddings: &[Embedding],
-    asked: &HashMap<String, Asked>,
-    lessons: &[Lesson<'_>],
-) -> Vec<Vec<f64>> {
-    let n_values = embeddings.first().map_or(0, Vec::len);
-    let n = N_COUNTED + n_values;
-    let counted: Vec<[f64; N_COUNTED]> = replies
-        .all()
-        .iter()
-        .zip(embeddings)
-        .map(|(reply, embedding)| counted(&reply.text, embedding, asked.get(&reply.prompt)))
-        .collect();
-    let scale = scales(&counted, lessons);
-    let row = |reply: usize| -> Vec<f64> {
-        let styles = counted[reply].iter().zip(&scale).map(|(figure, scale)| figure * scale);
-        styles.chain(embeddings[reply].iter().map(|&value| f64::from(value))).collect()
-    };
-    let mut folds = vec![Normal::new(n); N_FOLDS];
-    for lesson in lessons {
-        let usable: Vec<usize> =
-            (0..lesson.replies.len()).filter(|&i| embeddings[lesson.replies[i]].len() == n_values).collect();
-        let rows: Vec<Vec<f64>> = usable.iter().map(|&i| row(lesson.replies[i])).collect();
-        let targets: Vec<f64> = usable.iter().map(|&i| nearest_other(lesson, i)).collect();
-        let centre: Vec<f64> = (0..n).map(|k| mean(&rows.iter().map(|row| row[k]).collect::<Vec<_>>())).collect();
-        let middle = mean(&targets);
-        for (row, target) in rows.iter().zip(targets) {
-            let centred: Vec<f64> = row.iter().zip(&centre).map(|(value, centre)| value - centre).collect();
-            folds[lesson.fold].add(&centred, target - middle);
-        }
-    }
-    let mut penalties = vec![PENALTY_STYLE; N_COUNTED];
-    penalties.resize(n, PENALTY_EMBEDDING);
-    let without = |left_out: &[usize]| {
-        let mut equations = Normal::new(n);
-        for (_, of_fold) in folds.iter().enumerate().filter(|(fold, _)| !left_out.contains(fold)) {
-            equations.add_all(1.0, of_fold);
-        }
-        equations.solve(&penalties).unwrap_or_else(|| vec![0.0; n])
-    };
-    let mut predicted = vec![vec![0.0; replies.all().len()]; N_FOLDS];
-    for a in 0..N_FOLDS {
-        for b in 0..=a {
-            let weights = without(&[a, b]);
-            for (left_out, of_fold) in [(a, b), (b, a)] {
-                for &reply in lessons.iter().filter(|lesson| lesson.fold == of_fold).flat_map(|lesson| &lesson.replies)
-                {
-                    if embeddings[reply].len() == n_values {
-                        predicted[left_out][reply] = row(reply).iter().zip(&weights).map(|(x, w)| x * w).sum();
-                    }
-                }
-            }
-        }
-    }
-    predicted
-}
-
-/// Figures that are no part of an embedding: of the text, and of what it has to do with the prompt.
-const N_COUNTED: usize = style::N + 3;
-
-/// Returns what can be counted in a reply, and, where the prompt is known, how near it is to that and what share of its words, of all
-/// and of the first fifteen, the prompt has.
-fn counted(text: &str, embedding: &Embedding, asked: Option<&Asked>) -> [f64; N_COUNTED] {
-    let mut figures = [0.0; N_COUNTED];
-    figures[..style::N].copy_from_slice(&style::style(text));
-    if let Some(asked) = asked {
-        let of_prompt: HashSet<String> = words(&asked.text).collect();
-        let share = |words: &[String]| {
-            mean(&words.iter().map(|word| f64::from(u8::from(of_prompt.contains(word)))).collect::<Vec<_>>())
-        };
-        let words: Vec<String> = words(text).collect();
-        let cosine = cosine(embedding, &asked.embedding);
-        figures[style::N..].copy_from_slice(&[cosine, share(&words), share(&words[..words.len().min(15)])]);
-    }
-    figures
-}
-
-fn words(text: &str) -> impl Iterator<Item = String> {
-    text.split_whitespace().map(str::to_lowercase)
-}
-
-/// Returns the cosine of the angle between two embeddings; 0 where one has no direction.
-fn cosine(a: &Embedding, b: &Embedding) -> f64 {
-    let dot = |a: &Embedding, b: &Embedding| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
-    let lengths = (dot(a, a) * dot(b, b)).sqrt();
-    if a.len() == b.len() && lengths > 0.0 { dot(a, b) / lengths } else { 0.0 }
-}
-
 /// Returns the mean label of each model in all folds but one; the mean of all models for one that has none.
 fn mean_labels(replies: &Replies, lessons: &[Lesson<'_>], n_models: usize, left_out: usize) -> Vec<f64> {
     let mut of_model = vec![Vec::new(); n_models];
@@ -396,26 +301,6 @@ fn mean_labels(replies: &Replies, lessons: &[Lesson<'_>], n_models: usize, left_
     }
     let overall = mean(&of_model.iter().flatten().copied().collect::<Vec<_>>());
     of_model.iter().map(|labels| if labels.is_empty() { overall } else { mean(labels) }).collect()
-}
-
-/// Returns one over the spread of each figure around the mean of its prompt.
-#[expect(clippy::cast_precision_loss, reason = "a count of replies")]
-fn scales(counted: &[[f64; N_COUNTED]], lessons: &[Lesson<'_>]) -> [f64; N_COUNTED] {
-    let mut squares = [0.0; N_COUNTED];
-    for lesson in lessons {
-        for (k, square) in squares.iter_mut().enumerate() {
-            let values: Vec<f64> = lesson.replies.iter().map(|&reply| counted[reply][k]).collect();
-            let middle = mean(&values);
-            *square += values.iter().map(|value| (value - middle).powi(2)).sum::<f64>();
-        }
-    }
-    squares.map(|square| 1.0 / (square / counted.len().max(1) as f64).sqrt().max(1e-6))
-}
-
-/// Returns the logarithm of the distance to the nearest of all others.
-fn nearest_other(lesson: &Lesson<'_>, index: usize) -> f64 {
-    let others = lesson.distances[index].iter().enumerate().filter(|(other, _)| *other != index);
-    others.map(|(_, &distance)| logarithm(distance)).fold(0.0, f64::min).max(TYPICAL.ln())
 }
 
 fn logarithm(distance: f32) -> f64 {

@@ -64,6 +64,7 @@
 //! [`RecordConfig`]; [`Pipeline::erase`] forgets.
 
 mod ask;
+mod awaited;
 mod claim;
 mod config;
 mod error;

@@ -23,6 +23,7 @@ use tokio::sync::{Mutex, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::ask::Job;
+use crate::awaited::Awaited;
 use crate::claim::{About, Claims, Settled};
 use crate::config::{RecordConfig, StorePrompts};
 use crate::error::to_handler_error;
@@ -120,6 +121,7 @@ pub struct Pipeline {
     library: Arc<Library>,
     library_file: Option<Arc<LibraryFile>>,
     learner: Option<Arc<Learner>>,
+    awaited: Awaited,
     profile: Option<Arc<Profile>>,
     selector: Arc<Selector>,
     panels: Option<Arc<Panels>>,
@@ -180,6 +182,7 @@ impl Pipeline {
             profile,
             // What was learnt changes what is drawn: the same prompt would not get the same recipes.
             learner: learner.filter(|_| config.sampling.seed.is_none()),
+            awaited: Awaited::default(),
             selector: Arc::new(Selector::new(config.selector.clone())),
             reserve: Reserve::new(config.score_reserve, SCORE_MOST),
             judge: reward.map(|model| Judge::new(model, config.reward_reserve)),
@@ -254,6 +257,7 @@ impl Pipeline {
             return Err(HandlerError::new(Category::Malformed, message));
         }
         let completion_hash = hash::completion(caller, completion);
+        self.learn_reward(&completion_hash, &rewards);
         if self.recorder.rewards(Rewards { completion_hash, rewards }) {
             Ok(())
         } else {
@@ -348,6 +352,7 @@ impl Pipeline {
         let nearest_source = self.count_choice(&choice, &plan, &mut generated, looked_at.embeddings.is_some(), sent[0]);
         let scored_at = Instant::now();
         self.learn(&plan, &generated.drafts, &looked_at, &choice);
+        self.await_reward(&plan, &generated.drafts, &sent, &job.caller);
 
         let timings = Timings {
             plan_ms: milliseconds(planned_at - started),

@@ -3,12 +3,13 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use idiolect_mutation::policy::{Draw, Scored};
+use idiolect_mutation::policy::{Draw, Learner, PolicyError, Scored};
 use idiolect_uniqueness::{Candidate, Neighbour, Population, Selection};
 use tokio::time::{Instant, timeout_at};
 
 use super::{Examined, Pipeline, Plan, finish};
 use crate::generate::{Draft, Generated};
+use crate::hash::{self, CompletionHash};
 use crate::metrics;
 
 /// Searching more earlier replies than this is moved off the executor.
@@ -175,20 +176,49 @@ impl Pipeline {
         if brought.is_empty() {
             return;
         }
-        let (learner, context) = (Arc::clone(learner), plan.context.clone());
-        // It is written down, too.
-        tokio::task::spawn_blocking(move || {
+        let context = plan.context.clone();
+        teach(learner, move |learner| {
             let mean = |rewards: &[f64]| rewards.iter().sum::<f64>() / rewards.len() as f64;
             let scored = brought.iter().map(|(draw, rewards)| Scored { draw, reward: mean(rewards) });
-            match learner.update(&context, &scored.collect::<Vec<_>>()) {
-                Ok(()) => metrics::learnt("yes"),
-                Err(error) => {
-                    metrics::learnt("failed");
-                    tracing::warn!(error = &error as &dyn std::error::Error, "not learnt of what the recipes brought");
-                }
-            }
+            learner.update(&context, &scored.collect::<Vec<_>>())
         });
     }
+}
+
+impl Pipeline {
+    /// Remembers which recipes the replies that are sent were drawn by, in case a validator says what they were worth.
+    pub(super) fn await_reward(&self, plan: &Plan, drafts: &[Draft], sent: &[usize], caller: &str) {
+        if self.learner.is_none() || caller.is_empty() {
+            return;
+        }
+        for draft in sent.iter().filter_map(|&index| drafts.get(index)) {
+            if let Some(draw) = plan.requests.get(draft.recipe).and_then(|planned| planned.draw.as_ref()) {
+                self.awaited.sent(hash::completion(caller, &draft.candidate.text), &plan.context, draw);
+            }
+        }
+    }
+
+    /// Tells the policy what a validator gave for a reply, once a reply: one more observation of its recipe, beside what we thought of
+    /// it ourselves. Of several rewards the mean counts, cut off at 0 and 1.
+    pub(super) fn learn_reward(&self, reply: &CompletionHash, rewards: &[f32]) {
+        let Some(learner) = self.learner.as_ref().filter(|_| !rewards.is_empty()) else { return };
+        let Some((context, draw)) = self.awaited.take(reply) else { return };
+        let mean = rewards.iter().map(|&reward| f64::from(reward)).sum::<f64>() / rewards.len() as f64;
+        let reward = mean.clamp(0.0, 1.0);
+        teach(learner, move |learner| learner.update(&context, &[Scored { draw: &draw, reward }]));
+    }
+}
+
+/// Teaches on a thread that nobody waits for: it is written down, too.
+fn teach(learner: &Arc<Learner>, lesson: impl FnOnce(&Learner) -> Result<(), PolicyError> + Send + 'static) {
+    let learner = Arc::clone(learner);
+    tokio::task::spawn_blocking(move || match lesson(&learner) {
+        Ok(()) => metrics::learnt("yes"),
+        Err(error) => {
+            metrics::learnt("failed");
+            tracing::warn!(error = &error as &dyn std::error::Error, "not learnt of what the recipes brought");
+        }
+    });
 }
 
 /// Returns the best `n` candidates with different texts; where there are fewer, the best of the rest fill up.

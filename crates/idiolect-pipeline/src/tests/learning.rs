@@ -1,10 +1,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use idiolect_mutation::policy::{Learner, PolicyConfig, Seed};
+use idiolect_axon::Handler as _;
+use idiolect_mutation::policy::{Context, Learner, PolicyConfig, Seed};
 use idiolect_mutation::{Library, LibraryFile};
 
 use super::double::{OTHER, SKY, Scripted, ask, config, parts, says, start};
+use super::records::{call, caller};
 use crate::{Parts, Pipeline, PipelineConfig};
 
 fn learner() -> Arc<Learner> {
@@ -38,6 +40,37 @@ async fn recipes_come_with_their_chance_and_what_they_brought_is_learnt() {
         updates(&learner, nth).await;
     }
     assert!(learner.to_json().contains("local"), "{}", learner.to_json());
+}
+
+#[tokio::test]
+async fn what_a_validator_gave_for_a_reply_is_learnt_once() {
+    // Both learn the same from the reply itself: what differs is the validator's word.
+    let believed = async |rewards: Vec<f32>| {
+        let learner = learner();
+        let pipeline = start(2, parts_with(&learner)).await;
+        let alice = caller("//Alice");
+        let hotkey = alice.hotkey().to_string();
+        pipeline.forward(call(alice, "Why is the sky blue?")).await.unwrap();
+        updates(&learner, 1).await;
+        let record = pipeline.explain("last").await.unwrap();
+        let chosen = record.chosen().unwrap().clone();
+        let text = chosen.text.clone().unwrap();
+        pipeline.reward("somebody else", &text, rewards.clone()).unwrap();
+        pipeline.reward(&hotkey, "never sent", rewards.clone()).unwrap();
+        pipeline.reward(&hotkey, &text, Vec::new()).unwrap();
+        pipeline.reward(&hotkey, &text, rewards.clone()).unwrap();
+        updates(&learner, 2).await;
+        pipeline.reward(&hotkey, &text, rewards).unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(learner.n_updates(), 2);
+        let context = Context::new("grpc", "unknown", hotkey.as_str());
+        let library = Library::built_in();
+        let applied = chosen.operators.first().map(|applied| applied.name.clone());
+        let operator = applied.and_then(|name| library.operators().iter().find(|operator| operator.name == name));
+        learner.posterior(&context, operator).unwrap().mean()
+    };
+    let (praised, blamed) = (believed(vec![0.8, 7.0]).await, believed(vec![-1.0]).await);
+    assert!(praised > blamed + 0.01, "{praised} {blamed}");
 }
 
 #[tokio::test]

@@ -40,7 +40,7 @@ pub(super) fn command() -> Command {
              first: our first model. random: any of ours, in the mean. best-of-k: the best of ours by quality alone, with --prompts only: the dpo reward of \
              uniqueness.quality_model, which the selector weighs as well. farthest: from what is seen, or from each other. selector: what the miner \
              would choose. learned: by what the other prompts teach, cross-validated; --prompts tells it what was asked, and labels count for it as far as they are \
-             those of other prompts. oracle: with all rivals revealed. gap: how much of the way from random to oracle is gone. novel: share of replies that say what no rival says, by classes of what the gate takes for the same. distinct: \
+             those of other prompts. oracle: with the hidden rivals revealed. masked: by those. gap: how much of the way from random to oracle is gone. distance: to the nearest hidden rival. novel: share of replies that say what no rival says, hidden or seen, by classes of what the gate takes for the same. distinct: \
              such classes among ours. Intervals of 95 % are from a bootstrap over \
              prompts, p-values from a paired permutation test of the masked shares against random, adjusted by Holm's rule.\n\
              Example: idiolect mutate eval --replies arena.jsonl.zst --own gpt,gpt_concise,gpt_verbose --own alpaca,vicuna --visible 10 --encoder mpnet",
@@ -193,13 +193,14 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             arms: arms(&outcomes, n_prompts, seed),
         });
     }
+    // For all of them, whichever are shown.
+    adjust(&mut found);
     if let Some(wanted) = matches.get_many::<String>("arms") {
         let wanted: Vec<&String> = wanted.collect();
         for group in &mut found {
             group.arms.retain(|arm| wanted.iter().any(|name| *name == arm.choice));
         }
     }
-    adjust(&mut found);
     if matches.get_flag("json") {
         return output::json(&found);
     }
