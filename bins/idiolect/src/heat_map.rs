@@ -1,28 +1,21 @@
 //! Heat maps of distances, as PNG or SVG.
 
-use std::path::Path;
-
-use anyhow::{Context as _, anyhow};
-use font8x8::UnicodeFonts as _;
-use plotters::backend::{BitMapBackend, DrawingBackend, SVGBackend};
+use plotters::backend::DrawingBackend;
 use plotters::coord::Shift;
-use plotters::drawing::{DrawingArea, DrawingAreaErrorKind, IntoDrawingArea as _};
-use plotters::element::{Rectangle, Text};
+use plotters::drawing::DrawingArea;
+use plotters::element::Rectangle;
 use plotters::style::colors::colormaps::{ColorMap as _, ViridisRGB};
-use plotters::style::{BLACK, Color as _, IntoFont as _, RED, RGBColor, WHITE};
+use plotters::style::{Color as _, RED, RGBColor, WHITE};
+
+use crate::picture::{Drawn, GAP, LETTER, MARGIN, Picture};
 
 /// What side of the map is aimed at, and the least and greatest of a cell, in pixels.
 const SIDE: usize = 800;
 const CELL: (usize, usize) = (2, 32);
-/// Side of a letter.
-const LETTER: i32 = 8;
 /// Cells must have more than a letter's height for ids to stand beside them.
 const LABELLED: i32 = LETTER + 2;
 /// Letters of an id that are shown.
 const LETTERS: usize = 20;
-const MARGIN: i32 = 20;
-/// Between the parts of the picture.
-const GAP: i32 = 8;
 /// The scale's width, and its steps.
 const SCALE: i32 = 16;
 const STEPS: i32 = 64;
@@ -41,26 +34,6 @@ pub(crate) struct HeatMap<'a> {
 }
 
 impl HeatMap<'_> {
-    /// Draws it into a file whose name ends in `.png` or `.svg`.
-    ///
-    /// # Errors
-    /// When the name ends otherwise, or the file cannot be written.
-    pub(crate) fn save(&self, path: &Path) -> anyhow::Result<()> {
-        let size = self.size();
-        let drawn = match extension(path).as_deref() {
-            Some("png") => {
-                let root = BitMapBackend::new(path, size).into_drawing_area();
-                self.draw(&root, bitmap_text).map_err(|error| anyhow!("{error}"))
-            }
-            Some("svg") => {
-                let root = SVGBackend::new(path, size).into_drawing_area();
-                self.draw(&root, vector_text).map_err(|error| anyhow!("{error}"))
-            }
-            _ => Err(anyhow!("the name must end in .png or .svg")),
-        };
-        drawn.with_context(|| format!("cannot draw {}", path.display()))
-    }
-
     fn cell(&self) -> i32 {
         let side = (SIDE / self.ids.len().max(1)).clamp(CELL.0, CELL.1);
         i32::try_from(side).unwrap_or(i32::MAX)
@@ -76,6 +49,18 @@ impl HeatMap<'_> {
         if self.cell() >= LABELLED { i32::try_from(longest).unwrap_or(0) * LETTER + GAP } else { 0 }
     }
 
+    /// The scale's end: the greatest distance, but not so little that the bound is beyond it.
+    fn farthest(&self) -> f32 {
+        let distances = self.distances.iter().flatten().copied();
+        distances.fold(0.1_f32.max(2.0 * self.bound.clamp(0.0, 0.5)), f32::max)
+    }
+
+    fn colour(&self, distance: f32, farthest: f32) -> RGBColor {
+        if distance < self.bound { RED } else { ViridisRGB.get_color(distance / farthest) }
+    }
+}
+
+impl Picture for HeatMap<'_> {
     fn size(&self) -> (u32, u32) {
         let scale = GAP + SCALE + GAP + 5 * LETTER;
         let title = i32::try_from(self.title.chars().count()).unwrap_or(0) * LETTER;
@@ -117,47 +102,10 @@ impl HeatMap<'_> {
         text(root, &format!("{far:.2}"), (left + SCALE + GAP, top + height - LETTER))?;
         root.present()
     }
-
-    /// The scale's end: the greatest distance, but not so little that the bound is beyond it.
-    fn farthest(&self) -> f32 {
-        let distances = self.distances.iter().flatten().copied();
-        distances.fold(0.1_f32.max(2.0 * self.bound.clamp(0.0, 0.5)), f32::max)
-    }
-
-    fn colour(&self, distance: f32, farthest: f32) -> RGBColor {
-        if distance < self.bound { RED } else { ViridisRGB.get_color(distance / farthest) }
-    }
-}
-
-type Drawn<B> = Result<(), DrawingAreaErrorKind<<B as DrawingBackend>::ErrorType>>;
-
-/// Returns what the file's name ends in, in lower case.
-pub(crate) fn extension(path: &Path) -> Option<String> {
-    Some(path.extension()?.to_str()?.to_ascii_lowercase())
 }
 
 fn shortened(id: &str) -> String {
     if id.chars().count() <= LETTERS { id.to_owned() } else { id.chars().take(LETTERS - 1).chain(['~']).collect() }
-}
-
-/// Draws text dot by dot.
-fn bitmap_text<B: DrawingBackend>(root: &DrawingArea<B, Shift>, text: &str, (mut x, y): (i32, i32)) -> Drawn<B> {
-    for letter in text.chars() {
-        let glyph = font8x8::BASIC_FONTS.get(letter).or_else(|| font8x8::LATIN_FONTS.get(letter));
-        let rows = glyph.or_else(|| font8x8::BASIC_FONTS.get('?')).unwrap_or_default();
-        for (row, dy) in rows.into_iter().zip(0..) {
-            for dx in (0..LETTER).filter(|dx| row & (1 << dx) != 0) {
-                root.draw_pixel((x + dx, y + dy), &BLACK)?;
-            }
-        }
-        x += LETTER;
-    }
-    Ok(())
-}
-
-/// Draws text as text.
-fn vector_text<B: DrawingBackend>(root: &DrawingArea<B, Shift>, text: &str, at: (i32, i32)) -> Drawn<B> {
-    root.draw(&Text::new(text, at, ("monospace", f64::from(LETTER) * 1.5).into_font()))
 }
 
 #[cfg(test)]

@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 mod commands;
 mod heat_map;
+mod interval_plot;
 mod output;
+mod picture;
 mod replies;
 
 #[global_allocator]

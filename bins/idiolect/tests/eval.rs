@@ -106,6 +106,10 @@ fn who_chooses_decides_what_is_masked() {
     assert!(folder.join("kept").read_dir().expect("a folder").count() >= 2, "embeddings and scores are kept");
     assert_eq!(says(folder, &with_prompts), first, "the same again, from what was kept");
 
+    says(folder, &[&args[..], &["--plot", "plot.svg"]].concat());
+    let picture = fs::read_to_string(folder.join("plot.svg")).expect("a picture");
+    assert!(picture.contains("own,own_odd: 4 prompts, 2 rivals seen") && picture.contains("learned"), "{picture}");
+
     let without: Value =
         serde_json::from_str(&says(folder, &[&args[..], &["--arms", "random,learned"]].concat())).expect("JSON");
     let names: Vec<&Value> = without[0]["arms"].as_array().expect("arms").iter().map(|arm| &arm["choice"]).collect();
@@ -120,6 +124,7 @@ fn what_cannot_be_chosen_among_is_refused() {
     write_record(folder);
     refuses(folder, &["--own", "nobody"], 1, "no reply is by nobody; there are own, own_odd, r1");
     refuses(folder, &["--own", "own", "--arms", "luck"], 64, "'luck'");
+    refuses(folder, &["--own", "own", "--plot", "plot.jpg"], 64, "--plot plot.jpg must end in .png or .svg");
     refuses(folder, &["--own", "own", "--visible", "0", "--prompts", "none.jsonl"], 1, "cannot use none.jsonl");
     fs::write(folder.join("some.jsonl"), "{\"id\": \"0\", \"prompt\": \"Why is the sky blue?\"}\n").expect("a file");
     refuses(folder, &["--own", "own,own_odd", "--prompts", "some.jsonl"], 1, "--prompts does not have 1");

@@ -17,6 +17,7 @@ mod wallet;
 
 use std::fmt;
 use std::io::Read as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -26,6 +27,8 @@ use idiolect_miner::{app, cli, telemetry};
 use idiolect_protocol::{Message, Prompt, Role};
 use idiolect_validator::{Profile, ProfileError};
 use sqlx::SqlitePool;
+
+use crate::picture::extension;
 
 /// What `--timeout` may be.
 const MIN_TIMEOUT: Duration = Duration::from_millis(1);
@@ -95,6 +98,18 @@ impl std::error::Error for Usage {}
 /// The flag of every command that prints data.
 fn json_arg() -> Arg {
     Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON")
+}
+
+/// Returns the file that `--plot` names, if it does.
+///
+/// # Errors
+/// [`Usage`] where its name says no format that can be drawn: before anything is computed.
+fn plot(matches: &ArgMatches) -> Result<Option<&PathBuf>, Usage> {
+    let plot = matches.get_one::<PathBuf>("plot");
+    match plot.filter(|path| !matches!(extension(path).as_deref(), Some("png" | "svg"))) {
+        Some(path) => Err(Usage(format!("--plot {} must end in .png or .svg", path.display()))),
+        None => Ok(plot),
+    }
 }
 
 /// The argument that names the validators' arithmetic.

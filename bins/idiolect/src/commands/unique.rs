@@ -14,9 +14,10 @@ use idiolect_uniqueness::report::{Reply, Report, Row, Summary, pairwise_distance
 use idiolect_uniqueness::selector::distance_scale;
 use idiolect_uniqueness::{GateHistory, GateMode, GateProfile};
 
-use super::{Usage, history, json_arg, profile, profile_arg};
-use crate::heat_map::{HeatMap, extension};
+use super::{Usage, history, json_arg, plot, profile, profile_arg};
+use crate::heat_map::HeatMap;
 use crate::output;
+use crate::picture::Picture as _;
 use crate::replies::{self, Line};
 
 /// Texts encoded at a time.
@@ -87,10 +88,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         )
         .into());
     }
-    let plot = matches.get_one::<PathBuf>("plot");
-    if let Some(path) = plot.filter(|path| !matches!(extension(path).as_deref(), Some("png" | "svg"))) {
-        return Err(Usage(format!("--plot {} must end in .png or .svg", path.display())).into());
-    }
+    let plot = plot(matches)?;
     let profile = profile(matches, config)?.gate;
     let file = matches.get_one::<PathBuf>("file").context("name a file")?;
     let read = |name: &str| matches.get_one::<PathBuf>(name).map_or(Ok(Vec::new()), |path| replies::read(path));

@@ -3,7 +3,7 @@
 mod live;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -21,8 +21,10 @@ use idiolect_uniqueness::quality::{Draft, Reward, estimate};
 use idiolect_validator::RewardModel;
 use serde::{Deserialize, Serialize};
 
-use crate::commands::{Usage, json_arg, load, profile, profile_arg, start_logging};
+use crate::commands::{Usage, json_arg, load, plot, profile, profile_arg, start_logging};
+use crate::interval_plot::{IntervalPlot, Row, Rows};
 use crate::output;
+use crate::picture::Picture as _;
 
 /// Draws of the bootstrap and of the permutation tests.
 const N_DRAWS: usize = 10_000;
@@ -82,6 +84,14 @@ pub(super) fn command() -> Command {
                 .value_parser(value_parser!(PathBuf))
                 .help("Keep embeddings here for the next run; one that broke off goes on"),
         )
+        .arg(
+            Arg::new("plot")
+                .long("plot")
+                .value_name("FILE")
+                .value_parser(value_parser!(PathBuf))
+                .conflicts_with("live")
+                .help("Draw the masked shares with their intervals into this file: .png or .svg"),
+        )
         .arg(json_arg());
     cli::key_args(live::args(command), |key| {
         key.starts_with("uniqueness.encoder")
@@ -121,6 +131,7 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     if let Some(spec) = matches.get_one::<String>("live") {
         return live::run(matches, spec).await;
     }
+    let plot = plot(matches)?;
     let loaded = load(matches)?;
     start_logging(&loaded)?;
     let config = &loaded.config;
@@ -201,10 +212,26 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             group.arms.retain(|arm| wanted.iter().any(|name| *name == arm.choice));
         }
     }
+    if let Some(path) = plot {
+        draw(&found, path)?;
+    }
     if matches.get_flag("json") {
         return output::json(&found);
     }
     print(&found)
+}
+
+fn draw(groups: &[Group], path: &Path) -> anyhow::Result<()> {
+    let row = |arm: &Arm| {
+        let Interval { value, low, high } = arm.masked;
+        Row { label: arm.choice.to_owned(), value, low, high }
+    };
+    let rows = |group: &Group| Rows {
+        heading: format!("{}: {} prompts, {} rivals seen", group.own.join(","), group.n_prompts, group.visible),
+        rows: group.arms.iter().map(row).collect(),
+    };
+    let groups: Vec<Rows> = groups.iter().map(rows).collect();
+    IntervalPlot { title: "share of replies that the hidden rivals mask", groups: &groups }.save(path)
 }
 
 /// A prompt of a file, by the names that records use.
@@ -228,7 +255,7 @@ async fn rewards(
     replies: &Replies,
     asked: &HashMap<String, Asked>,
     own: &[&String],
-    folder: Option<&std::path::Path>,
+    folder: Option<&Path>,
 ) -> anyhow::Result<Vec<f32>> {
     let mut ours: Vec<(&str, usize)> = Vec::new();
     for (prompt, members) in replies.by_prompt() {
@@ -267,11 +294,7 @@ async fn rewards(
     Ok(qualities)
 }
 
-async fn embed(
-    encoder: &dyn Embedder,
-    texts: &[&str],
-    folder: Option<&std::path::Path>,
-) -> anyhow::Result<Vec<Embedding>> {
+async fn embed(encoder: &dyn Embedder, texts: &[&str], folder: Option<&Path>) -> anyhow::Result<Vec<Embedding>> {
     let mut cache = EmbeddingCache::open(folder, encoder)?;
     let bar = Counter::new("encoding replies");
     let embeddings = cache.embed(encoder, texts, &mut |done, all| bar.at(done, all)).await;
