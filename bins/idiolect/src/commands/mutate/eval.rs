@@ -343,35 +343,29 @@ fn adjust(groups: &mut [Group]) {
 }
 
 fn print(groups: &[Group]) -> anyhow::Result<()> {
-    let mut rows = Vec::new();
+    let with = |interval: Interval| format!("{:.3} ({:.3} to {:.3})", interval.value, interval.low, interval.high);
+    let figure = |value: Option<f64>| value.map_or_else(String::new, |value| format!("{value:.3}"));
     for group in groups {
-        for (nth, arm) in group.arms.iter().enumerate() {
-            let with =
-                |interval: Interval| format!("{:.3} ({:.3} to {:.3})", interval.value, interval.low, interval.high);
-            rows.push(vec![
-                if nth == 0 { format!("{} ({} prompts)", group.own.join(","), group.n_prompts) } else { String::new() },
+        output::say(format!("{}: {} prompts, {} rivals seen", group.own.join(","), group.n_prompts, group.visible))?;
+        let of_group = format!("{:.2} of {} distinct", group.distinct, group.own.len());
+        let apart = group.pairwise.map_or_else(String::new, |pairwise| format!(", {pairwise:.3} apart"));
+        let vendi = group.vendi.map_or_else(String::new, |vendi| format!(", Vendi score {vendi:.3}"));
+        output::say(format!("ours: {of_group}{apart}{vendi}"))?;
+        let row = |arm: &Arm| {
+            vec![
                 arm.choice.to_owned(),
                 with(arm.masked),
                 arm.gap_closed.map_or_else(String::new, with),
                 format!("{:.3}", arm.distance),
                 format!("{:.3}", arm.novel),
-                arm.quality.map_or_else(String::new, |quality| format!("{quality:.3}")),
+                figure(arm.quality),
                 arm.label_gained.map_or_else(String::new, |gained| format!("{gained:+.3}")),
                 arm.p.map_or_else(String::new, |p| format!("{p:.4}")),
-            ]);
-        }
-    }
-    output::columns(&["ours", "choice", "masked", "gap", "distance", "novel", "quality", "label", "p"], &rows)?;
-    for group in groups {
-        let figure = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"));
-        output::say(format!(
-            "{}: {:.2} of {} distinct, {} apart, Vendi score {}",
-            group.own.join(","),
-            group.distinct,
-            group.own.len(),
-            figure(group.pairwise),
-            figure(group.vendi)
-        ))?;
+            ]
+        };
+        let rows: Vec<Vec<String>> = group.arms.iter().map(row).collect();
+        output::columns(&["choice", "masked", "gap", "distance", "novel", "quality", "label", "p"], &rows)?;
+        output::say(String::new())?;
     }
     for choice in [Choice::BestOfK, Choice::Farthest, Choice::Selector, Choice::Learned] {
         let gaps: Vec<f64> = groups
