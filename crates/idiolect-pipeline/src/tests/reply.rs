@@ -268,6 +268,7 @@ async fn labels_that_cost_the_reward_are_taken_off() {
     let script = vec![says("Here it is. The data: all of them are long and blue and far away."), says(OTHER)];
     let pipeline = start(2, parts(Scripted::new(script))).await;
     let answer = pipeline.answer(Ask { task: Some("augment".to_owned()), ..ask() }).await.unwrap();
+    assert!(!answer.reply.completions[0].contains("data:"));
     let repaired = &answer.provenance.candidates[0];
     assert_eq!(repaired.repairs.iter().map(|repair| repair.kind.as_str()).collect::<Vec<_>>(), ["labels"]);
     let expected = "Here it is. The data all of them are long and blue and far away.";
