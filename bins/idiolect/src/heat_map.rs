@@ -1,13 +1,11 @@
 //! Heat maps of distances, as PNG or SVG.
 
 use plotters::backend::DrawingBackend;
-use plotters::coord::Shift;
-use plotters::drawing::DrawingArea;
 use plotters::element::Rectangle;
 use plotters::style::colors::colormaps::{ColorMap as _, ViridisRGB};
-use plotters::style::{Color as _, RED, RGBColor, WHITE};
+use plotters::style::{Color as _, RED, RGBColor};
 
-use crate::picture::{Drawn, GAP, LETTER, MARGIN, Picture};
+use crate::picture::{Canvas, Drawn, GAP, LETTER, MARGIN, Picture, TOP};
 
 /// What side of the map is aimed at, and the least and greatest of a cell, in pixels.
 const SIDE: usize = 800;
@@ -61,6 +59,10 @@ impl HeatMap<'_> {
 }
 
 impl Picture for HeatMap<'_> {
+    fn title(&self) -> &str {
+        self.title
+    }
+
     fn size(&self) -> (u32, u32) {
         let scale = GAP + SCALE + GAP + 5 * LETTER;
         let title = i32::try_from(self.title.chars().count()).unwrap_or(0) * LETTER;
@@ -69,24 +71,20 @@ impl Picture for HeatMap<'_> {
         (width.unsigned_abs(), height.unsigned_abs())
     }
 
-    fn draw<B: DrawingBackend>(
-        &self,
-        root: &DrawingArea<B, Shift>,
-        text: impl Fn(&DrawingArea<B, Shift>, &str, (i32, i32)) -> Drawn<B>,
-    ) -> Drawn<B> {
-        root.fill(&WHITE)?;
-        text(root, self.title, (MARGIN, MARGIN))?;
+    fn draw<B: DrawingBackend>(&self, canvas: &Canvas<B>) -> Drawn<B> {
         let (cell, side) = (self.cell(), self.side());
-        let (left, top) = (MARGIN + self.labels(), MARGIN + LETTER + GAP);
+        let (left, top) = (MARGIN + self.labels(), TOP);
         let far = self.farthest();
         let mut y = top;
         for (id, row) in self.ids.iter().zip(self.distances) {
             if cell >= LABELLED {
-                text(root, &shortened(id), (MARGIN, y + (cell - LETTER) / 2))?;
+                canvas.text(&shortened(id), (MARGIN, y + (cell - LETTER) / 2))?;
             }
             let mut x = left;
             for &distance in row {
-                root.draw(&Rectangle::new([(x, y), (x + cell, y + cell)], self.colour(distance, far).filled()))?;
+                canvas
+                    .root
+                    .draw(&Rectangle::new([(x, y), (x + cell, y + cell)], self.colour(distance, far).filled()))?;
                 x += cell;
             }
             y += cell;
@@ -96,11 +94,11 @@ impl Picture for HeatMap<'_> {
             #[expect(clippy::cast_precision_loss, reason = "small numbers")]
             let colour = self.colour(far * (step as f32 + 0.5) / STEPS as f32, far);
             let (above, below) = (top + height * step / STEPS, top + height * (step + 1) / STEPS);
-            root.draw(&Rectangle::new([(left, above), (left + SCALE, below)], colour.filled()))?;
+            canvas.root.draw(&Rectangle::new([(left, above), (left + SCALE, below)], colour.filled()))?;
         }
-        text(root, "0", (left + SCALE + GAP, top))?;
-        text(root, &format!("{far:.2}"), (left + SCALE + GAP, top + height - LETTER))?;
-        root.present()
+        canvas.text("0", (left + SCALE + GAP, top))?;
+        canvas.text(&format!("{far:.2}"), (left + SCALE + GAP, top + height - LETTER))?;
+        Ok(())
     }
 }
 
@@ -128,7 +126,7 @@ mod tests {
         let picture = image::open(&png).unwrap().to_rgb8();
         assert_eq!(picture.dimensions(), map.size());
         let at = |row: i32, column: i32| {
-            let (left, top) = (MARGIN + map.labels(), MARGIN + LETTER + GAP);
+            let (left, top) = (MARGIN + map.labels(), TOP);
             let middle = |i: i32| i * map.cell() + map.cell() / 2;
             picture.get_pixel((left + middle(column)).unsigned_abs(), (top + middle(row)).unsigned_abs()).0
         };

@@ -1,12 +1,10 @@
 //! Shares with their intervals, as PNG or SVG.
 
 use plotters::backend::DrawingBackend;
-use plotters::coord::Shift;
-use plotters::drawing::DrawingArea;
 use plotters::element::{Circle, PathElement};
-use plotters::style::{Color as _, RGBColor, WHITE};
+use plotters::style::{Color as _, RGBColor};
 
-use crate::picture::{Drawn, GAP, LETTER, MARGIN, Picture};
+use crate::picture::{Canvas, Drawn, GAP, LETTER, MARGIN, Picture, TOP};
 
 /// Width of the axis from 0 to 1, and height of a row.
 const AXIS: i32 = 500;
@@ -63,6 +61,10 @@ impl IntervalPlot<'_> {
 }
 
 impl Picture for IntervalPlot<'_> {
+    fn title(&self) -> &str {
+        self.title
+    }
+
     fn size(&self) -> (u32, u32) {
         let headings = self.groups.iter().map(|group| width(&group.heading)).max().unwrap_or(0);
         let plot = self.labels() + AXIS + 5 * LETTER;
@@ -71,35 +73,29 @@ impl Picture for IntervalPlot<'_> {
         (across.unsigned_abs(), down.unsigned_abs())
     }
 
-    fn draw<B: DrawingBackend>(
-        &self,
-        root: &DrawingArea<B, Shift>,
-        text: impl Fn(&DrawingArea<B, Shift>, &str, (i32, i32)) -> Drawn<B>,
-    ) -> Drawn<B> {
-        root.fill(&WHITE)?;
-        text(root, self.title, (MARGIN, MARGIN))?;
-        let (left, top) = (MARGIN + self.labels(), MARGIN + LETTER + GAP);
+    fn draw<B: DrawingBackend>(&self, canvas: &Canvas<B>) -> Drawn<B> {
+        let (left, top) = (MARGIN + self.labels(), TOP);
         let bottom = top + self.lines() * ROW;
         for step in 0..=STEPS {
             let x = left + AXIS * step / STEPS;
-            root.draw(&PathElement::new(vec![(x, top), (x, bottom)], GREY))?;
-            text(root, &format!("{:.1}", f64::from(step) / f64::from(STEPS)), (x - LETTER, bottom + GAP / 2))?;
+            canvas.root.draw(&PathElement::new(vec![(x, top), (x, bottom)], GREY))?;
+            canvas.text(&format!("{:.1}", f64::from(step) / f64::from(STEPS)), (x - LETTER, bottom + GAP / 2))?;
         }
         let mut y = top;
         for group in self.groups {
-            text(root, &group.heading, (MARGIN, y + (ROW - LETTER) / 2))?;
+            canvas.text(&group.heading, (MARGIN, y + (ROW - LETTER) / 2))?;
             y += ROW;
             for (row, colour) in group.rows.iter().zip(COLOURS.iter().cycle()) {
                 let middle = y + ROW / 2;
-                text(root, &row.label, (MARGIN, middle - LETTER / 2))?;
+                canvas.text(&row.label, (MARGIN, middle - LETTER / 2))?;
                 let ends = vec![(left + across(row.low), middle), (left + across(row.high), middle)];
-                root.draw(&PathElement::new(ends, colour.stroke_width(2)))?;
-                root.draw(&Circle::new((left + across(row.value), middle), 4, colour.filled()))?;
+                canvas.root.draw(&PathElement::new(ends, colour.stroke_width(2)))?;
+                canvas.root.draw(&Circle::new((left + across(row.value), middle), 4, colour.filled()))?;
                 y += ROW;
             }
             y += ROW;
         }
-        root.present()
+        Ok(())
     }
 }
 
@@ -134,7 +130,7 @@ mod tests {
         plot.save(&png).unwrap();
         let picture = image::open(&png).unwrap().to_rgb8();
         assert_eq!(picture.dimensions(), plot.size());
-        let (left, top) = (MARGIN + plot.labels(), MARGIN + LETTER + GAP);
+        let (left, top) = (MARGIN + plot.labels(), TOP);
         for (nth, (row, colour)) in groups[0].rows.iter().zip(COLOURS).enumerate() {
             let y = top + ROW * (1 + i32::try_from(nth).unwrap()) + ROW / 2;
             let at = |share: f64| picture.get_pixel((left + across(share)).unsigned_abs(), y.unsigned_abs()).0;

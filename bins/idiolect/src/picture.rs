@@ -8,7 +8,7 @@ use plotters::backend::{BitMapBackend, DrawingBackend, SVGBackend};
 use plotters::coord::Shift;
 use plotters::drawing::{DrawingArea, DrawingAreaErrorKind, IntoDrawingArea as _};
 use plotters::element::Text;
-use plotters::style::{BLACK, IntoFont as _};
+use plotters::style::{BLACK, IntoFont as _, WHITE};
 
 /// Side of a letter, in pixels.
 pub(crate) const LETTER: i32 = 8;
@@ -16,20 +16,36 @@ pub(crate) const LETTER: i32 = 8;
 pub(crate) const MARGIN: i32 = 20;
 /// Between the parts of a picture.
 pub(crate) const GAP: i32 = 8;
+/// Where the title ends.
+pub(crate) const TOP: i32 = MARGIN + LETTER + GAP;
 
 pub(crate) type Drawn<B> = Result<(), DrawingAreaErrorKind<<B as DrawingBackend>::ErrorType>>;
 
-/// Something that can be drawn.
+type Write<B> = fn(&DrawingArea<B, Shift>, &str, (i32, i32)) -> Drawn<B>;
+
+/// Where a picture is drawn.
+pub(crate) struct Canvas<B: DrawingBackend> {
+    pub(crate) root: DrawingArea<B, Shift>,
+    write: Write<B>,
+}
+
+impl<B: DrawingBackend> Canvas<B> {
+    /// Writes a line, of which the place is the upper left corner.
+    pub(crate) fn text(&self, text: &str, at: (i32, i32)) -> Drawn<B> {
+        (self.write)(&self.root, text, at)
+    }
+}
+
+/// Something that can be drawn, below a title.
 pub(crate) trait Picture {
-    /// Width and height, in pixels.
+    /// What stands above it.
+    fn title(&self) -> &str;
+
+    /// Width and height with the title, in pixels.
     fn size(&self) -> (u32, u32);
 
-    /// Draws it; `text` writes a line, of which the place is the upper left corner.
-    fn draw<B: DrawingBackend>(
-        &self,
-        root: &DrawingArea<B, Shift>,
-        text: impl Fn(&DrawingArea<B, Shift>, &str, (i32, i32)) -> Drawn<B>,
-    ) -> Drawn<B>;
+    /// Draws all but the title, which takes what is above [`TOP`].
+    fn draw<B: DrawingBackend>(&self, canvas: &Canvas<B>) -> Drawn<B>;
 
     /// Draws it into a file whose name ends in `.png` or `.svg`.
     ///
@@ -40,16 +56,23 @@ pub(crate) trait Picture {
         let drawn = match extension(path).as_deref() {
             Some("png") => {
                 let root = BitMapBackend::new(path, size).into_drawing_area();
-                self.draw(&root, bitmap_text).map_err(|error| anyhow!("{error}"))
+                finish(self, &Canvas { root, write: bitmap_text }).map_err(|error| anyhow!("{error}"))
             }
             Some("svg") => {
                 let root = SVGBackend::new(path, size).into_drawing_area();
-                self.draw(&root, vector_text).map_err(|error| anyhow!("{error}"))
+                finish(self, &Canvas { root, write: vector_text }).map_err(|error| anyhow!("{error}"))
             }
             _ => Err(anyhow!("the name must end in .png or .svg")),
         };
         drawn.with_context(|| format!("cannot draw {}", path.display()))
     }
+}
+
+fn finish<B: DrawingBackend>(picture: &(impl Picture + ?Sized), canvas: &Canvas<B>) -> Drawn<B> {
+    canvas.root.fill(&WHITE)?;
+    canvas.text(picture.title(), (MARGIN, MARGIN))?;
+    picture.draw(canvas)?;
+    canvas.root.present()
 }
 
 /// Returns what the file's name ends in, in lower case.

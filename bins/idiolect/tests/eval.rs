@@ -1,11 +1,14 @@
 //! `idiolect mutate eval` over recorded replies as a process, with the real encoder and the real reward model.
 
+mod support;
+
 use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
 
 use serde_json::Value;
+
+use support::{gives, refuses, says};
 
 /// What is asked, what most models answer, and what only one of ours does.
 const QUESTIONS: [(&str, &str, &str); 4] = [
@@ -48,26 +51,14 @@ fn write_record(folder: &Path) {
     fs::write(folder.join("prompts.jsonl"), prompts).expect("a file");
 }
 
-fn eval(folder: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_idiolect"));
-    // The configuration of whoever runs the tests is none of ours.
-    command.env("XDG_CONFIG_HOME", folder).args(["mutate", "eval", "--replies", "replies.jsonl"]).args(args);
-    command.current_dir(folder).output().expect("it runs")
+/// The command with the record that was written.
+fn of_record<'a>(args: &[&'a str]) -> Vec<&'a str> {
+    [&["eval", "--replies", "replies.jsonl"], args].concat()
 }
 
 #[track_caller]
-fn says(folder: &Path, args: &[&str]) -> String {
-    let output = eval(folder, args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("UTF-8")
-}
-
-#[track_caller]
-fn refuses(folder: &Path, args: &[&str], code: i32, expected: &str) {
-    let output = eval(folder, args);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
-    assert!(said.contains(expected), "{args:?}: {said}");
+fn is_refused(folder: &Path, args: &[&str], code: i32, expected: &str) {
+    refuses(folder, &of_record(args), code, expected);
 }
 
 fn arm<'a>(group: &'a Value, name: &str) -> &'a Value {
@@ -80,7 +71,8 @@ fn who_chooses_decides_what_is_masked() {
     let dir = tempfile::tempdir().expect("a folder");
     let folder = dir.path();
     write_record(folder);
-    let args = ["--own", "own,own_odd", "--visible", "2", "--panels", "3", "--embeddings", "kept", "--json"];
+    let args =
+        of_record(&["--own", "own,own_odd", "--visible", "2", "--panels", "3", "--embeddings", "kept", "--json"]);
     let with_prompts = [&args[..], &["--prompts", "prompts.jsonl"]].concat();
     let first = says(folder, &with_prompts);
     let found: Value = serde_json::from_str(&first).expect("JSON");
@@ -110,8 +102,7 @@ fn who_chooses_decides_what_is_masked() {
     let picture = fs::read_to_string(folder.join("plot.svg")).expect("a picture");
     assert!(picture.contains("own,own_odd: 4 prompts, 2 rivals seen") && picture.contains("learned"), "{picture}");
 
-    let without: Value =
-        serde_json::from_str(&says(folder, &[&args[..], &["--arms", "random,learned"]].concat())).expect("JSON");
+    let without = gives(folder, &[&args[..], &["--arms", "random,learned"]].concat());
     let names: Vec<&Value> = without[0]["arms"].as_array().expect("arms").iter().map(|arm| &arm["choice"]).collect();
     assert_eq!(names, ["random", "learned"]);
     assert!(without[0]["arms"][1]["quality"].is_null(), "nobody said what was asked");
@@ -122,12 +113,12 @@ fn what_cannot_be_chosen_among_is_refused() {
     let dir = tempfile::tempdir().expect("a folder");
     let folder = dir.path();
     write_record(folder);
-    refuses(folder, &["--own", "nobody"], 1, "no reply is by nobody; there are own, own_odd, r1");
-    refuses(folder, &["--own", "own", "--arms", "luck"], 64, "'luck'");
-    refuses(folder, &["--own", "own", "--plot", "plot.jpg"], 64, "--plot plot.jpg must end in .png or .svg");
-    refuses(folder, &["--own", "own", "--visible", "0", "--prompts", "none.jsonl"], 1, "cannot use none.jsonl");
+    is_refused(folder, &["--own", "nobody"], 1, "no reply is by nobody; there are own, own_odd, r1");
+    is_refused(folder, &["--own", "own", "--arms", "luck"], 64, "'luck'");
+    is_refused(folder, &["--own", "own", "--plot", "plot.jpg"], 64, "--plot plot.jpg must end in .png or .svg");
+    is_refused(folder, &["--own", "own", "--visible", "0", "--prompts", "none.jsonl"], 1, "cannot use none.jsonl");
     fs::write(folder.join("some.jsonl"), "{\"id\": \"0\", \"prompt\": \"Why is the sky blue?\"}\n").expect("a file");
-    refuses(folder, &["--own", "own,own_odd", "--prompts", "some.jsonl"], 1, "--prompts does not have 1");
+    is_refused(folder, &["--own", "own,own_odd", "--prompts", "some.jsonl"], 1, "--prompts does not have 1");
     fs::write(folder.join("some.jsonl"), "{\"id\": \"0\"}\n").expect("a file");
-    refuses(folder, &["--own", "own,own_odd", "--prompts", "some.jsonl"], 1, "line 1: missing field `prompt`");
+    is_refused(folder, &["--own", "own,own_odd", "--prompts", "some.jsonl"], 1, "line 1: missing field `prompt`");
 }

@@ -1,32 +1,12 @@
 //! `idiolect mutate eval --backend` as a process, with the default model and encoder: what there is of it, and that it goes on.
 
+mod support;
+
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-fn mutate(folder: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_idiolect"));
-    // The configuration of whoever runs the tests is none of ours.
-    command.env("XDG_CONFIG_HOME", folder).arg("mutate").args(args).current_dir(folder);
-    command.output().expect("it runs")
-}
-
-#[track_caller]
-fn says(folder: &Path, args: &[&str]) -> String {
-    let output = mutate(folder, args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("UTF-8")
-}
-
-#[track_caller]
-fn refuses(folder: &Path, args: &[&str], code: i32, expected: &str) {
-    let output = mutate(folder, args);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
-    assert!(said.contains(expected), "{args:?}: {said}");
-}
+use support::{gives, refuses, says};
 
 /// Time enough for a busy machine, and few tokens.
 const QUICK: [&str; 8] =
@@ -53,7 +33,7 @@ fn a_live_experiment_has_all_arms_and_goes_on_where_it_was_cut() {
         ["eval", "--backend", idiolect_models::DEFAULT_MODEL, "--prompts", "prompts.jsonl", "--seed", "4", "--json"];
     let files = ["--rivals", "rivals.jsonl", "--state", "state.jsonl", "--embeddings", "embeddings", "--requests", "2"];
     let args = [&model[..], &files, &QUICK].concat();
-    let found: Value = serde_json::from_str(&says(folder, &args)).expect("JSON");
+    let found = gives(folder, &args);
     let names: Vec<&Value> = found["arms"].as_array().expect("arms").iter().map(|arm| &arm["arm"]).collect();
     assert_eq!(names, ["plain", "best-of-k", "best-of-k-dpo", "random", "pipeline", "oracle"]);
     assert_eq!((&found["n_prompts"], &found["n_rivals"], &found["setup"]["k"]), (&json!(2), &json!(20.0), &json!(2)));
@@ -71,14 +51,14 @@ fn a_live_experiment_has_all_arms_and_goes_on_where_it_was_cut() {
         fs::read(folder.join("rivals.jsonl")).expect("rivals"),
         fs::read(folder.join("state.jsonl")).expect("a state"),
     );
-    assert_eq!(serde_json::from_str::<Value>(&says(folder, &args)).expect("JSON"), found);
+    assert_eq!(gives(folder, &args), found);
     assert_eq!(fs::read(folder.join("state.jsonl")).expect("a state"), state);
 
     // Cut within the fourth draw: what stood before it stays byte for byte, and the rest is drawn as it was.
     let whole = String::from_utf8(state).expect("UTF-8");
     let ends: Vec<usize> = whole.match_indices('\n').map(|(at, _)| at + 1).collect();
     fs::write(folder.join("state.jsonl"), &whole[..ends[3] + 30]).expect("written");
-    let resumed: Value = serde_json::from_str(&says(folder, &args)).expect("JSON");
+    let resumed = gives(folder, &args);
     let state = fs::read_to_string(folder.join("state.jsonl")).expect("a state");
     assert_eq!(state[..ends[3]], whole[..ends[3]]);
     assert_eq!(fs::read(folder.join("rivals.jsonl")).expect("rivals"), rivals);

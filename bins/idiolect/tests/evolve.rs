@@ -1,41 +1,14 @@
 //! `idiolect mutate evolve` as a process, with the default model and encoder: that it ends, keeps what was answered, goes on, and says what is wrong.
 
+mod support;
+
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
-fn command(folder: &Path, args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_idiolect"));
-    // The configuration of whoever runs the tests is none of ours.
-    command.env("XDG_CONFIG_HOME", folder).arg("mutate").args(args).current_dir(folder);
-    command
-}
-
-fn mutate(folder: &Path, args: &[&str]) -> Output {
-    command(folder, args).output().expect("it runs")
-}
-
-#[track_caller]
-fn says(folder: &Path, args: &[&str]) -> String {
-    let output = mutate(folder, args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).expect("UTF-8")
-}
-
-#[track_caller]
-fn gives(folder: &Path, args: &[&str]) -> Value {
-    serde_json::from_str(&says(folder, args)).expect("JSON")
-}
-
-#[track_caller]
-fn refuses(folder: &Path, args: &[&str], code: i32, expected: &str) {
-    let output = mutate(folder, args);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
-    assert!(said.contains(expected), "{args:?}: {said}");
-}
+use support::{command, gives, refuses, says};
 
 /// Writes four prompts for questions, as validators compose them.
 fn write_prompts(folder: &Path) {
