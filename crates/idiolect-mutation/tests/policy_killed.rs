@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use idiolect_mutation::policy::{Context, Learner, PolicyConfig, PolicyKind, Scored, Seed, Wish};
-use idiolect_mutation::{Library, Mode, Operator, Place, Task};
+use idiolect_mutation::{Amount, Library, Mode, Operator, Place, Task};
 
 /// Where the child keeps what it learns; unset in every other process.
 const DIR: &str = "IDIOLECT_TEST_LEARNT";
@@ -21,7 +21,8 @@ fn learn(learner: &Learner, n: u64) {
     let operators = ["a.x", "b.x", "c.x"].map(|name| Operator::new(name, &name[..1], Place::Append, "Text."));
     let library = Library::new(operators.to_vec()).unwrap();
     let context = Context::new("grpc", "answer", format!("validator {}", n % 5)).with("words", n as f64 / 1e4);
-    let wish = Wish { context: &context, task: Task::Answer, mode: &Mode::mutate(), k: 3, request: n };
+    let wish =
+        Wish { context: &context, task: Task::Answer, mode: &Mode::mutate(), amount: Amount::Usual, k: 3, request: n };
     let draws = learner.draw(&library, &wish);
     let reward = |i: usize| ((n * 7 + i as u64 * 3) % 11) as f64 / 11.0;
     let scored: Vec<_> = draws.iter().enumerate().map(|(i, draw)| Scored { draw, reward: reward(i) }).collect();

@@ -1,6 +1,7 @@
 //! Drawing candidates: all recipes at once, and whatever is there at the deadline.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -21,8 +22,25 @@ pub(crate) struct Planned {
     /// How a policy drew the recipe.
     pub(crate) draw: Option<Draw>,
     pub(crate) request: Request,
-    /// When its stream is dropped. The request's own deadline is a little earlier.
+}
+
+/// When generation ends, and how the backend shares its time.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
+    /// When streams are dropped.
     pub(crate) until: Instant,
+    /// How much earlier than that the backend is told to end.
+    pub(crate) grace: Duration,
+    /// Whether the backend takes requests one after the other.
+    pub(crate) one_by_one: bool,
+}
+
+/// Something that is asked of the backend.
+#[derive(Clone, Debug)]
+pub(crate) struct Turn {
+    /// Which of the plan's recipes it is for.
+    pub(crate) recipe: usize,
+    pub(crate) request: Request,
 }
 
 /// A candidate with some text.
@@ -62,54 +80,68 @@ struct Outcome {
     ended: Instant,
 }
 
-/// Shares the time out: all of it for each request where the backend takes them side by side, otherwise one share
-/// after the other, by the number of candidates. A request that ends early leaves its time to the next. Requests that
-/// prefer different backends do not wait for each other.
-pub(crate) fn share_time(plan: &mut [Planned], until: Instant, grace: Duration, one_by_one: bool) {
+/// Returns when each turn's stream is dropped: all the time for each where the backend takes them side by side, otherwise one
+/// share after the other, by the number of candidates. A turn that ends early leaves its time to the next. Turns that prefer
+/// different backends do not wait for each other. The first turn of a backend may take all the time, whatever becomes of the
+/// others: it is the unchanged prompt's, or the one that would have been alone.
+fn share_time(turns: &[Turn], times: Times) -> Vec<Instant> {
     let now = Instant::now();
-    let mut totals: HashMap<Option<String>, usize> = HashMap::new();
-    for Planned { request, .. } in plan.iter() {
-        *totals.entry(request.prefer.clone()).or_default() += request.n;
+    let left = times.until.saturating_duration_since(now);
+    let mut totals: HashMap<Option<&str>, usize> = HashMap::new();
+    for Turn { request, .. } in turns {
+        *totals.entry(request.prefer.as_deref()).or_default() += request.n;
     }
-    let mut done: HashMap<Option<String>, usize> = HashMap::new();
-    for planned in plan {
-        let total = totals.get(&planned.request.prefer).copied().unwrap_or(1);
-        let done = done.entry(planned.request.prefer.clone()).or_default();
-        *done += planned.request.n;
-        let share = if one_by_one { *done as f64 / total.max(1) as f64 } else { 1.0 };
-        planned.until = now + until.saturating_duration_since(now).mul_f64(share.min(1.0));
-        planned.request.deadline = Some((planned.until - grace).into_std());
+    let mut done: HashMap<Option<&str>, usize> = HashMap::new();
+    let mut untils = Vec::with_capacity(turns.len());
+    for Turn { request, .. } in turns {
+        let total = totals.get(&request.prefer.as_deref()).copied().unwrap_or(1);
+        let done = done.entry(request.prefer.as_deref()).or_default();
+        let is_first = *done == 0;
+        *done += request.n;
+        let share = if times.one_by_one && !is_first { *done as f64 / total.max(1) as f64 } else { 1.0 };
+        untils.push(now + left.mul_f64(share.min(1.0)));
     }
+    untils
 }
 
-/// Runs a plan until its requests' times are over. With `verbatim` texts stay exactly as the model said them.
+/// Asks the backend for what a plan's turns want, until their times are over. With `verbatim` texts stay exactly as the model said
+/// them. `has_begun` is set with the first sign of an answer.
 ///
 /// # Cancellation
 /// Dropping the future drops the backend's streams, which stops the work.
-pub(crate) async fn generate(backend: &dyn Backend, plan: &[Planned], verbatim: bool) -> Generated {
-    let requests = plan.iter().map(|planned| collect(backend, planned.request.clone(), planned.until));
+pub(crate) async fn generate(
+    backend: &dyn Backend,
+    plan: &[Planned],
+    turns: Vec<Turn>,
+    times: Times,
+    verbatim: bool,
+    has_begun: &AtomicBool,
+) -> Generated {
+    let untils = share_time(&turns, times);
+    let requests = turns.iter().zip(&untils).map(|(turn, &until)| {
+        let deadline = Some((until - times.grace).into_std());
+        collect(backend, Request { deadline, ..turn.request.clone() }, until, has_begun)
+    });
     let outcomes = join_all(requests).await;
-    let mut generated = Generated { one_by_one: one_by_one(plan, &outcomes), ..Generated::default() };
-    for (recipe, Outcome { completion, error, .. }) in outcomes.into_iter().enumerate() {
+    let mut generated = Generated { one_by_one: one_by_one(&turns, &outcomes), ..Generated::default() };
+    for (Turn { recipe, .. }, Outcome { completion, error, .. }) in turns.into_iter().zip(outcomes) {
         if let Some(completion) = completion {
             generated.take(recipe, completion, &backend.capabilities().model, verbatim);
         }
         if let Some(error) = error {
             metrics::backend_failed();
             generated.notes.push(format!("{}: {error}", plan[recipe].recipe));
-            if generated.error.as_ref().is_none_or(|other| error::rank(&error) > error::rank(other)) {
-                generated.error = Some(error);
-            }
+            generated.failed(error);
         }
     }
     generated
 }
 
 /// Requests that a backend takes one by one never overlap, and the last of them may never begin.
-fn one_by_one(plan: &[Planned], outcomes: &[Outcome]) -> Option<bool> {
+fn one_by_one(turns: &[Turn], outcomes: &[Outcome]) -> Option<bool> {
     let mut of_backend: HashMap<Option<&str>, Vec<&Outcome>> = HashMap::new();
-    for (planned, outcome) in plan.iter().zip(outcomes) {
-        of_backend.entry(planned.request.prefer.as_deref()).or_default().push(outcome);
+    for (turn, outcome) in turns.iter().zip(outcomes) {
+        of_backend.entry(turn.request.prefer.as_deref()).or_default().push(outcome);
     }
     let told = of_backend.values().filter_map(|outcomes| {
         let mut spans: Vec<(Instant, Instant)> = outcomes.iter().filter_map(|o| Some((o.began?, o.ended))).collect();
@@ -121,13 +153,23 @@ fn one_by_one(plan: &[Planned], outcomes: &[Outcome]) -> Option<bool> {
 }
 
 impl Generated {
-    /// Adds what came of one more request, whose recipe has this place in the plan.
-    pub(crate) fn add(&mut self, more: Self, recipe: usize) {
-        let Self { drafts, usage, notes, .. } = more;
-        self.drafts.extend(drafts.into_iter().map(|draft| Draft { recipe, ..draft }));
+    /// Adds what came of more turns.
+    pub(crate) fn add(&mut self, more: Self) {
+        let Self { drafts, usage, notes, error, one_by_one } = more;
+        self.drafts.extend(drafts);
         self.usage.completion_tokens = self.usage.completion_tokens.saturating_add(usage.completion_tokens);
         self.usage.prompt_tokens = self.usage.prompt_tokens.max(usage.prompt_tokens);
+        self.usage.trimmed_tokens = self.usage.trimmed_tokens.max(usage.trimmed_tokens);
+        self.usage.cached_tokens = self.usage.cached_tokens.max(usage.cached_tokens);
         self.notes.extend(notes);
+        self.one_by_one = one_by_one.or(self.one_by_one);
+        error.into_iter().for_each(|error| self.failed(error));
+    }
+
+    fn failed(&mut self, error: Error) {
+        if self.error.as_ref().is_none_or(|other| error::rank(&error) > error::rank(other)) {
+            self.error = Some(error);
+        }
     }
 
     fn take(&mut self, recipe: usize, completion: Completion, model: &str, verbatim: bool) {
@@ -164,13 +206,14 @@ fn trim(candidate: &mut Candidate) -> bool {
 }
 
 /// Joins one stream as far as it comes. Text that was there before an error or the deadline is kept.
-async fn collect(backend: &dyn Backend, request: Request, until: Instant) -> Outcome {
+async fn collect(backend: &dyn Backend, request: Request, until: Instant, has_begun: &AtomicBool) -> Outcome {
     let mut collector = Collector::new().expecting(request.n);
     let mut began = None;
     let work = async {
         let mut stream = backend.stream(request).await?;
         while let Some(event) = stream.next().await {
             began.get_or_insert_with(Instant::now);
+            has_begun.store(true, Ordering::Relaxed);
             collector.push(event?)?;
         }
         Ok(())

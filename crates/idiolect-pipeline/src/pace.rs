@@ -7,6 +7,9 @@ use std::time::Duration;
 ///
 /// Fitted by least squares to what was measured, of which the older counts less and less. Where all had the same n, the
 /// slope is that of a batch whose third candidate doubles the time of a token.
+///
+/// A slope that was only guessed may be far off, so the first time several candidates are wanted one of them goes ahead
+/// ([`goes_ahead`](Self::goes_ahead)).
 #[derive(Debug, Default)]
 pub(crate) struct Pace(Mutex<Sums>);
 
@@ -19,6 +22,18 @@ struct Sums {
     n_y: f64,
     /// Tokens that a reply takes.
     length: f64,
+    /// What is known of several candidates at once.
+    several: Several,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Several {
+    /// Nothing: they may spoil a reply that would be whole without them.
+    #[default]
+    Unknown,
+    /// They may be tried together: there is nothing to spoil, or they were tried and nothing came.
+    Allowed,
+    Measured,
 }
 
 impl Sums {
@@ -70,9 +85,13 @@ impl Pace {
             return;
         }
         let (n, y) = (n_candidates as f64, took.as_secs_f64() / f64::from(length));
-        // How long it would have become nobody knows.
-        let length = f64::from(length) * if is_cut { 1.5 } else { 1.0 };
         let mut sums = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if n_candidates > 1 {
+            sums.several = Several::Measured;
+        }
+        // How long it would have become nobody knows; not less than others, if it had little time.
+        let usual = if sums.weight > 0.0 { sums.length / sums.weight } else { 0.0 };
+        let length = if is_cut { (1.5 * f64::from(length)).max(usual) } else { f64::from(length) };
         let add = |sum: &mut f64, value: f64| *sum = KEPT * *sum + value;
         add(&mut sums.weight, 1.0);
         add(&mut sums.n, n);
@@ -89,11 +108,24 @@ impl Pace {
         Duration::try_from_secs_f64((alone + slope) * sums.length(max_tokens)).ok()
     }
 
-    /// Returns how many of `wanted` candidates of at most `max_tokens` tokens fit into the time: all before anything was
-    /// measured, and 1 at least.
+    /// Says whether one candidate should go ahead of others: nobody knows what they cost.
+    pub(crate) fn goes_ahead(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).several == Several::Unknown
+    }
+
+    /// Lets several candidates be drawn together though it was not measured what that costs.
+    pub(crate) fn allow_several(&self) {
+        let mut sums = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if sums.several == Several::Unknown {
+            sums.several = Several::Allowed;
+        }
+    }
+
+    /// Returns how many of `wanted` candidates of at most `max_tokens` tokens fit into the time: all before it was
+    /// measured what several cost, and 1 at least.
     pub(crate) fn fit(&self, wanted: usize, max_tokens: u32, left: Duration) -> usize {
         let sums = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((alone, slope)) = sums.line() else { return wanted };
+        let Some((alone, slope)) = sums.line().filter(|_| sums.several == Several::Measured) else { return wanted };
         let length = sums.length(max_tokens);
         let predicted = |n: usize| (alone + slope * n as f64) * length;
         // Where one is too many already, so are those that cost nothing beside it: the deadline cuts all of them alike.

@@ -3,6 +3,7 @@
 mod choose;
 mod examine;
 mod plan;
+mod waves;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,10 +28,10 @@ use crate::awaited::Awaited;
 use crate::claim::{About, Claims, Settled};
 use crate::config::{RecordConfig, StorePrompts};
 use crate::error::to_handler_error;
-use crate::generate::{Draft, Generated, Planned, generate, share_time};
+use crate::generate::{Draft, Generated, Planned, Times, Turn, generate};
 use crate::judge::Judge;
 use crate::mend;
-use crate::pace::{Measured, Pace};
+use crate::pace::Pace;
 use crate::provenance::{CandidateRecord, Timings, milliseconds};
 use crate::recorder::{Recorder, now_ms};
 use crate::reserve::Reserve;
@@ -309,18 +310,13 @@ impl Pipeline {
         metrics::reserve(reserve);
         let generate_until = job.deadline - reserve.max(finish(budget));
         let grace = BACKEND_GRACE.min(budget / 20);
-        share_time(&mut plan.requests, generate_until, grace, self.one_by_one.load(Ordering::Relaxed));
+        let times = Times { until: generate_until, grace, one_by_one: self.one_by_one.load(Ordering::Relaxed) };
         let planned_at = Instant::now();
-        let mut generated = generate(&*self.backend, &plan.requests, plan.verbatim).await;
-        let generated_at = Instant::now();
-        if let Some(one_by_one) = generated.one_by_one {
-            self.one_by_one.store(one_by_one, Ordering::Relaxed);
-        }
+        let mut generated = self.generated(&plan, times).await;
         if generated.drafts.is_empty() {
             let nothing = || HandlerError::new(Category::Unavailable, "the model gave no text");
             return Err(generated.error.take().map_or_else(nothing, to_handler_error));
         }
-        self.measure(&generated, generated_at - planned_at);
         if let Some(rules) = &rules {
             generated.drafts = mended(rules, generated.drafts, job.deadline).await;
             self.once_more(rules, &job, &mut plan, &mut generated, generate_until).await;
@@ -402,31 +398,21 @@ impl Pipeline {
         let Some(recipe) = mend::once_more(rules, &generated.drafts).filter(|_| fits) else { return };
         let Some(first) = plan.requests.first() else { return };
         let mut request = Request { n: 1, messages: recipe.apply(&job.messages), ..first.request.clone() };
-        let n_before = plan.requests.len() as u64;
-        request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(n_before * SEEDS_APART));
-        let mut planned = vec![Planned { recipe, draw: None, request, until }];
-        share_time(&mut planned, until, BACKEND_GRACE, false);
-        let mut more = generate(&*self.backend, &planned, plan.verbatim).await;
+        let n_before = plan.requests.len();
+        request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(n_before as u64 * SEEDS_APART));
+        let turn = Turn { recipe: n_before, request: request.clone() };
+        plan.requests.push(Planned { recipe, draw: None, request });
+        let times = Times { until, grace: BACKEND_GRACE, one_by_one: false };
+        let never = AtomicBool::new(false);
+        let mut more = generate(&*self.backend, &plan.requests, vec![turn], times, plan.verbatim, &never).await;
         more.drafts = mended(rules, more.drafts, job.deadline).await;
-        generated.add(more, plan.requests.len());
-        plan.requests.extend(planned);
+        generated.add(more);
     }
 
     /// Returns how much of a budget is about to be set aside for scoring one candidate.
     fn set_aside(&self, budget: Duration) -> Duration {
         let embedding = self.embedder.as_ref().map_or(Duration::ZERO, |_| self.reserve.of(1, budget));
         embedding.max(finish(budget)).min(budget)
-    }
-
-    fn measure(&self, generated: &Generated, took: Duration) {
-        let of = |draft: &Draft| draft.candidate.n_tokens;
-        let is_cut = |draft: &Draft| draft.candidate.finish_reason == FinishReason::Deadline;
-        self.pace.measured(Measured {
-            n_candidates: generated.drafts.len(),
-            took,
-            length: generated.drafts.iter().map(of).max().unwrap_or(0),
-            is_cut: generated.drafts.iter().any(is_cut),
-        });
     }
 
     /// Compares later replies with this one, and returns what is to be written of it.

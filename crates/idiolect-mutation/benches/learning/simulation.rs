@@ -9,7 +9,7 @@
 use std::ops::Range;
 
 use idiolect_mutation::policy::{Context, Learner, PolicyConfig, PolicyKind, Scored, Seed, Wish};
-use idiolect_mutation::{Library, Mode, Operator, Place, Task};
+use idiolect_mutation::{Amount, Library, Mode, Operator, Place, Task};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
@@ -205,7 +205,8 @@ pub(crate) fn run(world: &World, policy: &str, k: usize) -> Run {
         let (task, validator) = world.asked[request];
         let task = TASKS[task];
         let context = Context::new("grpc", task.as_str(), VALIDATORS[validator]);
-        let wish = Wish { context: &context, task, mode: &Mode::mutate(), k, request: request as u64 };
+        let wish =
+            Wish { context: &context, task, mode: &Mode::mutate(), amount: Amount::Usual, k, request: request as u64 };
         let draws = learner.draw(&world.library, &wish);
         let arm = |name: &str| world.library.operators().iter().position(|o| o.name == name).map_or(0, |i| i + 1);
         let expected: Vec<f64> = draws

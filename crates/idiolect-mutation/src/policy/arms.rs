@@ -4,8 +4,9 @@ use std::cell::OnceCell;
 
 use crate::compose::with_required;
 use crate::operator::added_tokens;
-use crate::{Library, Mode, Operator, Recipe, Task};
+use crate::{Library, Operator, Recipe, Task};
 
+use super::learner::Wish;
 use super::random::Random;
 
 /// The operators that may lead a recipe, each with those that it requires.
@@ -23,12 +24,15 @@ struct Arm<'a> {
     /// The leading operator first.
     operators: Vec<&'a Operator>,
     seeds: Vec<u64>,
+    /// How often it is drawn beside the others where nothing else tells them apart; above 0.
+    weight: f64,
     /// How many tokens its texts have; `None` where one of them cannot be made.
     n_tokens: OnceCell<Option<u32>>,
 }
 
 impl<'a> Arms<'a> {
-    pub(crate) fn new(library: &'a Library, task: Task, mode: &Mode, random: &mut Random) -> Self {
+    pub(crate) fn new(library: &'a Library, wish: &Wish<'_>, random: &mut Random) -> Self {
+        let Wish { task, mode, amount, .. } = *wish;
         let pool = library.usable(task, mode);
         let seed = random.next();
         let seed_of = |name: &str| seed ^ hash(name);
@@ -48,7 +52,8 @@ impl<'a> Arms<'a> {
             // Operators that require each other make one arm, not two.
             if operators.len() == 1 || !arms.iter().any(is_same) {
                 let seeds = operators.iter().map(|o| seed_of(&o.name)).collect();
-                arms.push(Arm { operators, seeds, n_tokens: OnceCell::new() });
+                let weight = library.collision().weight(lead, amount);
+                arms.push(Arm { operators, seeds, weight, n_tokens: OnceCell::new() });
             }
         }
         Self { library, task, arms }
@@ -64,6 +69,10 @@ impl<'a> Arms<'a> {
 
     pub(crate) fn lead(&self, i: usize) -> &'a Operator {
         self.arms[i].operators[0]
+    }
+
+    pub(crate) fn weight(&self, i: usize) -> f64 {
+        self.arms[i].weight
     }
 
     /// Says whether an arm may be added to a recipe of others; with none, whether it makes a recipe.

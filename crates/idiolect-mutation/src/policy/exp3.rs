@@ -97,9 +97,14 @@ impl Exp3 {
         weights.iter().map(|weight| (1.0 - config.mixing) * weight / sum + config.mixing / n).collect()
     }
 
+    /// Returns what the arms and the no-op are drawn in proportion to: their chances, times their weights.
     pub(crate) fn arm_chances(&self, config: &PolicyConfig, context: &Context, arms: &Arms<'_>) -> Vec<f64> {
         let leads = (0..arms.len()).map(|i| (arms.lead(i).name.as_str(), arms.lead(i).version));
-        self.chances(config, context, leads.chain([("", 0)]))
+        let mut chances = self.chances(config, context, leads.chain([("", 0)]));
+        for (i, chance) in chances.iter_mut().take(arms.len()).enumerate() {
+            *chance *= arms.weight(i);
+        }
+        chances
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::{Library, Mode, Operator, Recipe, Task};
+use crate::{Amount, Library, Mode, Operator, Recipe, Task};
 
 use super::arms::Arms;
 use super::context::Context;
@@ -24,6 +24,8 @@ pub struct Wish<'a> {
     pub task: Task,
     /// What the route allows.
     pub mode: &'a Mode,
+    /// How much is varied: at [`Amount::Most`] preferred slots weigh more. It does not lower `k`.
+    pub amount: Amount,
     /// How many recipes, the no-op included.
     pub k: usize,
     /// The request's number; each has its own random numbers.
@@ -33,7 +35,8 @@ pub struct Wish<'a> {
 /// Draws recipes by a policy, and learns of what they brought.
 ///
 /// What is drawn depends on the library, the seed, what was learnt so far and the request's number; threads change nothing.
-/// For k = 1 it is one recipe, which may be the no-op. For more, the first is the no-op and the others are different recipes;
+/// An operator of twice the weight is drawn twice as often where nothing was learnt of either; the more was learnt, the less
+/// weights count. For k = 1 it is one recipe, which may be the no-op. For more, the first is the no-op and the others are different recipes;
 /// all of them should be scored and learnt of. A draw takes the time of some hundred draws where its propensities have to be
 /// estimated, a millisecond or a few.
 #[derive(Debug)]
@@ -100,7 +103,7 @@ impl Learner {
     /// library has no more, and only the no-op in passthrough.
     #[must_use]
     pub fn draw(&self, library: &Library, wish: &Wish<'_>) -> Vec<Draw> {
-        let arms = Arms::new(library, wish.task, wish.mode, &mut self.seed.random(wish.request, 1));
+        let arms = Arms::new(library, wish, &mut self.seed.random(wish.request, 1));
         let n_arms = u32::try_from(arms.len()).unwrap_or(u32::MAX);
         let draw = |(recipe, propensity): (Recipe, f64)| Draw { recipe, propensity, n_arms };
         let no_op = || draw((Recipe::no_op(), 1.0));
@@ -139,8 +142,9 @@ impl Learner {
             }
             Model::Still => {
                 drop(inner);
-                let mut weights: Vec<f64> = (0..arms.len()).map(|i| arms.lead(i).weight).collect();
-                weights.push(weights.iter().sum::<f64>() / weights.len() as f64);
+                // The no-op is as likely as an operator whose slot is not preferred, whatever the others weigh.
+                let mut weights: Vec<f64> = (0..arms.len()).map(|i| arms.weight(i)).collect();
+                weights.push((0..arms.len()).map(|i| arms.lead(i).weight).sum::<f64>() / arms.len() as f64);
                 by_chances(arms, &weights, wanted, random)
             }
         }

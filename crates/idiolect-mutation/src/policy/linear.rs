@@ -191,7 +191,22 @@ pub(crate) struct LinearBelief {
 }
 
 impl Scores for LinearBelief {
-    fn sample(&self, random: &mut Random, scores: &mut [f64]) {
+    fn sample(&self, random: &mut Random, copies: &[u32], scores: &mut [f64]) {
+        scores.fill(f64::NEG_INFINITY);
+        let most = copies.iter().copied().max().unwrap_or(1).max(1);
+        for nth in 0..most {
+            let weights = self.weights(random);
+            let of_copies = scores.iter_mut().zip(&self.rows).zip(copies);
+            for ((score, row), _) in of_copies.filter(|(_, copies)| nth < (**copies).max(1)) {
+                *score = score.max(row.iter().map(|&(i, x)| x * weights[i]).sum());
+            }
+        }
+    }
+}
+
+impl LinearBelief {
+    /// Draws what each column may be worth.
+    fn weights(&self, random: &mut Random) -> Vec<f64> {
         let mut weights: Vec<f64> = (0..COLUMNS).map(|_| random.normal()).collect();
         if let Some(cholesky) = &self.cholesky {
             cholesky.solve_transposed(&mut weights);
@@ -199,8 +214,6 @@ impl Scores for LinearBelief {
         for (weight, mean) in weights.iter_mut().zip(&self.mean) {
             *weight = mean + self.exploration * *weight;
         }
-        for (score, row) in scores.iter_mut().zip(&self.rows) {
-            *score = row.iter().map(|&(i, x)| x * weights[i]).sum();
-        }
+        weights
     }
 }

@@ -5,12 +5,12 @@
 //!
 //! ```
 //! use idiolect_mutation::policy::{Context, Learner, PolicyConfig, Scored, Seed, Wish};
-//! use idiolect_mutation::{Library, Mode, Task};
+//! use idiolect_mutation::{Amount, Library, Mode, Task};
 //!
 //! let library = Library::built_in();
 //! let learner = Learner::in_memory(PolicyConfig::default(), Seed::from(7))?;
 //! let context = Context::new("grpc", "answer", "");
-//! let wish = Wish { context: &context, task: Task::Answer, mode: &Mode::mutate(), k: 3, request: 1 };
+//! let wish = Wish { context: &context, task: Task::Answer, mode: &Mode::mutate(), amount: Amount::Usual, k: 3, request: 1 };
 //! let draws = learner.draw(&library, &wish);
 //! assert!(draws[0].recipe.is_no_op());
 //! assert!(draws[1].propensity > 0.0 && draws[1].propensity <= 1.0);

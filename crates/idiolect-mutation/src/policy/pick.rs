@@ -19,8 +19,9 @@ impl Pick {
 
 /// Draws how good each arm may be.
 pub(crate) trait Scores {
-    /// Writes a score for each arm, and one for the no-op after them.
-    fn sample(&self, random: &mut Random, scores: &mut [f64]);
+    /// Writes a score for each arm, and one for the no-op after them. That of an arm is the best of as many draws as it has
+    /// copies, and of one where it has none.
+    fn sample(&self, random: &mut Random, copies: &[u32], scores: &mut [f64]);
 }
 
 /// How many recipes are wanted, and of what kind.
@@ -37,7 +38,7 @@ pub(crate) struct Wanted {
 /// A recipe's propensity is estimated by drawing again and again. The draw itself counts as one, so it never is 0.
 pub(crate) fn by_scores(arms: &Arms<'_>, scores: &impl Scores, wanted: Wanted, random: &mut Random) -> Vec<Pick> {
     let Wanted { k, noop_floor, n_estimates, .. } = wanted;
-    let mut draw = Draw { arms, wanted, scores: vec![0.0; arms.len() + 1], order: Vec::new() };
+    let mut draw = Draw::new(arms, wanted);
     let is_floored = k == 1 && random.unit() < noop_floor;
     let mut drawn = draw.draw(scores, random);
     if is_floored {
@@ -63,20 +64,46 @@ pub(crate) fn by_scores(arms: &Arms<'_>, scores: &impl Scores, wanted: Wanted, r
     drawn.into_iter().zip(n_hits).map(pick).collect()
 }
 
+/// Most copies of an arm: each costs a draw.
+const MOST_COPIES: f64 = 16.0;
+
 struct Draw<'a, 'b> {
     arms: &'b Arms<'a>,
     wanted: Wanted,
+    /// How many copies each arm has in the mean, the no-op's last.
+    shares: Vec<f64>,
+    copies: Vec<u32>,
     scores: Vec<f64>,
     order: Vec<usize>,
 }
 
-impl Draw<'_, '_> {
+impl<'a, 'b> Draw<'a, 'b> {
+    fn new(arms: &'b Arms<'a>, wanted: Wanted) -> Self {
+        let weights = || (0..arms.len()).map(|i| arms.weight(i));
+        let heaviest = weights().fold(f64::MIN_POSITIVE, f64::max);
+        let scale = heaviest.clamp(1.0, MOST_COPIES) / heaviest;
+        let shares: Vec<f64> = weights().map(|weight| weight * scale).chain([1.0]).collect();
+        let n = shares.len();
+        Self { arms, wanted, shares, copies: vec![1; n], scores: vec![0.0; n], order: Vec::new() }
+    }
+
     /// Draws once. Each recipe's arms are in ascending order.
+    ///
+    /// An arm of twice the weight has two copies, which are drawn apart: where all are believed to be equal, it leads twice as
+    /// often. The more is known of an arm, the nearer together are its copies' scores, and the less weights count. An arm without
+    /// a copy in this draw comes after those that have one.
     fn draw(&mut self, by: &impl Scores, random: &mut Random) -> Vec<Vec<usize>> {
         let n_arms = self.arms.len();
-        by.sample(random, &mut self.scores);
-        let scores = &self.scores;
-        let better = |&a: &usize, &b: &usize| scores[b].total_cmp(&scores[a]).then(a.cmp(&b));
+        for (copies, share) in self.copies.iter_mut().zip(&self.shares) {
+            let (whole, rest) = (share.trunc(), share.fract());
+            *copies = whole as u32 + u32::from(rest > 0.0 && random.unit() < rest);
+        }
+        by.sample(random, &self.copies, &mut self.scores);
+        let (scores, copies) = (&self.scores, &self.copies);
+        let better = |&a: &usize, &b: &usize| {
+            let is_out = |i: usize| copies[i] == 0;
+            is_out(a).cmp(&is_out(b)).then(scores[b].total_cmp(&scores[a])).then(a.cmp(&b))
+        };
         self.order.clear();
         self.order.extend(0..n_arms);
         self.order.sort_unstable_by(better);
@@ -88,7 +115,7 @@ impl Draw<'_, '_> {
             if recipes.len() >= self.wanted.k {
                 break;
             }
-            if self.wanted.k == 1 && scores[n_arms] >= scores[lead] {
+            if self.wanted.k == 1 && (copies[lead] == 0 || scores[n_arms] >= scores[lead]) {
                 break;
             }
             if !self.arms.fits(&[], lead) {

@@ -5,7 +5,9 @@ use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 
 use super::*;
-use crate::{Library, Mode, Operator, Place, Task};
+use crate::{Amount, Library, Mode, Operator, Place, Task};
+
+mod weights;
 
 fn config(kind: PolicyKind) -> PolicyConfig {
     let recipe = vec!["register.academic".to_owned()];
@@ -22,7 +24,7 @@ fn context(task: Task) -> Context {
 
 fn draw(learner: &Learner, library: &Library, task: Task, k: usize, request: u64) -> Vec<Draw> {
     let context = context(task);
-    learner.draw(library, &Wish { context: &context, task, mode: &Mode::mutate(), k, request })
+    learner.draw(library, &Wish { context: &context, task, mode: &Mode::mutate(), amount: Amount::Usual, k, request })
 }
 
 /// Learns `n` requests; operators of the slot `angle` are good, others bad.
@@ -95,7 +97,10 @@ fn passthrough_and_empty_libraries_change_nothing() {
         let learner = learner(kind, 1);
         let wish = |mode| {
             let context = Context::default();
-            learner.draw(&Library::built_in(), &Wish { context: &context, task: Task::Answer, mode, k: 5, request: 1 })
+            learner.draw(
+                &Library::built_in(),
+                &Wish { context: &context, task: Task::Answer, mode, amount: Amount::Usual, k: 5, request: 1 },
+            )
         };
         let draws = [wish(&Mode::Passthrough), draw(&learner, &Library::default(), Task::Answer, 5, 1)];
         for draws in draws {
@@ -215,7 +220,8 @@ fn narrow_contexts_follow_wide_ones_until_they_know_better() {
     let (one, two) = (Context::new("grpc", "answer", "one"), Context::new("grpc", "answer", "two"));
     let teach = |context: &Context, reward: f64, n| {
         for request in 0..n {
-            let wish = Wish { context, task: Task::Answer, mode: &Mode::mutate(), k: 3, request };
+            let wish =
+                Wish { context, task: Task::Answer, mode: &Mode::mutate(), amount: Amount::Usual, k: 3, request };
             let draws = learner.draw(&library, &wish);
             let scored: Vec<_> = draws.iter().map(|draw| Scored { draw, reward }).collect();
             learner.update(context, &scored).unwrap();
@@ -234,7 +240,14 @@ fn contexts_are_bounded_and_the_oldest_merge_into_their_parents() {
         let learner = Learner::in_memory(PolicyConfig { max_contexts: 12, ..config(kind) }, Seed::from(1)).unwrap();
         for request in 0..60 {
             let context = Context::new("grpc", "answer", format!("validator {request}"));
-            let wish = Wish { context: &context, task: Task::Answer, mode: &Mode::mutate(), k: 3, request };
+            let wish = Wish {
+                context: &context,
+                task: Task::Answer,
+                mode: &Mode::mutate(),
+                amount: Amount::Usual,
+                k: 3,
+                request,
+            };
             let draws = learner.draw(&library, &wish);
             let scored: Vec<_> = draws.iter().map(|draw| Scored { draw, reward: 0.9 }).collect();
             learner.update(&context, &scored).unwrap();

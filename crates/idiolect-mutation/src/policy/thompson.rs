@@ -148,9 +148,10 @@ impl Thompson {
 pub(crate) struct Beliefs(pub(crate) Vec<Posterior>);
 
 impl Scores for Beliefs {
-    fn sample(&self, random: &mut Random, scores: &mut [f64]) {
-        for (score, belief) in scores.iter_mut().zip(&self.0) {
-            *score = random.beta(belief.alpha, belief.beta);
+    fn sample(&self, random: &mut Random, copies: &[u32], scores: &mut [f64]) {
+        for ((score, belief), &copies) in scores.iter_mut().zip(&self.0).zip(copies) {
+            let draws = (0..copies.max(1)).map(|_| random.beta(belief.alpha, belief.beta));
+            *score = draws.fold(0.0, f64::max);
         }
     }
 }

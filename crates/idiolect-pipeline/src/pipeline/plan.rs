@@ -79,7 +79,8 @@ impl Pipeline {
         let n_recipes = varied.candidates(self.config.recipes).max(families.len()).clamp(1, n_candidates);
         let context = Context::new(job.transport, task_name.as_str(), job.caller.as_str()).with("risk", varied.risk);
         let learnt = if n_recipes > 1 && !mode.is_passthrough() {
-            let wish = Wish { context: &context, task, mode: &mode, k: n_recipes, request: seed };
+            let amount = varied.amount;
+            let wish = Wish { context: &context, task, mode: &mode, amount, k: n_recipes, request: seed };
             self.drawn(&library, &wish, job.deadline).await
         } else {
             None
@@ -120,7 +121,7 @@ impl Pipeline {
                 model: job.model.clone(),
                 ..Request::new(messages)
             };
-            requests.push(Planned { recipe, draw, request, until: job.deadline });
+            requests.push(Planned { recipe, draw, request });
         }
         // A small library may hold fewer recipes than wanted: the no-op takes their share.
         let drawn: usize = requests.iter().map(|planned| planned.request.n).sum();
@@ -143,9 +144,10 @@ impl Pipeline {
     async fn drawn(&self, library: &Arc<Library>, wish: &Wish<'_>, deadline: Instant) -> Option<Vec<Draw>> {
         let learner = Arc::clone(self.learner.as_ref()?);
         let library = Arc::clone(library);
-        let (context, mode, Wish { task, k, request, .. }) = (wish.context.clone(), wish.mode.clone(), *wish);
+        let (context, mode) = (wish.context.clone(), wish.mode.clone());
+        let Wish { task, amount, k, request, .. } = *wish;
         let draw = tokio::task::spawn_blocking(move || {
-            learner.draw(&library, &Wish { context: &context, task, mode: &mode, k, request })
+            learner.draw(&library, &Wish { context: &context, task, mode: &mode, amount, k, request })
         });
         match tokio::time::timeout(aside(deadline), draw).await {
             Ok(drawn) => drawn.inspect_err(|error| tracing::error!(%error, "recipes not drawn by the policy")).ok(),

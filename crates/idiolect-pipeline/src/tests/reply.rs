@@ -84,8 +84,11 @@ async fn recipes_share_the_candidates_and_the_first_is_the_no_op() {
     let backend = Arc::new(Scripted::new(vec![says(SKY), says(OTHER)]));
     let parts = Parts { library: Arc::new(Library::built_in()), ..Parts::new(backend.clone()) };
     let pipeline = Pipeline::start(PipelineConfig { recipes: 3, ..config(7) }, parts).await.unwrap();
+    let first = pipeline.answer(ask()).await.unwrap();
+    assert_eq!(first.provenance.candidates.len(), 7);
+    assert_eq!(backend.requests().iter().map(|r| r.n).collect::<Vec<_>>(), [1, 2, 2, 2], "one goes ahead");
     let answer = pipeline.answer(ask()).await.unwrap();
-    let requests = backend.requests();
+    let requests = backend.requests().split_off(4);
     assert_eq!(requests.iter().map(|r| r.n).collect::<Vec<_>>(), [3, 2, 2]);
     assert_eq!(requests[0].messages, [Message::user("Why is the sky blue?")]);
     assert!(requests[1..].iter().all(|r| r.messages != requests[0].messages));

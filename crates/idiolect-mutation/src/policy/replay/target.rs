@@ -164,7 +164,8 @@ impl<'a> Chances<'a> {
         }
     }
 
-    /// Returns the chances of the learnt policy: a recipe's score is the mean of its operators'.
+    /// Returns the chances of the learnt policy: a recipe's score is the mean of its operators'. Operators' weights are not in the
+    /// log, so all count as one.
     fn learnt(&self, context: &Context, possible: &[usize]) -> Drawn {
         let Some(state) = &self.state else { return Vec::new() };
         let names: BTreeSet<(&str, u32)> =
@@ -187,7 +188,7 @@ impl<'a> Chances<'a> {
                 let beliefs = Beliefs(names.iter().map(belief).collect());
                 self.by_best(possible.len(), |random| {
                     let mut scores = vec![0.0; names.len()];
-                    beliefs.sample(random, &mut scores);
+                    beliefs.sample(random, &vec![1; names.len()], &mut scores);
                     mean(&scores)
                 })
             }
@@ -198,7 +199,7 @@ impl<'a> Chances<'a> {
                 let belief = linear.belief(&self.policy, context, possible.iter().map(slotted));
                 self.by_best(possible.len(), |random| {
                     let mut scores = vec![0.0; possible.len()];
-                    belief.sample(random, &mut scores);
+                    belief.sample(random, &vec![1; possible.len()], &mut scores);
                     scores
                 })
             }
