@@ -24,13 +24,15 @@
 //! Main types: [`Replies`], [`Experiment`], [`Choice`], [`Outcome`], and the intervals of [`statistics`].
 //!
 //! Where nobody's replies are on record, a model is asked now: [`texts`] composes the prompts of validators, [`rivals`] has a model answer
-//! them as stock miners do, and [`live`] computes what validators would have given for replies among those.
+//! them as stock miners do, and [`live`] computes what validators would have given for replies among those. [`recorded`] is a backend that
+//! answers with what is on record.
 
 pub mod cache;
 pub mod experiment;
 pub mod lessons;
 pub mod lines;
 pub mod live;
+pub mod recorded;
 pub mod replies;
 pub mod rivals;
 pub mod scores;
@@ -40,5 +42,6 @@ pub mod texts;
 pub use cache::{CacheError, EmbeddingCache};
 pub use experiment::{Choice, Experiment, ExperimentError, Outcome, Pick};
 pub use lessons::{Learned, Lessons};
-pub use replies::{Recorded, Replies, RepliesError};
+pub use recorded::{RecordedBackend, RecordedError, RecordedSpec};
+pub use replies::{AskedPrompt, Recorded, Replies, RepliesError};
 pub use scores::{ScoreCache, ScoreError};

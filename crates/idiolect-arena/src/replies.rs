@@ -5,7 +5,9 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _};
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
+
+use crate::lines::{self, LinesError};
 
 /// One model's reply to one prompt: a line of a file.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -23,6 +25,27 @@ pub struct Recorded {
     /// sees it.
     #[serde(rename = "q", default)]
     pub label: Option<f32>,
+}
+
+/// A prompt that a record has replies to: a line of a file.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct AskedPrompt {
+    /// What replies call it.
+    #[serde(alias = "p", deserialize_with = "id")]
+    pub id: String,
+    /// What was asked.
+    #[serde(rename = "prompt")]
+    pub text: String,
+}
+
+impl AskedPrompt {
+    /// Reads a file of JSON lines, `{"id": ID, "prompt": TEXT}`, of which the id may be named `p`; other keys are passed over.
+    ///
+    /// # Errors
+    /// Any [`LinesError`].
+    pub fn open(path: &Path) -> Result<Vec<Self>, LinesError> {
+        lines::read(path)
+    }
 }
 
 /// Why a file is no record of replies.
@@ -79,6 +102,19 @@ struct Line {
     q: Option<f32>,
 }
 
+/// Reads an id, a name or a number.
+fn id<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
+    named(serde_json::Value::deserialize(from)?).map_err(serde::de::Error::custom)
+}
+
+fn named(id: serde_json::Value) -> Result<String, String> {
+    match id {
+        serde_json::Value::String(id) => Ok(id),
+        serde_json::Value::Number(id) => Ok(id.to_string()),
+        other => Err(format!("is {other}, expected text or a number")),
+    }
+}
+
 impl Replies {
     /// Reads a file of JSON lines, `{"p": PROMPT, "m": MODEL, "t": TEXT, "q": LABEL}`, of which `q` may be missing; other keys are
     /// passed over. A name that ends in `.zst` is decompressed.
@@ -116,16 +152,7 @@ impl Replies {
                 RepliesError::Line { line, problem: format!("{problem} at column {}", error.column()) }
             };
             let Line { p, m: model, t, q: label } = serde_json::from_slice(text).map_err(problem)?;
-            let prompt = match p {
-                serde_json::Value::String(id) => id,
-                serde_json::Value::Number(id) => id.to_string(),
-                other => {
-                    return Err(RepliesError::Line {
-                        line,
-                        problem: format!("p is {other}, expected text or a number"),
-                    });
-                }
-            };
+            let prompt = named(p).map_err(|problem| RepliesError::Line { line, problem: format!("p {problem}") })?;
             if let Some(label) = label.filter(|label| !(0.0..=1.0).contains(label)) {
                 return Err(RepliesError::Label { line, label });
             }
@@ -194,6 +221,19 @@ mod tests {
             let error = read(text).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn prompts_are_called_by_names_or_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("prompts.jsonl");
+        std::fs::write(&path, "{\"id\": 7, \"prompt\": \"a?\", \"set\": 1}\n{\"p\": \"x\", \"prompt\": \"b?\"}\n")
+            .unwrap();
+        let prompts = AskedPrompt::open(&path).unwrap();
+        assert_eq!([&*prompts[0].id, &*prompts[0].text, &*prompts[1].id], ["7", "a?", "x"]);
+        std::fs::write(&path, "{\"id\": [1], \"prompt\": \"a?\"}\n").unwrap();
+        let error = AskedPrompt::open(&path).unwrap_err().to_string();
+        assert!(error.contains("line 1: is [1], expected text or a number"), "{error}");
     }
 
     #[test]

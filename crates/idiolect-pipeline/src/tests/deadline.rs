@@ -208,11 +208,12 @@ async fn recipes_share_the_time_of_a_backend_that_takes_them_one_by_one() {
     let library = Arc::new(idiolect_mutation::Library::built_in());
     let pipeline = start(4, Parts { library, ..parts(backend) }).await;
     // The unchanged prompt's own two candidates grow side by side, as far as anybody knows when they are tried.
-    for n_candidates in [1, 2, 2, 2] {
+    for nth in 0..8 {
         let started = Instant::now();
         let p = pipeline.answer(in_time(10)).await.unwrap().provenance;
         assert!(started.elapsed() <= Duration::from_secs(10), "{:?}", started.elapsed());
-        assert_eq!(p.candidates.len(), n_candidates, "others would be cut, and shorter");
+        let most = if nth == 0 { 1 } else { 2 };
+        assert!((1..=most).contains(&p.candidates.len()), "others would be cut, and shorter: {p}");
         assert!(p.candidates.iter().all(|c| c.operators.is_empty() && c.n_tokens > 80), "{p}");
     }
 }
