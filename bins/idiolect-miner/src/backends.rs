@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use idiolect_arena::{RecordedBackend, RecordedSpec};
 use idiolect_backend::{
     Backend, Echo, EchoConfig, Embedder, FileLedger, Limit, LimitConfig, Member, Pool, PoolConfig, Prices, SpendingCap,
     SpendingConfig, Strategy, Timeout, TimeoutConfig,
@@ -116,6 +117,7 @@ impl Loader<'_> {
             }
             BackendKind::Candle => self.candle(backend).await,
             BackendKind::OpenAi => self.openai(backend, candidates),
+            BackendKind::Recorded => recorded(backend).await,
         }
     }
 
@@ -304,8 +306,13 @@ pub async fn load_encoder(alias: &str, _: &Path, _: &str) -> anyhow::Result<Arc<
     )
 }
 
+/// Reads the replies of a record.
+async fn recorded(backend: &BackendConfig) -> anyhow::Result<Arc<dyn Backend>> {
+    let (name, spec) = (backend.name.clone(), model_name(backend).parse::<RecordedSpec>()?);
+    Ok(Arc::new(blocking(move || RecordedBackend::open(name, &spec)).await??))
+}
+
 /// Runs work that blocks on a thread of its own.
-#[cfg(feature = "candle")]
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> anyhow::Result<T> {
     tokio::task::spawn_blocking(work).await.context("loading broke off")
 }
@@ -314,7 +321,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 fn model_name(backend: &BackendConfig) -> String {
     backend.model.clone().unwrap_or_else(|| match backend.kind {
         BackendKind::Candle => idiolect_models::DEFAULT_MODEL.to_owned(),
-        BackendKind::Echo | BackendKind::OpenAi => backend.kind.as_str().to_owned(),
+        BackendKind::Echo | BackendKind::OpenAi | BackendKind::Recorded => backend.kind.as_str().to_owned(),
     })
 }
 

@@ -85,6 +85,44 @@ fn a_live_experiment_has_all_arms_and_goes_on_where_it_was_cut() {
 }
 
 #[test]
+fn a_record_stands_in_for_a_model() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = dir.path();
+    says(folder, &["prompts", "--seed", "4", "-n", "2", "--out", "prompts.jsonl"]);
+    let prompts = fs::read_to_string(folder.join("prompts.jsonl")).expect("prompts");
+    let mut replies = Vec::new();
+    for prompt in prompts.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")) {
+        for (model, text) in [("a", "One way to see it."), ("b", "Quite another way."), ("c", "The third way out.")] {
+            replies.push(json!({"p": prompt["p"], "m": model, "t": text}).to_string());
+        }
+    }
+    fs::write(folder.join("replies.jsonl"), replies.join("\n")).expect("written");
+    let record = "recorded:replies.jsonl?prompts=prompts.jsonl&models=a,b";
+    let args = ["eval", "--backend", record, "--prompts", "prompts.jsonl", "--state", "state.jsonl", "--json"];
+    let found = gives(folder, &[&args[..], &QUICK].concat());
+    assert_eq!((&found["n_prompts"], &found["setup"]["models"]), (&json!(2), &json!([record])));
+    let state = fs::read_to_string(folder.join("state.jsonl")).expect("a state");
+    for source in ["plain", "best-of-k", "pipeline"] {
+        let of_source = draws(&state, source);
+        assert_eq!(of_source.len(), 2);
+        for drawn in of_source {
+            let mut texts: Vec<&str> =
+                drawn["candidates"].as_array().expect("a list").iter().filter_map(|one| one["t"].as_str()).collect();
+            texts.sort_unstable();
+            assert!(texts.iter().all(|text| text.starts_with("One way") || text.starts_with("Quite")), "{texts:?}");
+            texts.dedup();
+            assert_eq!(texts.len(), if source == "plain" { 1 } else { 2 }, "{source}: {texts:?}");
+        }
+    }
+    refuses(
+        folder,
+        &["eval", "--backend", "recorded:x?y"],
+        64,
+        "--backend: option \"y\" of a record, expected prompts=FILE",
+    );
+}
+
+#[test]
 fn what_makes_no_live_experiment_is_said() {
     let dir = tempfile::tempdir().expect("a folder");
     let folder = dir.path();

@@ -23,6 +23,10 @@ use crate::statistics::below;
 /// Names that an error lists; of longer lists it says how many more there are.
 const MOST_NAMED: usize = 8;
 
+/// Seeds that differ in no higher bit draw one order of replies between them, and each begins one reply later than the one before: who asks
+/// for the rest of a request's candidates by its next seed gets no reply twice.
+const SHARED_BITS: u32 = 20;
+
 /// Which record answers, as text `recorded:REPLIES?prompts=FILE&models=NAME,NAME`. Both options may be missing.
 ///
 /// ```
@@ -137,8 +141,8 @@ struct Said {
 /// A backend that answers with recorded replies, for experiments on choices among them.
 ///
 /// The last user message is looked up, without the white space around it; all else of the conversation counts for nothing. `n` candidates are `n`
-/// different replies to it, fewer where there are not so many. With a seed they are drawn by it and by the prompt, without one they
-/// are the first of the file. [`Request::model`] narrows them to one model's where it is one of those that answer.
+/// different replies to it, fewer where there are not so many. With a seed they are drawn by it and by the prompt, so that the
+/// next seed begins with the second of them; without one they are the first of the file. [`Request::model`] narrows them to one model's where it is one of those that answer.
 ///
 /// Replies are as they are, so that sampling has no say but for `max_tokens` and stop texts, which cut them. Tokens are estimated: seven
 /// letters, three digits or one other character each. A prompt that is not on record is [`Error::Unsupported`]: other members of a pool
@@ -243,12 +247,13 @@ impl RecordedBackend {
             }
         }
         if let Some(seed) = request.sampling.seed {
-            let mut random = ChaCha8Rng::seed_from_u64(seed);
+            let mut random = ChaCha8Rng::seed_from_u64(seed >> SHARED_BITS);
             random.set_stream(fnv1a(prompt.bytes()));
-            for i in 0..request.n.min(replies.len()) {
-                let other = i + below(&mut random, replies.len() - i);
-                replies.swap(i, other);
+            for i in (1..replies.len()).rev() {
+                replies.swap(i, below(&mut random, i + 1));
             }
+            let first = (seed & ((1 << SHARED_BITS) - 1)) % replies.len().max(1) as u64;
+            replies.rotate_left(usize::try_from(first).unwrap_or(0));
         }
         replies.truncate(request.n);
         Ok(replies)

@@ -62,11 +62,12 @@ async fn candidates_are_different_replies_in_the_order_of_the_seed() {
     assert!(in_order[0].starts_with("Red") && in_order[2].starts_with("As many") && in_order[3].ends_with("names."));
     assert_eq!(texts(2, None).await, in_order[..2]);
     let mut orders = BTreeSet::new();
-    for seed in 0..40 {
+    for seed in (0..40).map(|i| i << 20) {
         let drawn = texts(4, Some(seed)).await;
         assert_eq!(drawn, texts(4, Some(seed)).await);
         assert_eq!(texts(2, Some(seed)).await, drawn[..2], "fewer are the first of more");
         assert_eq!(drawn.iter().collect::<BTreeSet<_>>(), in_order.iter().collect(), "all of them, none twice");
+        assert_eq!(texts(3, Some(seed + 1)).await, drawn[1..], "the next seed goes on");
         orders.insert(drawn);
     }
     assert!(orders.len() > 12, "{} of 24 orders", orders.len());

@@ -4,7 +4,9 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use idiolect_arena::RecordedSpec;
 use idiolect_backend::Preset as SamplingPreset;
+use idiolect_models::Spec;
 
 use super::key::{Key, key};
 use super::value::{Bytes, words};
@@ -18,6 +20,8 @@ words! {
         OpenAi = "openai",
         /// Repeats the prompt: for tests.
         Echo = "echo",
+        /// Answers with recorded replies: for experiments.
+        Recorded = "recorded",
     }
 }
 
@@ -135,7 +139,7 @@ impl BackendConfig {
             max_concurrent: match kind {
                 BackendKind::Candle => 4,
                 BackendKind::OpenAi => 32,
-                BackendKind::Echo => 1024,
+                BackendKind::Echo | BackendKind::Recorded => 1024,
             },
             rpm: 0,
             timeout: Duration::from_secs(30),
@@ -160,6 +164,24 @@ impl BackendConfig {
             spending_cap: None,
         }
     }
+
+    /// Makes an entry of what a command line names: `candle`, `echo`, a record (`recorded:…`) or a model of the local engine.
+    ///
+    /// # Errors
+    /// What was expected.
+    pub fn of_spec(spec: &str) -> Result<Self, String> {
+        if let Some(kind) = [BackendKind::Candle, BackendKind::Echo].into_iter().find(|kind| kind.as_str() == spec) {
+            return Ok(Self::of_kind(kind));
+        }
+        let kind = if spec.starts_with(RecordedSpec::PREFIX) {
+            spec.parse::<RecordedSpec>().map_err(|problem| problem.to_string())?;
+            BackendKind::Recorded
+        } else {
+            spec.parse::<Spec>().map_err(|problem| problem.to_string())?;
+            BackendKind::Candle
+        };
+        Ok(Self { model: Some(spec.to_owned()), ..Self::of_kind(kind) })
+    }
 }
 
 impl Default for BackendConfig {
@@ -170,12 +192,12 @@ impl Default for BackendConfig {
 
 /// The settings of one `[[backends]]` entry.
 pub static BACKEND_KEYS: &[Key<BackendConfig>] = &[
-    key!(BackendConfig: kind, "`candle` (a local GGUF model), `openai` (any server with that API) or `echo` (repeats the prompt, for tests)."),
+    key!(BackendConfig: kind, "`candle` (a local GGUF model), `openai` (any server with that API), `echo` (repeats the prompt, for tests) or `recorded` (answers with recorded replies, for experiments)."),
     key!(BackendConfig: name, "How logs, metrics and `backend` call it; the kind where none is given.")
         .expect("letters, digits, - and _", |c| {
             !c.name.is_empty() && c.name.chars().all(|ch| ch.is_ascii_alphanumeric() || matches!(ch, '-' | '_' | '.'))
         }),
-    key!(BackendConfig: model, "candle: SPEC of the model, `smollm2-135m` where none is given. openai: the server's name of it, needed. echo: the name that it gives itself."),
+    key!(BackendConfig: model, "candle: SPEC of the model, `smollm2-135m` where none is given. openai: the server's name of it, needed. echo: the name that it gives itself. recorded: `recorded:REPLIES`, with `?prompts=FILE`, `?models=NAME,NAME` or both joined by `&` behind it, needed."),
     key!(BackendConfig: weight, "Share of the requests, relative to the other backends, where `pool.strategy` shares them out.")
         .expect("1 to 1000", |c| (1..=1000).contains(&c.weight)),
     key!(BackendConfig: max_concurrent, "Requests it is given at once; further ones go elsewhere or are refused as overloaded.").unit("requests")

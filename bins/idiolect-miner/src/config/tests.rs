@@ -65,7 +65,7 @@ fn every_bad_value_is_reported_at_once_with_its_line() {
         "miner.toml:9: pipeline.retention is the text \"soon\", expected a duration such as 10s, 250ms, 5m, 2h, 30d or a number of seconds",
         "environment IDIOLECT_CANDIDATES_COUNT: candidates.count is \"many\", expected whole number",
         "flag --log.format: log.format is \"xml\", expected text or json",
-        "miner.toml:11: backends: kind is \"magic\", expected candle or openai or echo",
+        "miner.toml:11: backends: kind is \"magic\", expected candle or openai or echo or recorded",
         "miner.toml:13: backend openai needs a model: the server's name of it",
         "miner.toml:14: backend openai: base_url is \"localhost\", expected http:// or https://",
     ] {
@@ -80,7 +80,7 @@ fn an_entry_of_no_known_kind_is_taken_for_none() {
                 [[backends]]\nkind = \"candle\"\n";
     assert_eq!(
         problems(file, &[], &[]),
-        ["miner.toml:3: backends: kind is \"magic\", expected candle or openai or echo"]
+        ["miner.toml:3: backends: kind is \"magic\", expected candle or openai or echo or recorded"]
     );
     let found = problems("[[backends]]\nkind = \"echo\"\n[[backends]]\nkind = \"echo\"\n", &[], &[]);
     assert_eq!(found, ["miner.toml:4: two backends are named echo, give each its own name"]);
@@ -177,6 +177,30 @@ fn echo_alone_is_neither_scored_nor_drawn_twice_unless_asked() {
     let asked = loaded(&[("backend", "echo"), ("candidates.count", "3"), ("uniqueness.encoder", "minilm")]);
     assert_eq!(count(&asked), (EncoderKind::MiniLm, 3));
     assert_eq!(count(&loaded(&[("backend", "candle,echo")])), (EncoderKind::MiniLm, 4));
+}
+
+#[test]
+fn a_record_takes_the_first_backends_place_and_is_asked_plainly() {
+    let file = "[[backends]]\nkind = \"openai\"\nname = \"vllm\"\nmodel = \"m\"\n[[backends]]\nkind = \"echo\"\n";
+    let model = ("model", "recorded:replies.jsonl?models=a,b");
+    let both = load(&sources(file, &[], &[model])).expect("loads");
+    let kinds: Vec<_> = both.config.backends.iter().map(|b| (b.kind, b.name.as_str())).collect();
+    assert_eq!(kinds, [(BackendKind::Recorded, "recorded"), (BackendKind::Echo, "echo")]);
+    assert_eq!(both.origin("backends.0.model").to_string(), "flag --model");
+    let recipes = |given: &[(&str, &str)]| load(&sources("", &[], given)).expect("loads").config.mutation.recipes;
+    assert_eq!((recipes(&[model]), recipes(&[model, ("mutation.recipes", "3")])), (1, 3));
+    assert_eq!(recipes(&[]), both.config.mutation.recipes, "echo may be asked otherwise");
+
+    let entry =
+        "[[backends]]\nkind = \"recorded\"\nmodel = \"recorded:\"\ncontext_tokens = 9\nkey_env = \"K\"\nthreads = 2\n";
+    let expected = [
+        "miner.toml:3: backend recorded: model: \"recorded:\" names no record, expected recorded:REPLIES or \
+         recorded:REPLIES?prompts=FILE&models=NAME,NAME",
+        "miner.toml:4: backend recorded: context_tokens is 9, expected none: a record has no context",
+        "miner.toml:5: backend recorded: key_env is for backends of kind openai",
+        "miner.toml:6: backend recorded: threads is for backends of kind candle",
+    ];
+    assert_eq!(problems(entry, &[], &[]), expected);
 }
 
 #[test]

@@ -12,10 +12,9 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use idiolect_arena::texts;
 use idiolect_backend::Echo;
 use idiolect_miner::backends::Loader;
-use idiolect_miner::config::{BackendConfig, BackendKind, Config, EncoderKind, QualityModel};
+use idiolect_miner::config::{BackendConfig, Config, EncoderKind, QualityModel};
 use idiolect_miner::progress::{Counter, FetchProgress};
 use idiolect_miner::{cli, models};
-use idiolect_models::Spec;
 use idiolect_mutation::evolve::{Evolution, EvolveConfig, Gate, Journal, TrialPrompt};
 use idiolect_mutation::{Library, Task, lint};
 use serde::Deserialize;
@@ -206,12 +205,7 @@ fn backend(config: &Config, option: &str, spec: &str) -> anyhow::Result<BackendC
     if let Some(named) = config.backends.iter().find(|backend| backend.name == spec) {
         return Ok(named.clone());
     }
-    let kinds = [BackendKind::Candle, BackendKind::Echo];
-    if let Some(kind) = kinds.into_iter().find(|kind| kind.as_str() == spec) {
-        return Ok(BackendConfig::of_kind(kind));
-    }
-    spec.parse::<Spec>().map_err(|problem| Usage(format!("{option}: {problem}")))?;
-    Ok(BackendConfig { model: Some(spec.to_owned()), ..BackendConfig::of_kind(BackendKind::Candle) })
+    BackendConfig::of_spec(spec).map_err(|problem| Usage(format!("{option}: {problem}")).into())
 }
 
 #[derive(Deserialize)]

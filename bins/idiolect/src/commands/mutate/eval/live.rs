@@ -15,7 +15,6 @@ use idiolect_miner::app::Core;
 use idiolect_miner::cli;
 use idiolect_miner::config::{BackendConfig, BackendKind, Config, EncoderKind};
 use idiolect_miner::progress::{Counter, FetchProgress};
-use idiolect_models::Spec;
 use idiolect_validator::StepTask;
 
 use crate::commands::{Usage, load, profile, start_logging, timeout};
@@ -37,8 +36,8 @@ pub(super) fn args(command: Command) -> Command {
     };
     command
         .arg(Arg::new("live").long("backend").value_name("SPEC|configured").help(
-            "Ask a model now, in place of reading recorded replies: a model of the local engine (alias, hub:…, wheel:… or path), a kind or name of a \
-             backend, or the configured backends",
+            "Ask a model now, in place of reading recorded replies: a model of the local engine (alias, hub:…, wheel:… or path), a record \
+             (recorded:REPLIES?prompts=FILE&models=NAME,NAME), a kind or name of a backend, or the configured backends",
         ))
         .arg(path("prompts", "FILE").help(
             "Prompts, {\"p\": ID, \"prompt\": PROMPT, \"task\": TASK} a line, such as mutate prompts makes [default: composed by --seed]. With --replies: \
@@ -156,19 +155,15 @@ fn choose_backend(config: &mut Config, spec: &str) -> anyhow::Result<()> {
         config.backends = vec![named.clone()];
         return Ok(());
     }
-    let kinds = [BackendKind::Candle, BackendKind::OpenAi, BackendKind::Echo];
-    let backend = match kinds.into_iter().find(|kind| kind.as_str() == spec) {
-        Some(kind) => BackendConfig::of_kind(kind),
-        None => {
-            let is_spec = spec.parse::<Spec>();
-            is_spec.map_err(|problem| Usage(format!("--backend: {problem}")))?;
-            BackendConfig { model: Some(spec.to_owned()), ..BackendConfig::of_kind(BackendKind::Candle) }
-        }
-    };
-    if backend.kind == BackendKind::OpenAi {
+    if spec == BackendKind::OpenAi.as_str() {
         let problem =
             "--backend openai: there is no such backend in the configuration, which would say where its server is";
         return Err(Usage(problem.to_owned()).into());
+    }
+    let backend = BackendConfig::of_spec(spec).map_err(|problem| Usage(format!("--backend: {problem}")))?;
+    if backend.kind == BackendKind::Recorded {
+        // It knows prompts by their wording.
+        config.mutation.recipes = 1;
     }
     config.backends = vec![backend];
     Ok(())
