@@ -1,19 +1,23 @@
 //! Drawing candidates: all recipes at once, and whatever is there at the deadline.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::join_all;
-use idiolect_backend::{Backend, Candidate, Collector, Completion, Error, FinishReason, Request, Usage};
+use idiolect_backend::{Backend, Candidate, Collector, Completion, Error, Event, FinishReason, Request, Usage};
 use idiolect_mutation::policy::Draw;
 use idiolect_mutation::repair::Repair;
 use idiolect_mutation::{Flag, Recipe};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::trim::to_whole_sentence;
 use crate::{error, metrics};
+
+/// By how much a timer may be late.
+const LATE: Duration = Duration::from_millis(5);
 
 /// One request to the backend, and the recipe behind it.
 #[derive(Clone, Debug)]
@@ -29,6 +33,11 @@ pub(crate) struct Planned {
 pub(crate) struct Times {
     /// When streams are dropped.
     pub(crate) until: Instant,
+    /// When those of all turns but the first are dropped where nothing is whole by then: what was to be whole long ago may be whole in
+    /// time if it is alone.
+    pub(crate) others_until: Instant,
+    /// When that of the first turn is dropped where nothing is whole by then: no less time than it would have without the others.
+    pub(crate) alone_until: Instant,
     /// How much earlier than that the backend is told to end.
     pub(crate) grace: Duration,
     /// Whether the backend takes requests one after the other.
@@ -70,6 +79,8 @@ pub(crate) struct Generated {
     pub(crate) error: Option<Error>,
     /// Whether the backend took the requests one after the other; `None` when that cannot be told.
     pub(crate) one_by_one: Option<bool>,
+    /// Whether the first turn took more than the time that all may have.
+    pub(crate) is_late: bool,
 }
 
 /// What came of one request, and when.
@@ -105,7 +116,7 @@ fn share_time(turns: &[Turn], times: Times) -> Vec<Instant> {
 }
 
 /// Asks the backend for what a plan's turns want, until their times are over. With `verbatim` texts stay exactly as the model said
-/// them. `has_begun` is set with the first sign of an answer.
+/// them.
 ///
 /// # Cancellation
 /// Dropping the future drops the backend's streams, which stops the work.
@@ -115,15 +126,21 @@ pub(crate) async fn generate(
     turns: Vec<Turn>,
     times: Times,
     verbatim: bool,
-    has_begun: &AtomicBool,
 ) -> Generated {
     let untils = share_time(&turns, times);
-    let requests = turns.iter().zip(&untils).map(|(turn, &until)| {
-        let deadline = Some((until - times.grace).into_std());
-        collect(backend, Request { deadline, ..turn.request.clone() }, until, has_begun)
+    let is_whole = AtomicBool::new(false);
+    let requests = turns.iter().zip(&untils).enumerate().map(|(nth, (turn, &until))| {
+        let is_first = nth == 0;
+        let (time, last) = match is_first {
+            true => (until, times.alone_until.max(until)),
+            false => (times.others_until.min(until), until),
+        };
+        let request = Request { deadline: Some((last - times.grace).into_std()), ..turn.request.clone() };
+        collect(backend, request, Until { time, last, goes_on_if_whole: !is_first, is_whole: &is_whole })
     });
     let outcomes = join_all(requests).await;
-    let mut generated = Generated { one_by_one: one_by_one(&turns, &outcomes), ..Generated::default() };
+    let is_late = Instant::now() > times.until + LATE;
+    let mut generated = Generated { one_by_one: one_by_one(&turns, &outcomes), is_late, ..Generated::default() };
     for (Turn { recipe, .. }, Outcome { completion, error, .. }) in turns.into_iter().zip(outcomes) {
         if let Some(completion) = completion {
             generated.take(recipe, completion, &backend.capabilities().model, verbatim);
@@ -155,7 +172,7 @@ fn one_by_one(turns: &[Turn], outcomes: &[Outcome]) -> Option<bool> {
 impl Generated {
     /// Adds what came of more turns.
     pub(crate) fn add(&mut self, more: Self) {
-        let Self { drafts, usage, notes, error, one_by_one } = more;
+        let Self { drafts, usage, notes, error, one_by_one, is_late } = more;
         self.drafts.extend(drafts);
         self.usage.completion_tokens = self.usage.completion_tokens.saturating_add(usage.completion_tokens);
         self.usage.prompt_tokens = self.usage.prompt_tokens.max(usage.prompt_tokens);
@@ -163,6 +180,7 @@ impl Generated {
         self.usage.cached_tokens = self.usage.cached_tokens.max(usage.cached_tokens);
         self.notes.extend(notes);
         self.one_by_one = one_by_one.or(self.one_by_one);
+        self.is_late |= is_late;
         error.into_iter().for_each(|error| self.failed(error));
     }
 
@@ -205,20 +223,47 @@ fn trim(candidate: &mut Candidate) -> bool {
     trimmed
 }
 
+/// When a stream is dropped.
+#[derive(Clone, Copy)]
+struct Until<'a> {
+    time: Instant,
+    /// The same, or later, if by then some candidate is whole, or none is.
+    last: Instant,
+    goes_on_if_whole: bool,
+    /// Whether any candidate of all is whole.
+    is_whole: &'a AtomicBool,
+}
+
+impl Until<'_> {
+    /// Waits for a piece of work; `None` where it was cut.
+    async fn cut<T>(self, work: impl Future<Output = T>) -> Option<T> {
+        let mut work = pin!(work);
+        match timeout_at(self.time, &mut work).await {
+            Ok(result) => Some(result),
+            Err(_) if self.is_whole.load(Ordering::Relaxed) == self.goes_on_if_whole => {
+                timeout_at(self.last, work).await.ok()
+            }
+            Err(_) => None,
+        }
+    }
+}
+
 /// Joins one stream as far as it comes. Text that was there before an error or the deadline is kept.
-async fn collect(backend: &dyn Backend, request: Request, until: Instant, has_begun: &AtomicBool) -> Outcome {
+async fn collect(backend: &dyn Backend, request: Request, until: Until<'_>) -> Outcome {
     let mut collector = Collector::new().expecting(request.n);
     let mut began = None;
     let work = async {
         let mut stream = backend.stream(request).await?;
         while let Some(event) = stream.next().await {
             began.get_or_insert_with(Instant::now);
-            has_begun.store(true, Ordering::Relaxed);
-            collector.push(event?)?;
+            let event = event?;
+            let is_end = matches!(event, Event::Finished { reason: FinishReason::Stop | FinishReason::Length, .. });
+            collector.push(event)?;
+            until.is_whole.fetch_or(is_end, Ordering::Relaxed);
         }
         Ok(())
     };
-    let result = tokio::time::timeout_at(until, work).await;
+    let result = until.cut(work).await;
     let ended = Instant::now();
     if collector.is_done() {
         return match collector.finish() {
@@ -227,14 +272,14 @@ async fn collect(backend: &dyn Backend, request: Request, until: Instant, has_be
         };
     }
     let error = match result {
-        Ok(Ok(())) => Some(Error::Protocol {
+        Some(Ok(())) => Some(Error::Protocol {
             backend: backend.capabilities().model.clone(),
             reason: "the stream ended without its last item".to_owned(),
         }),
-        Ok(Err(error)) => Some(error),
+        Some(Err(error)) => Some(error),
         // Being cut is no failure while there is something to show.
-        Err(_) if collector.has_text() => None,
-        Err(_) => Some(Error::DeadlineExceeded),
+        None if collector.has_text() => None,
+        None => Some(Error::DeadlineExceeded),
     };
     Outcome { completion: collector.cut(), error, began, ended }
 }

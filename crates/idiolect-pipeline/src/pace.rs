@@ -22,6 +22,7 @@ struct Sums {
     n_y: f64,
     /// Tokens that a reply takes.
     length: f64,
+    length_length: f64,
     /// What is known of several candidates at once.
     several: Several,
 }
@@ -51,9 +52,11 @@ impl Sums {
         Some(((y - slope * n).max(0.0), slope))
     }
 
-    /// Returns how many tokens a reply is likely to have.
+    /// Returns how many tokens a reply is likely to have at most: their mean and a standard deviation more.
     fn length(&self, max_tokens: u32) -> f64 {
-        (self.length / self.weight).min(f64::from(max_tokens))
+        let mean = self.length / self.weight;
+        let variance = (self.length_length / self.weight - mean * mean).max(0.0);
+        (mean + variance.sqrt()).min(f64::from(max_tokens))
     }
 }
 
@@ -64,7 +67,7 @@ const PRIOR: f64 = 0.05;
 /// What counts as no more time than one candidate takes.
 const SAME: f64 = 1.1;
 /// Share of the time that generation may be predicted to take.
-const MOST: f64 = 0.9;
+const MOST: f64 = 0.8;
 
 /// One generation.
 #[derive(Clone, Copy, Debug)]
@@ -99,6 +102,7 @@ impl Pace {
         add(&mut sums.y, y);
         add(&mut sums.n_y, n * y);
         add(&mut sums.length, length);
+        add(&mut sums.length_length, length * length);
     }
 
     /// Returns how long one candidate of at most `max_tokens` tokens is likely to take; `None` before anything was measured.
@@ -119,6 +123,17 @@ impl Pace {
         if sums.several == Several::Unknown {
             sums.several = Several::Allowed;
         }
+    }
+
+    /// Returns for how long `n` candidates may grow of which none is whole, if there is `left`: as long as one of them could still
+    /// become as long as it may when it is alone from then on, and at least as long as they should take. All the time before it
+    /// was measured what several cost.
+    pub(crate) fn together(&self, n: usize, max_tokens: u32, left: Duration) -> Duration {
+        let sums = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((alone, slope)) = sums.line().filter(|_| sums.several == Several::Measured) else { return left };
+        let expected = (alone + slope * n as f64) * sums.length(max_tokens) * SAME;
+        let spare = left.as_secs_f64() - (alone + slope) * f64::from(max_tokens);
+        Duration::try_from_secs_f64(expected.max(spare)).map_or(left, |time| time.min(left))
     }
 
     /// Returns how many of `wanted` candidates of at most `max_tokens` tokens fit into the time: all before it was
@@ -149,23 +164,23 @@ mod tests {
         assert_eq!(fit(1), 8, "nothing is known yet");
         // 100 ms a token for 8: 10 s for a reply of 100.
         pace.measured(generation(8, 100.0, false));
-        assert_eq!((fit(12), fit(1)), (8, 1));
+        assert_eq!((fit(13), fit(1)), (8, 1));
         assert!((2..8).contains(&fit(6)), "{}", fit(6));
         // Two are hardly faster: the time is that of a token, whatever grows beside it.
         for _ in 0..20 {
             pace.measured(generation(2, 95.0, false));
             pace.measured(generation(8, 100.0, false));
         }
-        assert_eq!((fit(12), fit(6)), (8, 8), "six seconds are too little for any number of them");
+        assert_eq!((fit(13), fit(6)), (8, 8), "six seconds are too little for any number of them");
         // Each costs as much as the first.
         for _ in 0..20 {
             pace.measured(generation(2, 25.0, false));
             pace.measured(generation(8, 100.0, false));
         }
-        assert_eq!((fit(12), fit(6), fit(1)), (8, 4, 1));
+        assert_eq!((fit(13), fit(7), fit(1)), (8, 4, 1));
         // A faster machine is noticed within a few replies, also where few candidates are drawn.
         let n_replies = (0..).find(|_| {
-            let n = fit(6);
+            let n = fit(7);
             pace.measured(generation(n, 5.0 + n as f64, false));
             n == 8
         });

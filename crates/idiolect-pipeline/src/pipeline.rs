@@ -310,7 +310,13 @@ impl Pipeline {
         metrics::reserve(reserve);
         let generate_until = job.deadline - reserve.max(finish(budget));
         let grace = BACKEND_GRACE.min(budget / 20);
-        let times = Times { until: generate_until, grace, one_by_one: self.one_by_one.load(Ordering::Relaxed) };
+        let times = Times {
+            until: generate_until,
+            others_until: generate_until,
+            alone_until: self.alone_until(&plan, job.deadline, budget).max(generate_until),
+            grace,
+            one_by_one: self.one_by_one.load(Ordering::Relaxed),
+        };
         let planned_at = Instant::now();
         let mut generated = self.generated(&plan, times).await;
         if generated.drafts.is_empty() {
@@ -402,9 +408,8 @@ impl Pipeline {
         request.sampling.seed = request.sampling.seed.map(|seed| seed.wrapping_add(n_before as u64 * SEEDS_APART));
         let turn = Turn { recipe: n_before, request: request.clone() };
         plan.requests.push(Planned { recipe, draw: None, request });
-        let times = Times { until, grace: BACKEND_GRACE, one_by_one: false };
-        let never = AtomicBool::new(false);
-        let mut more = generate(&*self.backend, &plan.requests, vec![turn], times, plan.verbatim, &never).await;
+        let times = Times { until, others_until: until, alone_until: until, grace: BACKEND_GRACE, one_by_one: false };
+        let mut more = generate(&*self.backend, &plan.requests, vec![turn], times, plan.verbatim).await;
         more.drafts = mended(rules, more.drafts, job.deadline).await;
         generated.add(more);
     }

@@ -7,6 +7,7 @@ mod families;
 mod judged;
 mod learning;
 mod mending;
+mod paired;
 mod passthrough;
 mod records;
 mod relevance;

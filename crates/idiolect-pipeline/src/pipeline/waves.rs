@@ -1,14 +1,13 @@
 //! When which candidates are drawn: all at once, but the first time several are wanted, when nobody knows what that costs.
 
-use std::pin::pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use idiolect_backend::{FinishReason, Request};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
-use super::Pipeline;
 use super::plan::Plan;
+use super::{Pipeline, finish};
 use crate::generate::{Draft, Generated, Planned, Times, Turn, generate};
 use crate::pace::Measured;
 
@@ -19,43 +18,53 @@ impl Pipeline {
     /// Draws what is planned.
     ///
     /// Until it was measured how much slower several candidates are than one, the unchanged prompt goes ahead alone, as it would
-    /// without recipes; the others have what time it leaves. Where nothing is heard of it in half of the time, they go beside it.
-    /// With a configured seed all go together: not every backend draws the same when it is asked twice.
+    /// without recipes, and the others have what time it leaves. With a configured seed all go together: not every backend draws
+    /// the same when it is asked twice.
     pub(super) async fn generated(&self, plan: &Plan, times: Times) -> Generated {
-        let has_begun = AtomicBool::new(false);
         if plan.requests.len() < 2 || !self.pace.goes_ahead() || self.config.sampling.seed.is_some() {
-            return self.wave(plan, all(&plan.requests), times, &has_begun).await;
+            let now = Instant::now();
+            let left = times.until.saturating_duration_since(now);
+            let others_until = now + self.pace.together(plan.n_candidates, self.config.sampling.max_tokens, left);
+            let mut generated = self.wave(plan, all(&plan.requests), Times { others_until, ..times }).await;
+            if generated.is_late {
+                let n_drafts = generated.drafts.len();
+                generated.drafts = first_alone(generated.drafts);
+                let n_left_out = n_drafts - generated.drafts.len();
+                if n_left_out > 0 {
+                    generated
+                        .notes
+                        .push(format!("{n_left_out} unfinished candidates left out: no time to look at them"));
+                }
+            }
+            return generated;
         }
         let (ahead, others) = one_ahead(&plan.requests);
         let began = Instant::now();
-        let budget = times.until.saturating_duration_since(began);
-        let mut first = pin!(self.wave(plan, ahead, times, &has_begun));
-        let of_others = AtomicBool::new(false);
-        let mut generated = match timeout_at(began + budget / 2, &mut first).await {
-            Ok(generated) => generated,
-            Err(_) if has_begun.load(Ordering::Relaxed) => first.await,
-            Err(_) => {
-                let others = self.wave(plan, others, times, &of_others);
-                let (mut generated, others) = tokio::join!(first, others);
-                generated.add(others);
-                self.pace.allow_several();
-                return generated;
-            }
-        };
-        let left = times.until.saturating_duration_since(Instant::now());
-        if left >= budget.mul_f64(WORTH_IT) {
-            generated.add(self.wave(plan, others, times, &of_others).await);
-            self.pace.allow_several();
-        } else if generated.drafts.iter().all(is_cut) {
+        let mut generated = self.wave(plan, ahead, times).await;
+        let now = Instant::now();
+        let left = times.until.saturating_duration_since(now);
+        if left >= times.until.saturating_duration_since(began).mul_f64(WORTH_IT) {
+            generated.add(self.wave(plan, others, times).await);
+        } else if !generated.drafts.is_empty() && generated.drafts.iter().all(is_cut) {
             // Alone it is not whole either: next time there is nothing to spoil.
             self.pace.allow_several();
         }
         generated
     }
 
-    async fn wave(&self, plan: &Plan, turns: Vec<Turn>, times: Times, has_begun: &AtomicBool) -> Generated {
+    /// Returns until when the unchanged prompt would have time if no others were drawn beside it; now, where it would not become whole
+    /// by then, or nothing else is drawn.
+    pub(super) fn alone_until(&self, plan: &Plan, deadline: Instant, budget: Duration) -> Instant {
+        let scoring =
+            if self.scores(&plan.mode) { self.reserve.of(1 + plan.quoted.len(), budget) } else { Duration::ZERO };
+        let left = budget.saturating_sub(scoring.max(finish(budget)));
+        let is_whole = self.pace.one(self.config.sampling.max_tokens).is_none_or(|one| one <= left);
+        if is_whole && plan.requests.len() > 1 { deadline - (budget - left) } else { Instant::now() }
+    }
+
+    async fn wave(&self, plan: &Plan, turns: Vec<Turn>, times: Times) -> Generated {
         let began = Instant::now();
-        let generated = generate(&*self.backend, &plan.requests, turns, times, plan.verbatim, has_begun).await;
+        let generated = generate(&*self.backend, &plan.requests, turns, times, plan.verbatim).await;
         self.measure(&generated, began.elapsed());
         if let Some(one_by_one) = generated.one_by_one {
             self.one_by_one.store(one_by_one, Ordering::Relaxed);
@@ -72,6 +81,12 @@ impl Pipeline {
             is_cut: generated.drafts.iter().any(is_cut),
         });
     }
+}
+
+/// Returns one candidate of the first recipe: there is no time left to look at others, and none of them is whole.
+fn first_alone(drafts: Vec<Draft>) -> Vec<Draft> {
+    let best = |draft: &Draft| (draft.recipe == 0, !is_cut(draft), draft.candidate.text.len());
+    drafts.into_iter().max_by_key(best).into_iter().collect()
 }
 
 fn is_cut(draft: &Draft) -> bool {

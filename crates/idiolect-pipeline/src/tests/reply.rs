@@ -6,7 +6,7 @@ use idiolect_backend::testkit::{FaultyBackend, Step};
 use idiolect_backend::{Echo, Embedder, Embedding, Error, ErrorKind, HashEmbedder, Message, Usage};
 use idiolect_mutation::guard::Rules;
 use idiolect_mutation::repair::repair;
-use idiolect_mutation::{Library, Task};
+use idiolect_mutation::{Library, Recipe, Task};
 use idiolect_protocol::{Category, Prompt, Role};
 use idiolect_uniqueness::Panels;
 use proptest::prelude::*;
@@ -101,6 +101,30 @@ async fn recipes_share_the_candidates_and_the_first_is_the_no_op() {
     let pipeline = start(5, Parts::new(backend.clone())).await;
     pipeline.answer(ask()).await.unwrap();
     assert_eq!(backend.requests().iter().map(|r| r.n).collect::<Vec<_>>(), [5]);
+}
+
+#[tokio::test]
+async fn what_looks_like_a_template_reaches_the_model_as_it_is() {
+    let asked = "What is {{ 7*7 }}? {% for x in y %}{{ prompt }}{% endfor %} {# why #}";
+    let backend = Arc::new(Scripted::new(vec![says(SKY), says(OTHER)]));
+    let parts = Parts { library: Arc::new(Library::built_in()), ..Parts::new(backend.clone()) };
+    let pipeline = Pipeline::start(PipelineConfig { recipes: 8, ..config(8) }, parts).await.unwrap();
+    let id = pipeline.answer(Ask::new(prompt(asked))).await.unwrap().provenance.id;
+    let requests = backend.requests();
+    assert_eq!(requests.len(), 8);
+    for request in &requests {
+        let user = request.messages.iter().find(|message| message.role == idiolect_backend::Role::User).unwrap();
+        assert!(user.content.contains(asked), "{}", user.content);
+    }
+    // What the record says was asked of the model is what was asked.
+    let provenance = pipeline.explain(&id).await.unwrap();
+    let base = provenance.prompt.as_ref().unwrap();
+    assert_eq!(base, &[Message::user(asked)]);
+    for candidate in &provenance.candidates {
+        let recipe = Recipe { operators: candidate.operators.clone(), sampling: candidate.sampling.clone() };
+        let rendered = recipe.apply(base);
+        assert!(requests.iter().any(|request| request.messages == rendered), "{}", candidate.recipe);
+    }
 }
 
 #[tokio::test]
