@@ -6,7 +6,8 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use serde_json::Value;
+use idiolect_validator::task::{ContentMatch, Criterion, TaskKind, text_prompting};
+use serde_json::{Value, json};
 
 use support::{gives, refuses, says};
 
@@ -106,6 +107,97 @@ fn who_chooses_decides_what_is_masked() {
     let names: Vec<&Value> = without[0]["arms"].as_array().expect("arms").iter().map(|arm| &arm["choice"]).collect();
     assert_eq!(names, ["random", "learned"]);
     assert!(without[0]["arms"][1]["quality"].is_null(), "nobody said what was asked");
+}
+
+/// As [`write_record`], with prompts of validators for two of the questions; the unusual replies to those break a criterion.
+fn write_record_with_criteria(folder: &Path) {
+    write_record(folder);
+    let mut prompts = String::new();
+    for (nth, (question, ..)) in QUESTIONS.into_iter().enumerate() {
+        let criteria = vec![Criterion::Words {
+            place: ContentMatch::Includes,
+            negated: true,
+            words: vec!["Imagine".to_owned(), "thrifty".to_owned()],
+        }];
+        let task = text_prompting::Task { kind: TaskKind::Augment, base_text: question.to_owned(), criteria };
+        let prompt = if nth < 2 { task.compose() } else { question.to_owned() };
+        writeln!(prompts, "{}", json!({"id": nth.to_string(), "prompt": prompt})).expect("memory");
+    }
+    fs::write(folder.join("prompts.jsonl"), prompts).expect("a file");
+}
+
+#[test]
+fn what_criteria_take_is_told_where_prompts_have_any() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = dir.path();
+    write_record_with_criteria(folder);
+    let plain = of_record(&["--own", "own,own_odd", "--visible", "2", "--panels", "3", "--embeddings", "kept"]);
+    let args = [&plain[..], &["--prompts", "prompts.jsonl", "--uniqueness.quality_model", "off"]].concat();
+    let found = gives(folder, &[&args[..], &["--json"]].concat());
+    let criteria = |name: &str, of: &str| {
+        let interval = &arm(&found[0], name)[of];
+        let end = |end: &str| interval[end].as_f64().unwrap_or_else(|| panic!("no {end} in {interval}"));
+        (end("value"), end("low"), end("high"))
+    };
+    assert_eq!(criteria("first", "criteria"), (0.0, 0.0, 0.0), "the usual words break nothing");
+    let (broken, low, high) = criteria("oracle", "criteria");
+    assert!(broken > 0.0 && broken <= 0.6 && (low, high) == (broken, broken), "both prompts lose the same: {broken}");
+    let near = |a: f64, b: f64| (a - b).abs() < 1e-9;
+    assert!(near(criteria("random", "criteria").0, broken / 2.0), "one of two");
+    assert!(near(criteria("oracle", "criteria_over_random").0, broken / 2.0));
+    assert!(near(criteria("first", "criteria_over_random").0, -broken / 2.0));
+    let table = says(folder, &args);
+    let head = table.lines().find(|line| line.starts_with("choice")).expect("a head");
+    assert!(
+        head.ends_with("criteria") && table.contains(&format!("{broken:.3} ({broken:.3} to {broken:.3})")),
+        "{table}"
+    );
+
+    // Nobody asks for a form: the column is left out.
+    write_record(folder);
+    let found = gives(folder, &[&args[..], &["--json"]].concat());
+    for name in ["first", "random", "oracle"] {
+        let arm = arm(&found[0], name);
+        assert!(arm["criteria"].is_null() && arm["criteria_over_random"].is_null(), "{arm}");
+        assert!(arm.get("criteria").is_some(), "null is said: {arm}");
+    }
+    assert!(!says(folder, &args).contains("criteria"));
+}
+
+#[test]
+fn a_curve_has_a_point_for_each_k_and_number_that_is_seen() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = dir.path();
+    write_record(folder);
+    let args = of_record(&["--own", "own,own_odd,r1", "--visible", "2", "--panels", "3", "--embeddings", "kept"]);
+    let found = gives(folder, &[&args[..], &["--curve", "2,0", "--json"]].concat());
+    let points = found[0]["curve"].as_array().expect("points");
+    let places: Vec<[u64; 3]> =
+        points.iter().map(|p| ["k", "visible", "n_subsets"].map(|of| p[of].as_u64().expect("a number"))).collect();
+    assert_eq!(places, [[2, 0, 3], [2, 2, 3], [3, 0, 1], [3, 2, 1]]);
+    // With all of ours it is the experiment itself.
+    for choice in ["random", "farthest", "selector", "learned", "oracle"] {
+        let (point, whole) = (arm(&points[3], choice), arm(&found[0], choice));
+        assert_eq!((&point["masked"], &point["gap_closed"]), (&whole["masked"], &whole["gap_closed"]), "{choice}");
+    }
+    // Of the three sets of two only those with the odd one have a way to pass: a third of them has none.
+    let masked = |point: &Value, choice: &str| arm(point, choice)["masked"]["value"].as_f64().expect("a number");
+    assert!((masked(&points[1], "oracle") - 1.0 / 3.0).abs() < 1e-9, "{}", points[1]);
+    assert!((masked(&points[1], "random") - 2.0 / 3.0).abs() < 1e-9, "{}", points[1]);
+    assert_eq!(arm(&points[1], "farthest")["gap_closed"]["value"].as_f64(), Some(1.0));
+
+    let fewer = gives(folder, &[&args[..], &["--curve", "--subsets", "2", "--arms", "farthest", "--json"]].concat());
+    let points = fewer[0]["curve"].as_array().expect("points");
+    let places: Vec<(u64, u64)> =
+        points.iter().filter_map(|p| Some((p["visible"].as_u64()?, p["n_subsets"].as_u64()?))).collect();
+    assert_eq!(places[..5], [0, 1, 2, 5, 10].map(|visible| (visible, 2)));
+    assert!(points.iter().all(|point| point["arms"].as_array().is_some_and(|arms| arms.len() == 1)));
+    let table = says(folder, &[&args[..], &["--curve", "0,2", "--arms", "farthest"]].concat());
+    assert!(table.contains("farthest: gap closed, by how many of ours there are (k) and how many rivals are seen"));
+    assert!(table.contains("k  sets  0 seen") && table.contains("2 seen"), "{table}");
+    assert!(gives(folder, &[&args[..], &["--json"]].concat())[0]["curve"].is_null(), "nobody asked");
+    is_refused(folder, &["--own", "own", "--curve"], 64, "--curve: there is 1 model in --own own, expected 2 or more");
+    is_refused(folder, &["--own", "own,own_odd", "--curve", "many"], 64, "'many'");
 }
 
 #[test]

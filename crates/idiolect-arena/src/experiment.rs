@@ -14,6 +14,11 @@ use crate::lessons::{Learned, Lessons};
 use crate::replies::Replies;
 use crate::statistics::below;
 
+mod outcome;
+
+use outcome::mean;
+pub use outcome::{Outcome, Pick, Spread, gap_closed};
+
 /// Which of our replies is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -92,6 +97,8 @@ struct Case {
     replies: Vec<usize>,
     /// Between all of them.
     distances: Vec<Vec<f32>>,
+    /// Of each of ours whether it belongs to none of the classes that the rivals' replies fall into.
+    novel: Vec<bool>,
 }
 
 /// A population on record, some models of which are ours.
@@ -103,49 +110,9 @@ pub struct Experiment<'a> {
     encoder: String,
     profile: GateProfile,
     qualities: Option<&'a [f32]>,
+    criteria: Option<&'a [Option<f64>]>,
     lessons: Option<&'a Lessons<'a>>,
     cases: Vec<Case>,
-}
-
-/// One choice.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Pick {
-    /// The prompt's place among [`Experiment::prompts`].
-    pub prompt: usize,
-    /// Which of ours was chosen; `None` of [`Choice::Random`], whose figures are means.
-    pub chosen: Option<usize>,
-    /// Whether the hidden rivals mask it, 0 or 1.
-    pub masked: f64,
-    /// Distance to the nearest hidden rival.
-    pub distance: f64,
-    /// Whether it says what no rival says, hidden or seen: those are put into classes, each of what the gate takes for the same as its first
-    /// member, and it belongs to none; 0 or 1.
-    pub novel: f64,
-    /// The quality that was given, where any was.
-    pub quality: Option<f64>,
-    /// The judge's label, where there is one.
-    pub label: Option<f64>,
-    /// That of our first model's reply.
-    pub first_label: Option<f64>,
-}
-
-/// How different our models' replies to a prompt are from each other.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Spread {
-    /// Of how many classes they are, each of what the gate takes for the same as its first member (`distinct_k` of NoveltyBench, with
-    /// the gate in place of its classifier).
-    pub n_distinct: usize,
-    /// Mean distance between two of them; `None` of one.
-    pub pairwise: Option<f64>,
-    /// Their Vendi score, the effective number of different ones; `None` where no embedding has a direction.
-    pub vendi: Option<f64>,
-}
-
-/// What came of one way to choose.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Outcome {
-    /// Each prompt with each panel.
-    pub picks: Vec<Pick>,
 }
 
 impl<'a> Experiment<'a> {
@@ -165,10 +132,7 @@ impl<'a> Experiment<'a> {
         if embeddings.len() != all.len() {
             return Err(ExperimentError::Embeddings { expected: all.len(), found: embeddings.len() });
         }
-        let is_twice = |(i, model): (usize, &String)| own[..i].contains(model);
-        if own.is_empty() || own.iter().enumerate().any(is_twice) {
-            return Err(ExperimentError::Own(own.to_vec()));
-        }
+        check_own(own)?;
         if let Some(model) = own.iter().find(|model| all.iter().all(|reply| reply.model != **model)) {
             let mut known: Vec<&str> = all.iter().map(|reply| reply.model.as_str()).collect();
             known.sort_unstable();
@@ -185,13 +149,41 @@ impl<'a> Experiment<'a> {
                 continue;
             }
             let of_case: Vec<Embedding> = members.iter().map(|&i| embeddings[i].clone()).collect();
-            cases.push(Case { prompt: prompt.to_owned(), replies: members, distances: pairwise_distances(&of_case) });
+            let distances = pairwise_distances(&of_case);
+            let is_same = |a: usize, b: usize| is_same(&profile, distances[a][b]);
+            let founders = founders(own.len()..members.len(), &is_same);
+            let novel = (0..own.len()).map(|reply| !founders.iter().any(|&first| is_same(reply, first))).collect();
+            cases.push(Case { prompt: prompt.to_owned(), replies: members, distances, novel });
         }
         if cases.is_empty() {
             return Err(ExperimentError::NoPrompt);
         }
         let encoder = "all-mpnet-base-v2".to_owned();
-        Ok(Self { replies, embeddings, own, encoder, profile, qualities: None, lessons: None, cases })
+        let (qualities, criteria, lessons) = (None, None, None);
+        Ok(Self { replies, embeddings, own, encoder, profile, qualities, criteria, lessons, cases })
+    }
+
+    /// Returns the same experiment with fewer models of ours: the others are nobody's, so that prompts and rivals stay as they are.
+    ///
+    /// # Errors
+    /// [`ExperimentError::Own`] and, of a model that is none of ours, [`ExperimentError::Unknown`].
+    pub fn narrowed(&self, own: &'a [String]) -> Result<Self, ExperimentError> {
+        check_own(own)?;
+        let place = |model: &String| self.own.iter().position(|other| other == model);
+        let unknown = |model: &String| ExperimentError::Unknown { model: model.clone(), known: self.own.join(", ") };
+        let kept: Vec<usize> =
+            own.iter().map(|model| place(model).ok_or_else(|| unknown(model))).collect::<Result<_, _>>()?;
+        let narrow = |case: &Case| {
+            let members: Vec<usize> = kept.iter().copied().chain(self.own.len()..case.replies.len()).collect();
+            Case {
+                prompt: case.prompt.clone(),
+                replies: members.iter().map(|&i| case.replies[i]).collect(),
+                distances: members.iter().map(|&i| members.iter().map(|&j| case.distances[i][j]).collect()).collect(),
+                novel: kept.iter().map(|&i| case.novel[i]).collect(),
+            }
+        };
+        let cases = self.cases.iter().map(narrow).collect();
+        Ok(Self { own, cases, ..self.clone() })
     }
 
     /// Names the encoder that made the embeddings: the selector knows the figures of some.
@@ -205,6 +197,13 @@ impl<'a> Experiment<'a> {
     #[must_use]
     pub fn with_qualities(self, qualities: &'a [f32]) -> Self {
         Self { qualities: Some(qualities), ..self }
+    }
+
+    /// Says what the criteria of its prompt take of each reply, in [0, 1] and in the order of all replies, for reports only; nothing where the
+    /// prompt has none.
+    #[must_use]
+    pub fn with_criteria(self, criteria: &'a [Option<f64>]) -> Self {
+        Self { criteria: Some(criteria), ..self }
     }
 
     /// Lets [`Choice::Learned`] rest on what other prompts of the same record teach.
@@ -291,14 +290,13 @@ impl<'a> Experiment<'a> {
             Choice::Learned => Some(self.best_learned(learned?, case, visible)?),
         };
         let masked = |own: usize| f64::from(u8::from(self.is_same(nearest(own, &hidden))));
-        let is_same = |a: usize, b: usize| self.is_same(case.distances[a][b]);
-        let founders = founders(n_own..case.replies.len(), &is_same);
-        let novel = |own: usize| f64::from(u8::from(!founders.iter().any(|&first| is_same(own, first))));
+        let novel = |own: usize| f64::from(u8::from(case.novel[own]));
         let quality = self.qualities.map(|qualities| |own: usize| f64::from(qualities[case.replies[own]]));
         let mean = |of: &dyn Fn(usize) -> f64| match chosen {
             Some(own) => of(own),
             None => (0..n_own).map(of).sum::<f64>() / n_own as f64,
         };
+        let criteria = |own: usize| self.criteria?.get(case.replies[own]).copied().flatten();
         let label = |own: usize| self.replies.all()[case.replies[own]].label.map(f64::from);
         let labels: Option<Vec<f64>> = (0..n_own).map(label).collect();
         Some(Pick {
@@ -308,6 +306,8 @@ impl<'a> Experiment<'a> {
             distance: mean(&|own| f64::from(nearest(own, &hidden))),
             novel: mean(&novel),
             quality: quality.map(|quality| mean(&quality)),
+            // Of one prompt all have some or none has.
+            criteria: criteria(0).map(|_| mean(&|own| criteria(own).unwrap_or(0.0))),
             label: match chosen {
                 Some(own) => label(own),
                 None => labels.map(|labels| labels.iter().sum::<f64>() / n_own as f64),
@@ -316,9 +316,8 @@ impl<'a> Experiment<'a> {
         })
     }
 
-    /// Says whether the gate takes two replies at a distance for the same.
     fn is_same(&self, distance: f32) -> bool {
-        self.profile.product(self.profile.batch.at(distance), None) <= self.profile.pass_above
+        is_same(&self.profile, distance)
     }
 
     /// Returns how different our models' replies to each prompt are from each other.
@@ -368,6 +367,20 @@ impl<'a> Experiment<'a> {
     }
 }
 
+/// Says whether the gate takes two replies at a distance for the same.
+fn is_same(profile: &GateProfile, distance: f32) -> bool {
+    profile.product(profile.batch.at(distance), None) <= profile.pass_above
+}
+
+/// Refuses sets of our models that are empty or name one twice.
+fn check_own(own: &[String]) -> Result<(), ExperimentError> {
+    let is_twice = |(i, model): (usize, &String)| own[..i].contains(model);
+    if own.is_empty() || own.iter().enumerate().any(is_twice) {
+        return Err(ExperimentError::Own(own.to_vec()));
+    }
+    Ok(())
+}
+
 /// Returns the first members of the classes that replies fall into, taken in their order.
 fn founders(replies: std::ops::Range<usize>, is_same: &dyn Fn(usize, usize) -> bool) -> Vec<usize> {
     let mut founders: Vec<usize> = Vec::new();
@@ -384,184 +397,5 @@ fn base(model: &str) -> &str {
     model.split_once('_').map_or(model, |(base, _)| base)
 }
 
-impl Outcome {
-    /// Returns the share of replies that the hidden rivals mask, each prompt counting the same.
-    #[must_use]
-    pub fn share_masked(&self) -> f64 {
-        mean(&self.by_prompt(|pick| Some(pick.masked)))
-    }
-
-    /// Returns the mean distance to the nearest hidden rival.
-    #[must_use]
-    pub fn distance(&self) -> f64 {
-        mean(&self.by_prompt(|pick| Some(pick.distance)))
-    }
-
-    /// Returns the share of replies that say what no rival says.
-    #[must_use]
-    pub fn share_novel(&self) -> f64 {
-        mean(&self.by_prompt(|pick| Some(pick.novel)))
-    }
-
-    /// Returns the mean quality of what was sent; not a number where none was given.
-    #[must_use]
-    pub fn quality(&self) -> f64 {
-        mean(&self.by_prompt(|pick| pick.quality))
-    }
-
-    /// Returns how much better than our first model's reply the judge finds what was sent, in the mean of the prompts that have
-    /// labels; not a number where none has.
-    #[must_use]
-    pub fn label_gained(&self) -> f64 {
-        mean(&self.by_prompt(|pick| Some(pick.label? - pick.first_label?)))
-    }
-
-    /// Returns a figure's mean for each prompt that has it, in their order.
-    #[must_use]
-    pub fn by_prompt(&self, figure: impl Fn(&Pick) -> Option<f64>) -> Vec<f64> {
-        let mut means = Vec::new();
-        for picks in self.picks.chunk_by(|a, b| a.prompt == b.prompt) {
-            let values: Vec<f64> = picks.iter().filter_map(&figure).collect();
-            if !values.is_empty() {
-                means.push(mean(&values));
-            }
-        }
-        means
-    }
-}
-
-/// Returns how much of the way from a random choice to the oracle's a choice goes; not a number where there is none to go.
-#[must_use]
-pub fn gap_closed(random: f64, choice: f64, oracle: f64) -> f64 {
-    if random > oracle { (random - choice) / (random - oracle) } else { f64::NAN }
-}
-
-fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Three of ours, at angles in degrees, and rivals at others.
-    fn population(n_prompts: usize) -> (Replies, Vec<Embedding>) {
-        let degrees: [(&str, f32); 8] = [
-            ("a", 0.0),
-            ("a_x", 40.0),
-            ("a_y", 80.0),
-            ("r1", 2.0),
-            ("r2", 41.0),
-            ("r3", 3.0),
-            ("r4", 120.0),
-            ("r5", 1.0),
-        ];
-        let (mut text, mut embeddings) = (String::new(), Vec::new());
-        for prompt in 0..n_prompts {
-            for (model, angle) in degrees {
-                let label = if model == "a" { 0.5 } else { 0.4 };
-                text += &format!("{{\"p\": {prompt}, \"m\": \"{model}\", \"t\": \"{model}\", \"q\": {label}}}\n");
-                let angle = angle.to_radians();
-                embeddings.push(vec![angle.cos(), angle.sin()]);
-            }
-        }
-        (Replies::read(&mut text.as_bytes()).unwrap(), embeddings)
-    }
-
-    fn own() -> Vec<String> {
-        ["a", "a_x", "a_y"].map(str::to_owned).to_vec()
-    }
-
-    #[test]
-    fn who_sees_more_is_masked_less() {
-        let (replies, embeddings) = population(6);
-        let own = own();
-        let experiment = Experiment::new(&replies, &embeddings, &own, GateProfile::TEXT_PROMPTING_2_1).unwrap();
-        assert_eq!(experiment.prompts().len(), 6);
-        assert!(experiment.run(Choice::Learned, 1, 0).picks.is_empty(), "no lessons, no choice");
-        let share = |choice| experiment.run_with(choice, 3, 10, 1).share_masked();
-        assert!(share(Choice::First) > 0.9);
-        assert_eq!(share(Choice::Oracle), 0.0);
-        let random = share(Choice::Random);
-        assert!((0.4..0.7).contains(&random), "{random}");
-        for choice in [Choice::Farthest, Choice::Selector] {
-            assert!(share(choice) < 0.2, "{choice:?}: {}", share(choice));
-            assert!(gap_closed(random, share(choice), 0.0) > 0.6);
-        }
-        let outcome = experiment.run_with(Choice::Oracle, 3, 10, 1);
-        assert!((-0.11..-0.05).contains(&outcome.label_gained()), "{}", outcome.label_gained());
-        assert!(outcome.distance() > 0.1 && outcome.picks.len() == 60);
-    }
-
-    #[test]
-    fn panels_are_the_same_for_all_choices_and_leave_somebody_hidden() {
-        let (replies, embeddings) = population(2);
-        let own = own();
-        let experiment = Experiment::new(&replies, &embeddings, &own, GateProfile::TEXT_PROMPTING_2_1).unwrap();
-        let distances = |choice, seed| {
-            experiment.run_with(choice, 2, 4, seed).picks.iter().map(|pick| pick.distance).collect::<Vec<_>>()
-        };
-        assert_eq!(distances(Choice::First, 1), distances(Choice::First, 1));
-        assert_ne!(distances(Choice::First, 1), distances(Choice::First, 2));
-        let all_but_one = experiment.run_with(Choice::First, 99, 3, 1);
-        assert!(all_but_one.picks.iter().all(|pick| pick.distance < 1.0));
-        assert_eq!(experiment.run(Choice::First, 9, 1).picks.len(), 2);
-    }
-
-    #[test]
-    fn what_cannot_be_an_experiment_is_said() {
-        let (replies, embeddings) = population(1);
-        let with = |own: &[&str], embeddings: &[Embedding]| {
-            let own: Vec<String> = own.iter().map(|model| (*model).to_owned()).collect();
-            let found = Experiment::new(&replies, embeddings, &own, GateProfile::default());
-            found.map(drop).unwrap_err().to_string()
-        };
-        assert_eq!(with(&["a"], &embeddings[1..]), "7 embeddings, expected one for each of 8 replies");
-        assert!(with(&["b"], &embeddings).contains("no reply is by b; there are a, a_x, a_y, r1"));
-        assert!(with(&[], &embeddings).contains("one at least"));
-        assert!(with(&["a", "a"], &embeddings).contains("expected different models"));
-        let everybody = ["a", "a_x", "a_y", "r1", "r2", "r3", "r4", "r5"];
-        assert_eq!(with(&everybody, &embeddings), "there is no prompt that all of ours and a rival answer");
-    }
-
-    #[test]
-    fn quality_alone_takes_the_best_whatever_rivals_say() {
-        let (replies, embeddings) = population(3);
-        let own = own();
-        let experiment = Experiment::new(&replies, &embeddings, &own, GateProfile::TEXT_PROMPTING_2_1).unwrap();
-        assert!(experiment.run(Choice::BestOfK, 1, 0).picks.is_empty(), "no qualities, no choice");
-        let of_model = |model: &str| match model {
-            "a" => 0.9,
-            "a_x" => 0.5,
-            _ => 0.1,
-        };
-        let qualities: Vec<f32> = replies.all().iter().map(|reply| of_model(&reply.model)).collect();
-        let outcome = experiment.clone().with_qualities(&qualities).run(Choice::BestOfK, 1, 0);
-        assert!(outcome.picks.iter().all(|pick| pick.chosen == Some(0)));
-        assert!((outcome.quality() - 0.9).abs() < 1e-6);
-        assert_eq!((outcome.share_masked(), outcome.share_novel()), (1.0, 0.0));
-        let far = experiment.run(Choice::Oracle, 1, 0);
-        assert_eq!((far.share_novel(), far.quality().is_nan()), (1.0, true));
-    }
-
-    #[test]
-    fn ours_differ_from_each_other() {
-        let (replies, embeddings) = population(2);
-        let own = own();
-        let experiment = Experiment::new(&replies, &embeddings, &own, GateProfile::TEXT_PROMPTING_2_1).unwrap();
-        let spread = experiment.spread();
-        assert_eq!((spread.len(), spread[0].n_distinct), (2, 3));
-        let cosines = [40.0_f64, 40.0, 80.0].map(|angle| angle.to_radians().cos());
-        assert!((spread[0].pairwise.unwrap() - (1.0 - cosines.iter().sum::<f64>() / 3.0)).abs() < 1e-6);
-        assert!(spread[0].vendi.unwrap() > 1.5 && spread[0].vendi.unwrap() < 3.0);
-        let alike = ["r1", "r3", "r5"].map(str::to_owned);
-        let experiment = Experiment::new(&replies, &embeddings, &alike, GateProfile::TEXT_PROMPTING_2_1).unwrap();
-        assert_eq!(experiment.spread()[0].n_distinct, 1);
-    }
-
-    #[test]
-    fn gaps_that_are_none_have_no_share() {
-        assert_eq!(gap_closed(0.5, 0.25, 0.0), 0.5);
-        assert!(gap_closed(0.2, 0.1, 0.2).is_nan());
-    }
-}
+mod tests;

@@ -8,7 +8,8 @@ use idiolect_arena::live::{self, Drawn, DrawnReply, Plain, Scored, Scorer, Setup
 use idiolect_arena::rivals::{self, SEEDS, SYSTEM_PROMPTS};
 use idiolect_arena::texts::{ArenaPrompt, built_in, compose, read};
 use idiolect_backend::{Echo, Embedder, Embedding, Error, HashEmbedder, Sampling};
-use idiolect_validator::{Profile, RewardModel};
+use idiolect_validator::task::{Criterion, TaskKind, text_prompting};
+use idiolect_validator::{Profile, RewardModel, StepTask};
 
 const SETUP_SEED: u64 = 3;
 
@@ -202,4 +203,25 @@ async fn rewards_are_those_of_the_validators_arithmetic_and_kept() {
     assert_eq!(scorer.logprob(&scored[0], 9), None);
     let chance: Vec<Option<usize>> = ["a", "b", "c", "d"].map(|id| live::at_random(1, id, 3)).to_vec();
     assert!(chance.iter().all(|i| i.is_some_and(|i| i < 3)) && live::at_random(1, "a", 0).is_none());
+}
+
+#[tokio::test]
+async fn criteria_cost_what_the_validator_says() {
+    let task = text_prompting::Task {
+        kind: TaskKind::Augment,
+        base_text: "A text about rivers. They flow to the sea.".to_owned(),
+        criteria: vec![Criterion::NoQuestionMarks, Criterion::Bullets],
+    };
+    let task = StepTask::read(&task.compose(), None).unwrap();
+    let profile = Profile::find("text-prompting-2.1").unwrap();
+    let replies = ["- Rivers flow to the sea.", "Rivers flow to the sea.", "Where do rivers flow?"];
+    let taken = live::criteria(&profile, &task, &replies).await.unwrap();
+    let penalties = profile.penalties.as_ref().unwrap();
+    for (reply, taken) in replies.iter().zip(&taken) {
+        let raw = penalties.criteria.penalty(task.kind, &task.criteria, reply);
+        assert!((taken - raw.min(penalties.task_validation)).abs() < 1e-6, "{reply}: {taken}");
+    }
+    assert!(taken[0] == 0.0 && taken[1] > 0.0 && taken[2] > taken[1], "{taken:?}");
+    let historic = Profile::find("openvalidators-1.2").unwrap();
+    assert_eq!(live::criteria(&historic, &task, &replies).await.unwrap(), [0.0; 3], "it has no penalties");
 }

@@ -15,6 +15,8 @@ use crate::cache::{CacheError, EmbeddingCache};
 
 /// Replies that a reward model is asked about at once.
 const AT_A_TIME: usize = 8;
+/// The validators' name of the penalty for broken criteria.
+const CRITERIA: &str = "task_validation";
 
 /// A prompt with what was answered to it.
 #[derive(Clone, Debug)]
@@ -210,10 +212,30 @@ fn hash(text: &str) -> u64 {
     fnv1a(text.bytes())
 }
 
+/// Returns what the criteria of a task take of each reply, in [0, 0.6] with the validators' own profile: `criteria` of an [`Outcome`]. 0 where
+/// the profile has no penalties.
+///
+/// # Errors
+/// [`StepError`] where the profile is none to compute with.
+pub async fn criteria(profile: &Profile, task: &StepTask, replies: &[&str]) -> Result<Vec<f64>, StepError> {
+    let mut validator = Validator::new(profile.clone(), Models::default(), Missing::Renormalise)?;
+    let all: Vec<Reply> = replies.iter().map(|text| Reply::new(0, *text)).collect();
+    let report = validator.step(task, &all).await?;
+    Ok((0..all.len()).map(|nth| taken(&report, CRITERIA, nth)).collect())
+}
+
+/// Returns what is left of a reply's reward by one factor.
+fn applied(report: &StepReport, factor: &str, nth: usize) -> Option<f64> {
+    report.factor(factor).and_then(|factor| factor.applied.get(nth)).map(|&value| f64::from(value))
+}
+
+fn taken(report: &StepReport, penalty: &str, nth: usize) -> f64 {
+    applied(report, penalty, nth).map_or(0.0, |left| 1.0 - left)
+}
+
 fn outcome(report: &StepReport) -> Outcome {
-    let applied =
-        |name: &str| report.factor(name).and_then(|factor| factor.applied.first()).map(|&value| f64::from(value));
-    let taken = |name: &str| applied(name).map_or(0.0, |left| 1.0 - left);
+    let applied = |name: &str| applied(report, name, 0);
+    let taken = |name: &str| taken(report, name, 0);
     let dpo = report.factor("dpo");
     let logprob = dpo.and_then(|dpo| *dpo.raw.first()?);
     // Penalties of a reply that did not come are those of an empty text; it lost all already.
@@ -222,7 +244,7 @@ fn outcome(report: &StepReport) -> Outcome {
         reward: report.rewards.as_ref().and_then(|rewards| rewards.first()).map_or(0.0, |&reward| f64::from(reward)),
         logprob: logprob.map(f64::from),
         quality: applied("dpo").unwrap_or(0.0),
-        criteria: taken("task_validation"),
+        criteria: taken(CRITERIA),
         keyword: taken("keyword_match"),
         content: taken("content_match"),
         irrelevant: came && applied("relevance").is_some_and(|mask| mask <= 0.0),
