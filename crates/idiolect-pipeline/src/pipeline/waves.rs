@@ -14,6 +14,10 @@ use crate::pace::Measured;
 /// Share of the time that must be left when the first candidate is whole, for others to be drawn.
 const WORTH_IT: f64 = 0.1;
 
+/// How much longer than the time there is a reply may be expected to take, and yet be hoped for: those that are cut again and again
+/// are expected to take half as much more.
+const HOPEFUL: f64 = 1.3;
+
 impl Pipeline {
     /// Draws what is planned.
     ///
@@ -52,13 +56,13 @@ impl Pipeline {
         generated
     }
 
-    /// Returns until when the unchanged prompt would have time if no others were drawn beside it; now, where it would not become whole
-    /// by then, or nothing else is drawn.
+    /// Returns until when the unchanged prompt would have time if no others were drawn beside it; now, where it is not going to be whole
+    /// by then anyway, or nothing else is drawn.
     pub(super) fn alone_until(&self, plan: &Plan, deadline: Instant, budget: Duration) -> Instant {
         let scoring =
             if self.scores(&plan.mode) { self.reserve.of(1 + plan.quoted.len(), budget) } else { Duration::ZERO };
         let left = budget.saturating_sub(scoring.max(finish(budget)));
-        let is_whole = self.pace.one(self.config.sampling.max_tokens).is_none_or(|one| one <= left);
+        let is_whole = self.pace.one(self.config.sampling.max_tokens).is_none_or(|one| one <= left.mul_f64(HOPEFUL));
         if is_whole && plan.requests.len() > 1 { deadline - (budget - left) } else { Instant::now() }
     }
 
