@@ -9,6 +9,10 @@
 //! rivals that are too near. With no rival seen, ln Λ = b₀ + b₁ ln(1 + u) + b₂ ln(d₀ / 0.0653); where one's own plain answer is there to tell how
 //! usual a reply is, ln Λ = a₀ + a₁ x + b₁ ln(1 + u) with x of the distance to that.
 //!
+//! Our other candidates tell how usual a reply is for its prompt, whatever is seen. With z the mean of ln(d / d₀) over them, less the
+//! mean of z over all candidates, ln Λ is (e₀ + e₁ / (1 + m)) z less. Plain answers then tell of the prompt only: x of their distances is the mean
+//! of all candidates beside them.
+//!
 //! The coefficients were fitted to replies of 40 models to each of 50 prompts, whole populations of 5 to 40 with some of them
 //! revealed, masked or not by the distances of all-mpnet-base-v2 (`idiolect-arena`'s bench `calibration` fits them). Prompts differ more than
 //! replies: ranges are wide enough that in nine of ten prompts that had no part in the fit the share of replies that was masked
@@ -32,6 +36,29 @@ impl Chance {
     /// What is certain not to happen, and what is certain.
     const NEVER: Self = Self { p: 0.0, low: 0.0, high: 0.0 };
     const ALWAYS: Self = Self { p: 1.0, low: 1.0, high: 1.0 };
+
+    /// Returns the chance whose ln Λ is so much less.
+    fn less(self, by: f64) -> Self {
+        let of = |p: f32| {
+            let rate = -(-f64::from(p)).ln_1p();
+            #[expect(clippy::cast_possible_truncation, reason = "a probability")]
+            let less = -(-rate * (-by).exp()).exp_m1() as f32;
+            if p > 0.0 && p < 1.0 { less } else { p }
+        };
+        Self { p: of(self.p), low: of(self.low), high: of(self.high) }
+    }
+}
+
+/// Returns by how much the mean logarithm of each one's distances to the others is above the mean of all, 0 without others. A row
+/// has one candidate's distances to the others, in the validators' scale.
+pub(crate) fn further(distances: &[Vec<f32>]) -> Vec<f64> {
+    let mean = |row: &Vec<f32>| {
+        let sum: f64 = row.iter().map(|&distance| f64::from(distance.max(NEAREST)).ln()).sum();
+        sum / row.len().max(1) as f64
+    };
+    let means: Vec<f64> = distances.iter().map(mean).collect();
+    let overall = means.iter().sum::<f64>() / means.len().max(1) as f64;
+    means.iter().map(|own| own - overall).collect()
 }
 
 /// The fitted model for one encoder.
@@ -53,6 +80,9 @@ pub struct Calibration {
     /// a₀ and a₁; `None` where nothing is known of plain answers.
     #[serde(default)]
     pub plain: Option<[f64; 2]>,
+    /// e₀ and e₁, 0 where nothing is known of what our other candidates say.
+    #[serde(default)]
+    pub siblings: [f64; 2],
     /// Whether the encoder is the validators' own: a rival that is too near is certain then, and so is the answer when
     /// all are seen.
     pub exact: bool,
@@ -63,6 +93,12 @@ const USUAL_BOUND: f64 = 0.065_342_64;
 
 /// Where x of the distance to a plain answer is cut off.
 const PLAIN_RANGE: [f64; 2] = [-1.2, 1.4];
+
+/// Distances below this, in the validators' scale, are equally near: repeats differ by rounding only.
+const NEAREST: f32 = 0.001;
+
+/// Where z is cut off: the candidates that figures were fitted to were no repeats of each other.
+const MOST_FURTHER: f64 = 1.4;
 
 /// Of a normal distribution, nine tenths lie within so many standard deviations.
 const NINE_TENTHS: f64 = 1.645;
@@ -77,6 +113,7 @@ impl Calibration {
         unseen_bound: 1.47192,
         unseen_spread: 1.25,
         plain: Some([-1.18324, -1.04115]),
+        siblings: [0.75, 0.9],
         exact: true,
     };
     /// For all-MiniLM-L6-v2 in place of it.
@@ -88,6 +125,7 @@ impl Calibration {
         unseen_bound: 1.47192,
         unseen_spread: 1.25,
         plain: Some([-1.23869, -1.16365]),
+        siblings: [0.75, 0.9],
         exact: false,
     };
 
@@ -145,6 +183,27 @@ impl Calibration {
         let seen = (n_seen as f64).ln_1p();
         let terms = [1.0, x, x * x, unseen, seen, x * seen];
         chance(terms.iter().zip(self.seen).map(|(term, c)| term * c).sum(), self.spread)
+    }
+
+    /// Returns what a chance becomes for a candidate that is `further` from our other candidates than those are from each other, in the mean
+    /// of the logarithms of distances, where `n_seen` rivals are seen. What is certain stays so.
+    ///
+    /// # Examples
+    /// ```
+    /// use idiolect_uniqueness::chance::Calibration;
+    ///
+    /// let mpnet = Calibration::MPNET;
+    /// let blind = mpnet.masked(None, 0.0653, 0, 49);
+    /// assert!(mpnet.beside_siblings(blind, 0.5, 0).p < blind.p);
+    /// assert!(mpnet.beside_siblings(blind, -0.5, 0).p > mpnet.beside_siblings(blind, -0.5, 10).p);
+    /// ```
+    #[must_use]
+    pub fn beside_siblings(&self, chance: Chance, further: f64, n_seen: usize) -> Chance {
+        if further.is_nan() || further == 0.0 {
+            return chance;
+        }
+        let slope = self.siblings[0] + self.siblings[1] / (1.0 + n_seen as f64);
+        chance.less(slope * further.clamp(-MOST_FURTHER, MOST_FURTHER))
     }
 
     /// As [`masked`](Self::masked) where none of `n_unseen` rivals is seen, of a reply at `distance` from the plain answer of the
@@ -229,13 +288,39 @@ mod tests {
     }
 
     #[test]
+    fn candidates_far_from_the_others_are_masked_less_and_the_certain_stay_certain() {
+        for calibration in both() {
+            let blind = calibration.masked(None, BOUND, 0, 49);
+            let at = |further, n_seen| calibration.beside_siblings(blind, further, n_seen);
+            assert_eq!(at(f64::NAN, 0), blind);
+            assert!((at(0.0, 3).p - blind.p).abs() < 1e-6);
+            assert!(at(0.3, 0).p < at(0.3, 1).p && at(0.3, 1).p < at(0.3, 10).p && at(0.3, 10).p < blind.p);
+            assert_eq!(at(2.0, 0), at(1e300, 0), "cut off");
+            assert_eq!(calibration.beside_siblings(Chance::ALWAYS, 1.0, 0), Chance::ALWAYS);
+            assert_eq!(calibration.beside_siblings(Chance::NEVER, -1.0, 0), Chance::NEVER);
+            // ln Λ is what moves: by hand for one that is 0.4 further, with two rivals seen.
+            let rate = -(1.0 - f64::from(blind.p)).ln();
+            let slope = calibration.siblings[0] + calibration.siblings[1] / 3.0;
+            let expected = 1.0 - (-rate * (-0.4 * slope).exp()).exp();
+            assert!((f64::from(at(0.4, 2).p) - expected).abs() < 1e-6);
+        }
+        let further = further(&[vec![0.1, 0.4], vec![0.1, 0.2], vec![0.4, 0.2]]);
+        let z = [0.1_f64 * 0.4, 0.1 * 0.2, 0.4 * 0.2].map(|product| product.ln() / 2.0);
+        for (found, z_i) in further.iter().zip(z) {
+            assert!((found - (z_i - z.iter().sum::<f64>() / 3.0)).abs() < 1e-6, "{further:?}");
+        }
+        assert_eq!(super::further(&[vec![0.3], vec![0.3]]), [0.0, 0.0]);
+        assert_eq!(super::further(&[vec![]]), [0.0]);
+    }
+
+    #[test]
     fn calibrations_of_earlier_versions_are_read() {
         let mut of_earlier = serde_json::to_value(Calibration::MPNET).unwrap();
-        for key in ["plain", "unseen_bound"] {
+        for key in ["plain", "unseen_bound", "siblings"] {
             of_earlier.as_object_mut().unwrap().remove(key).unwrap();
         }
         let read: Calibration = serde_json::from_value(of_earlier).unwrap();
-        assert_eq!(read, Calibration { plain: None, unseen_bound: 0.0, ..Calibration::MPNET });
+        assert_eq!(read, Calibration { plain: None, unseen_bound: 0.0, siblings: [0.0; 2], ..Calibration::MPNET });
     }
 
     #[test]
@@ -278,7 +363,9 @@ mod tests {
         fn odd_figures_are_defined(d in proptest::num::f32::ANY, bound in proptest::num::f32::ANY, seen: usize, unseen: usize) {
             for calibration in both() {
                 let beside_plain = calibration.masked_beside_plain(d, bound, unseen);
-                for chance in [Some(calibration.masked(Some(d), bound, seen, unseen)), beside_plain].into_iter().flatten() {
+                let masked = calibration.masked(Some(d), bound, seen, unseen);
+                let moved = calibration.beside_siblings(masked, f64::from(d), seen);
+                for chance in [Some(masked), Some(moved), beside_plain].into_iter().flatten() {
                     prop_assert!([chance.p, chance.low, chance.high].iter().all(|p| (0.0..=1.0).contains(p)), "{chance:?}");
                 }
             }

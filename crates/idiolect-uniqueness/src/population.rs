@@ -152,7 +152,7 @@ impl<'a> Population<'a> {
     }
 
     /// Says which candidates, by index, are plain answers: made of the prompt as it came, as rivals make theirs. Where no rival is
-    /// seen, how near the others are to those of their model tells how usual they are, and so how likely to be masked.
+    /// seen, how near the others of their model are to them tells how much answers to the prompt differ, and so how likely all are to be masked.
     #[must_use]
     pub const fn with_plain(self, plain: &'a [usize]) -> Self {
         Self { plain, ..self }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use idiolect_backend::Embedding;
 use serde::{Deserialize, Serialize};
 
-use crate::chance::{Calibration, Chance};
+use crate::chance::{Calibration, Chance, further};
 use crate::gate::{GateMode, GateProfile, others, ranked};
 use crate::lexical::vendi::vendi_score_of_embeddings;
 use crate::population::{Panel, Population};
@@ -91,8 +91,8 @@ pub struct CandidateScore {
     pub predicted: f32,
     /// How likely the gate is to mask it once all rivals are there; `None` without a usable embedding, where there was no time to
     /// find out, for an encoder without a calibration, and under a profile where another than the nearest counts. Rivals that are
-    /// seen are the panel, or else candidates of other models; where there are none, it rests on the distance to the
-    /// [plain answers](Population::with_plain) of the same model.
+    /// seen are the panel, or else candidates of other models; where there are none, it rests on how far the model's candidates are from
+    /// its [plain answers](Population::with_plain). Of several candidates one that is further from the others is less likely to be masked.
     #[serde(default)]
     pub masked: Option<Chance>,
     /// Whether it clears the gate with the margin. False without a usable embedding, and where there was no time to find
@@ -239,8 +239,9 @@ impl Selector {
         let units: Vec<Option<Vec<f32>>> = candidates.iter().map(|c| c.embedding.and_then(normalised)).collect();
         let mut n_unsearched = 0;
         let mut scores: Vec<CandidateScore> = Vec::with_capacity(candidates.len());
-        for i in 0..candidates.len() {
-            let (score, is_searched) = self.score(i, candidates, &units, population, is_over);
+        let further = self.further(&units, population);
+        for (i, &further) in further.iter().enumerate() {
+            let (score, is_searched) = self.score(i, further, candidates, &units, population, is_over);
             scores.push(score);
             n_unsearched += usize::from(!is_searched);
         }
@@ -267,6 +268,7 @@ impl Selector {
     fn score(
         &self,
         index: usize,
+        further: f64,
         candidates: &[Candidate<'_>],
         units: &[Option<Vec<f32>>],
         population: &Population<'_>,
@@ -285,7 +287,8 @@ impl Selector {
         let historic = history_distance.map(|d| profile.historic.at(d * scale));
         let known = is_searched.then(|| Known {
             rivals: Self::rivals(index, candidates, units, population, seen_rival),
-            to_plain: Self::to_plain(index, candidates, units, population),
+            to_plain: Self::to_plain(candidates[index].source, candidates, units, population),
+            further,
             historic,
         });
         // Where rivals are seen, what nobody sends says nothing of them.
@@ -326,18 +329,36 @@ impl Selector {
         (of_others.into_iter().chain(seen_rival).min_by(f32::total_cmp), n_seen)
     }
 
-    /// Returns the mean distance to the plain answers of the same model, for a candidate that is none.
+    /// Returns how much further each candidate is from the others than those are; 0 for one without a usable embedding.
+    fn further(&self, units: &[Option<Vec<f32>>], population: &Population<'_>) -> Vec<f64> {
+        let scale = self.scale(population);
+        let usable = || (0..units.len()).filter(|&i| units[i].is_some());
+        let row = |i: usize| others(i, units).map(|(_, distance)| distance * scale).collect();
+        let mut found = further(&usable().map(row).collect::<Vec<_>>()).into_iter();
+        units.iter().map(|unit| unit.as_ref().and_then(|_| found.next()).unwrap_or(0.0)).collect()
+    }
+
+    /// Returns the mean distance between the plain answers of a model and its others, as the exponential of the mean logarithm.
     fn to_plain(
-        index: usize,
+        source: &str,
         candidates: &[Candidate<'_>],
         units: &[Option<Vec<f32>>],
         population: &Population<'_>,
     ) -> Option<f32> {
-        let is_plain = |i: usize| population.plain.contains(&i);
-        let of_model = others(index, units).filter(|&(j, _)| candidates[j].source == candidates[index].source);
-        let distances: Vec<f32> = of_model.filter(|&(j, _)| is_plain(j)).map(|(_, distance)| distance).collect();
-        let has_some = !distances.is_empty() && !is_plain(index);
-        has_some.then(|| distances.iter().sum::<f32>() / distances.len() as f32)
+        let is_plain = |i: &usize| population.plain.contains(i);
+        let of_model = |i: &usize| candidates[*i].source == source && units[*i].is_some();
+        let (plain, varied): (Vec<usize>, Vec<usize>) = (0..candidates.len()).filter(of_model).partition(is_plain);
+        let mut logarithms = Vec::with_capacity(varied.len());
+        for i in varied {
+            // Several plain answers are one voice: their mean counts.
+            let distances: Vec<f32> = others(i, units).filter(|(j, _)| plain.contains(j)).map(|(_, d)| d).collect();
+            if !distances.is_empty() {
+                let mean = distances.iter().sum::<f32>() / distances.len() as f32;
+                logarithms.push(mean.max(f32::MIN_POSITIVE).ln());
+            }
+        }
+        let n = logarithms.len() as f32;
+        (!logarithms.is_empty()).then(|| (logarithms.iter().sum::<f32>() / n).exp())
     }
 
     fn scale(&self, population: &Population<'_>) -> f32 {
@@ -363,13 +384,11 @@ impl Selector {
         let (distance, n_seen) = known.rivals;
         let n_unseen = population.n_rivals.saturating_sub(n_seen);
         let scale = self.scale(population);
-        if n_seen == 0
-            && let Some(to_plain) = known.to_plain
-            && let Some(chance) = calibration.masked_beside_plain(to_plain * scale, bound, n_unseen)
-        {
-            return Some(chance);
-        }
-        Some(calibration.masked(distance.map(|d| d * scale), bound, n_seen, n_unseen))
+        let to_plain = known.to_plain.filter(|_| n_seen == 0);
+        let beside_plain = to_plain.and_then(|d| calibration.masked_beside_plain(d * scale, bound, n_unseen));
+        let chance =
+            beside_plain.unwrap_or_else(|| calibration.masked(distance.map(|d| d * scale), bound, n_seen, n_unseen));
+        Some(calibration.beside_siblings(chance, known.further, n_seen))
     }
 
     fn score_unusable(candidate: &Candidate<'_>, quality: f32) -> CandidateScore {
@@ -414,6 +433,8 @@ struct Known {
     /// The distance to the nearest that stands for a rival, and how many do.
     rivals: (Option<f32>, usize),
     to_plain: Option<f32>,
+    /// By how much it is further from our other candidates than those are, in the mean logarithm of distances.
+    further: f64,
     historic: Option<f32>,
 }
 

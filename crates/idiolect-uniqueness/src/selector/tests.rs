@@ -199,7 +199,15 @@ fn the_chance_to_be_masked_rests_on_what_stands_for_rivals() {
     let own = [c(X, 0.9), c(near, 0.5), c(Z, 0.5)];
     let alone = select(&own, &Population::new(MPNET));
     let unknown = Calibration::MPNET.masked(None, bound(), 0, 49);
-    assert!(alone.scores.iter().all(|score| score.masked == Some(unknown)), "candidates of one model are no rivals");
+    // Candidates of one model are no rivals, but one that is far from the others is less usual. The mean logarithms of distances are
+    // ln(0.09) / 2 for the first two and 0 for the third.
+    let nearer = 0.09_f64.ln() / 2.0 / 3.0;
+    for (score, further) in alone.scores.iter().zip([nearer, nearer, -2.0 * nearer]) {
+        let expected = Calibration::MPNET.beside_siblings(unknown, further, 0);
+        assert!((score.masked.unwrap().p - expected.p).abs() < 1e-4, "{alone:?} {expected:?}");
+    }
+    let two = select(&own[..2], &Population::new(MPNET));
+    assert!(two.scores.iter().all(|score| score.masked == Some(unknown)), "two are equally far from each other");
     assert!(alone.vendi.is_some_and(|vendi| vendi > 1.5 && vendi < 3.0), "{alone:?}");
 
     let of_another = [c(X, 0.9), Candidate { source: "another", ..c(near, 0.5) }, c(Z, 0.5)];
@@ -234,18 +242,34 @@ fn where_no_rival_is_seen_plain_answers_tell_how_usual_a_candidate_is() {
     let candidates = [c(X, 0.4), c(near, 0.9), c(Z, 0.6)];
     let p = |selection: &Selection, i: usize| selection.scores[i].masked.unwrap().p;
     let blind = select(&candidates, &Population::new(MPNET));
-    assert_eq!(blind.chosen, 1, "the best of those that clear");
+    assert_eq!(blind.chosen, 2, "the best by quality is beside the plain answer: {blind:?}");
+    let expected = |to_plain: f32, further: [f64; 3]| {
+        let level = Calibration::MPNET.masked_beside_plain(to_plain, bound(), 49).unwrap();
+        further.map(|further| Calibration::MPNET.beside_siblings(level, further, 0).p)
+    };
+    // The others are 0.09 and 1 from the plain answer, 0.3 in the mean of logarithms: answers to this prompt differ much.
     let told = select(&candidates, &Population::new(MPNET).with_plain(&[0]));
     assert_eq!((told.chosen, told.reason), (2, Reason::BestThatClears), "{told:?}");
-    assert_eq!(p(&told, 0), p(&blind, 0), "nothing is said of the plain answer itself");
-    let expected = Calibration::MPNET.masked_beside_plain(0.09, bound(), 49).unwrap().p;
-    assert!((p(&told, 1) - expected).abs() < 1e-3 && p(&told, 2) < p(&blind, 2) - 0.2, "{told:?}");
+    let nearer = 0.09_f64.ln() / 6.0;
+    for (i, expected) in expected(0.3, [nearer, nearer, -2.0 * nearer]).into_iter().enumerate() {
+        assert!((p(&told, i) - expected).abs() < 1e-3 && p(&told, i) < p(&blind, i), "{told:?} {expected}");
+    }
+    // Where all are near to it they hardly differ, and any of them is likely to be masked.
+    let alike = select(&candidates[..2], &Population::new(MPNET).with_plain(&[0]));
+    for (i, expected) in expected(0.09, [0.0; 3]).into_iter().take(2).enumerate() {
+        assert!((p(&alike, i) - expected).abs() < 1e-3 && p(&alike, i) > p(&blind, 2), "{alike:?} {expected}");
+    }
 
     // Several answers of a model are one voice: their mean counts, as one answer did in the figures.
     let two = [c(near, 0.5), c(X, 0.5), c(Y, 0.5)];
     let two = select(&two, &Population::new(MPNET).with_plain(&[0, 1]));
-    let mean = (1.0 - 0.414_608 + 1.0) / 2.0;
-    assert_eq!(two.scores[2].masked, Calibration::MPNET.masked_beside_plain(mean, bound(), 49));
+    let to_y = 1.0 - 0.414_608_f32;
+    let mean = (to_y + 1.0) / 2.0;
+    let means = [(0.09_f64 * f64::from(to_y)).ln() / 2.0, 0.09_f64.ln() / 2.0, f64::from(to_y).ln() / 2.0];
+    let further = means.map(|own| own - means.iter().sum::<f64>() / 3.0);
+    for (i, expected) in expected(mean, further).into_iter().enumerate() {
+        assert!((p(&two, i) - expected).abs() < 1e-3, "{two:?} {expected}");
+    }
 
     // Another model's plain answer is a rival that is seen, and rivals that are seen tell more.
     let mut panel = Panel::new(MPNET, 3);
