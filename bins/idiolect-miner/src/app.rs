@@ -68,6 +68,7 @@ impl Core {
             (Some(path), Some(encoder)) => Some(Arc::new(history::panels(path, &**encoder).await?)),
             _ => None,
         };
+        let paraphraser = settings::paraphraser(config, &library, &engines.pool);
         let parts = Parts {
             embedder: engines.encoder.clone(),
             shared_history,
@@ -76,6 +77,7 @@ impl Core {
             library_file,
             learner: settings::learner(config)?,
             store: Some(store.clone()),
+            paraphraser,
             reward: engines.quality.as_ref().map(|(model, _)| Arc::clone(model)),
             ..Parts::new(engines.pool.clone())
         };

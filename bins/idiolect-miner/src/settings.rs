@@ -8,8 +8,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use idiolect_axon::AxonConfig;
 use idiolect_axon::policy::{OnExpired, Rate, Rules};
+use idiolect_backend::{Backend, Pool};
 use idiolect_mutation::policy::{Learner, PolicyConfig, PolicyError, PolicyKind, Seed};
-use idiolect_mutation::{Library, LibraryFile};
+use idiolect_mutation::{Library, LibraryFile, ParaphraseConfig, Paraphraser};
 use idiolect_pipeline::{PipelineConfig, RecordConfig, StorePrompts};
 use idiolect_protocol::Limits;
 use idiolect_uniqueness::{Retention, SelectorConfig};
@@ -128,6 +129,25 @@ pub(crate) fn learner(config: &Config) -> anyhow::Result<Option<Arc<Learner>>> {
         opened => opened.with_context(cannot)?,
     };
     Ok(Some(Arc::new(learner)))
+}
+
+/// Returns what says prompts in other words, where anything may be spent on it.
+pub(crate) fn paraphraser(config: &Config, library: &Library, backend: &Arc<Pool>) -> Option<Arc<Paraphraser>> {
+    let tokens_per_hour = config.mutation.paraphrase_tokens;
+    if !config.mutation.enabled {
+        return None;
+    }
+    if tokens_per_hour == 0 {
+        if library.allow_paraphrase() {
+            tracing::warn!(
+                "mutation.operators allows paraphrases, but mutation.paraphrase_tokens is 0: recipes that want one are left out"
+            );
+        }
+        return None;
+    }
+    let config = ParaphraseConfig { tokens_per_hour, ..ParaphraseConfig::default() };
+    let backend: Arc<dyn Backend> = Arc::<Pool>::clone(backend);
+    Some(Arc::new(Paraphraser::new(backend, config)))
 }
 
 pub(crate) fn library(config: &Config) -> anyhow::Result<Library> {

@@ -160,6 +160,14 @@ impl Paraphraser {
         found.map_err(ParaphraseError::Unfaithful)
     }
 
+    /// Returns a text in other words as it is kept from before; `None` where nobody asked, and for one that was refused. It asks no
+    /// backend.
+    #[must_use]
+    pub fn known(&self, text: &str, seed: u64) -> Option<Arc<str>> {
+        let key = key(text, seed % self.config.variants.max(1));
+        self.state().cache.get(&key)?.as_ref().ok().cloned()
+    }
+
     /// Puts a paraphrase into a recipe that wants one; any other recipe is returned as it is.
     ///
     /// # Errors
@@ -291,6 +299,7 @@ mod tests {
             assert_eq!(&*paraphraser.paraphrase(TEXT, seed, None).await.unwrap(), SAID);
         }
         assert_eq!(backend.n_requests(), 1);
+        assert_eq!((paraphraser.known(TEXT, 6).as_deref(), paraphraser.known(TEXT, 1)), (Some(SAID), None));
         paraphraser.paraphrase(TEXT, 1, None).await.unwrap();
         assert_eq!(backend.n_requests(), 2, "another variant");
         let request = &backend.requests()[0];
@@ -314,6 +323,7 @@ mod tests {
                 // A backend may call it an error of its own to say nothing.
                 let expected = if said.is_empty() { "" } else { why };
                 assert!(error.to_string().contains(expected), "{said}: {error}");
+                assert_eq!(paraphraser.known(TEXT, 0), None);
                 if said.is_empty() {
                     break;
                 }

@@ -19,6 +19,7 @@ const FLAGS: &str = "idiolect_pipeline_flags_total";
 const UNSCORED: &str = "idiolect_pipeline_unscored_total";
 const UNJUDGED: &str = "idiolect_pipeline_unjudged_total";
 const LEARNT: &str = "idiolect_pipeline_learnt_total";
+const PARAPHRASES: &str = "idiolect_pipeline_paraphrases_total";
 const SEARCHES_CUT: &str = "idiolect_pipeline_searches_cut_total";
 const MISSES: &str = "idiolect_pipeline_deadline_misses_total";
 const BACKEND_FAILURES: &str = "idiolect_pipeline_backend_failures_total";
@@ -51,6 +52,10 @@ pub fn describe() {
         "Replies written to the history before they were sent, by `outcome` (claimed; lost, chosen anew since something else came in; slow, failed, resting or contended, sent without; refused, nothing sent as another miner just sent the same)"
     );
     describe_counter!(LEARNT, "Replies that the policy of recipes was told of, by `outcome` (yes, failed)");
+    describe_counter!(
+        PARAPHRASES,
+        "Prompts that a recipe wanted in other words, by `outcome` (said; known, from before; refused, it said something else; length; over_budget; no_time; failed): but for the first two the recipe was left out"
+    );
     describe_histogram!(
         GATE_DISTANCE,
         "Distance of the sent reply to its nearest known neighbour, 0 to 1, in our encoder's space"
@@ -98,6 +103,10 @@ const fn category_label(category: Category) -> &'static str {
 pub(crate) fn reply(transport: &'static str, mode: &'static str, outcome: Result<(), Category>) {
     let outcome = outcome.map_or_else(category_label, |()| "ok");
     counter!(REPLIES, "transport" => transport, "mode" => mode, "outcome" => outcome).increment(1);
+}
+
+pub(crate) fn paraphrase(outcome: &'static str) {
+    counter!(PARAPHRASES, "outcome" => outcome).increment(1);
 }
 
 pub(crate) fn stage(stage: &'static str, took: Duration) {

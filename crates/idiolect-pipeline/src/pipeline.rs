@@ -3,6 +3,7 @@
 mod choose;
 mod examine;
 mod plan;
+mod reword;
 mod waves;
 
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use idiolect_axon::{HandlerError, Reply, ReplyLogprob};
 use idiolect_backend::{Backend, Embedder, Embedding, FinishReason, Message, Request, Role};
 use idiolect_mutation::guard::Rules;
 use idiolect_mutation::policy::Learner;
-use idiolect_mutation::{Library, LibraryFile, Mode};
+use idiolect_mutation::{Library, LibraryFile, Mode, Paraphraser};
 use idiolect_protocol::Category;
 use idiolect_uniqueness::{
     Erase, HistoryStore, Panels, ReplyHistory, Selector, SqliteHistory, StoreError, StoredReply,
@@ -84,6 +85,9 @@ pub struct Parts {
     /// Says how good candidates are, the dpo reward of a small model for one. Without it, or where there is no time for it, the
     /// models' own log-probabilities have to do.
     pub reward: Option<Arc<dyn RewardModel>>,
+    /// Says prompts in other words, for operators that want it. Without it, and where there is no time for it, recipes with such
+    /// operators are left out.
+    pub paraphraser: Option<Arc<Paraphraser>>,
 }
 
 impl Parts {
@@ -102,6 +106,7 @@ impl Parts {
             learner: None,
             profile: None,
             reward: None,
+            paraphraser: None,
         }
     }
 }
@@ -127,6 +132,7 @@ pub struct Pipeline {
     selector: Arc<Selector>,
     panels: Option<Arc<Panels>>,
     judge: Option<Judge>,
+    paraphraser: Option<Arc<Paraphraser>>,
     pace: Pace,
     pub(crate) history: Option<Arc<ReplyHistory>>,
     /// Whether other miners have the same history.
@@ -153,8 +159,19 @@ impl Pipeline {
     pub async fn start(config: PipelineConfig, parts: Parts) -> Result<Self, PipelineError> {
         check(&config, &parts)?;
         metrics::describe();
-        let Parts { backend, embedder, library, store, shared_history, panels, library_file, learner, profile, reward } =
-            parts;
+        let Parts {
+            backend,
+            embedder,
+            library,
+            store,
+            shared_history,
+            panels,
+            library_file,
+            learner,
+            profile,
+            reward,
+            paraphraser,
+        } = parts;
         let is_shared = shared_history.is_some();
         let kept: Option<Arc<dyn HistoryStore>> = match (shared_history, &store) {
             (Some(shared), _) => Some(shared),
@@ -187,6 +204,7 @@ impl Pipeline {
             selector: Arc::new(Selector::new(config.selector.clone())),
             reserve: Reserve::new(config.score_reserve, SCORE_MOST),
             judge: reward.map(|model| Judge::new(model, config.reward_reserve)),
+            paraphraser,
             pace: Pace::default(),
             config,
             backend,

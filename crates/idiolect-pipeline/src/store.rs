@@ -144,6 +144,11 @@ fn kept<'p>(provenance: &'p Provenance, config: &RecordConfig) -> Cow<'p, Proven
     if !config.store_replies {
         kept.candidates.iter_mut().for_each(|candidate| candidate.text = None);
     }
+    if kept.prompt.is_none() {
+        // The prompt in other words is the prompt.
+        let operators = kept.candidates.iter_mut().flat_map(|candidate| &mut candidate.operators);
+        operators.for_each(|operator| operator.paraphrase = None);
+    }
     Cow::Owned(kept)
 }
 

@@ -12,4 +12,5 @@ mod passthrough;
 mod records;
 mod relevance;
 mod reply;
+mod reword;
 mod telemetry;

@@ -124,6 +124,7 @@ pub static KEYS: &[Key<Config>] = &[
         .expect("1 to 16", |c| (1..=16).contains(&c.mutation.recipes)),
     key!(Config: mutation.policy, "How recipes are drawn: `thompson` (discounted Thompson sampling for each operator, from protocol to task to validator), `linear` (the same over features), `exp3` (exponential weights, for rewards that others work against) or `uniform` (by the operators' weights; nothing is learnt). What is learnt is kept in the data directory. With `mutation.seed` or `sampling.seed` nothing is learnt."),
     key!(Config: mutation.seed, "Makes the drawing of recipes repeatable: the same prompts in the same order, the same recipes (in any order with `sampling.seed`). For tests: two miners with one seed vary alike."),
+    key!(Config: mutation.paraphrase_tokens, "Tokens that may be spent in any hour on prompts in other words, by the models of this miner, for [operators that want it](mutation.md#slots); 0 is none, and leaves out recipes with such operators.").unit("tokens"),
 
     key!(Config: uniqueness.profile, "The validators' arithmetic to satisfy: `openvalidators-1.2`, `text-prompting-2.1`, or the path of a [profile file](scoring.md#profiles), of whose figures replies are chosen by those of `[gate]`."),
     key!(Config: uniqueness.encoder, "Sentence encoder that measures likeness: `minilm`, `mpnet` (the validators' own), `openai` (any other, on a server: see `uniqueness.encoder_model`) or `off`.")

@@ -347,6 +347,7 @@ pub struct MutationSection {
     pub recipes: usize,
     pub policy: RecipePolicy,
     pub seed: Option<u64>,
+    pub paraphrase_tokens: u64,
 }
 
 /// How replies are kept apart.
@@ -479,6 +480,7 @@ impl Default for Config {
                 recipes: 2,
                 policy: RecipePolicy::Thompson,
                 seed: None,
+                paraphrase_tokens: 0,
             },
             uniqueness: UniquenessSection {
                 profile: "text-prompting-2.1".to_owned(),

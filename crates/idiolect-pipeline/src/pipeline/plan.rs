@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use idiolect_axon::{Dictated, HandlerError};
 use idiolect_backend::{Request, Sampling};
@@ -67,13 +68,16 @@ impl Pipeline {
         let seed = hash::seed(self.seed, nth, prompt_hash);
 
         let max_tokens = self.config.sampling.max_tokens;
+        let mut rewording = Duration::ZERO;
         let n_candidates = if mode.is_passthrough() {
             job.n_completions
         } else {
             // Fewer candidates that are whole are better than many that the deadline cuts. What remains of one candidate
             // is the plain prompt: what is varied never misses a deadline that the plain prompt would not.
             let left = job.deadline.saturating_duration_since(Instant::now());
-            self.pace.fit(self.config.candidates, max_tokens, left - self.set_aside(left)).max(job.n_completions)
+            rewording = self.rewording(&library, left);
+            let left = left - self.set_aside(left);
+            self.pace.fit(self.config.candidates, max_tokens, left.saturating_sub(rewording)).max(job.n_completions)
         };
         let families = if mode.is_passthrough() || job.model.is_some() { &[] } else { &*self.config.families };
         let n_recipes = varied.candidates(self.config.recipes).max(families.len()).clamp(1, n_candidates);
@@ -93,6 +97,7 @@ impl Pipeline {
                 recipes.into_iter().map(|recipe| (recipe, None)).collect()
             }
         };
+        let draws = self.reworded(draws, job, seed, rewording).await;
         let capabilities = self.backend.capabilities();
         if mode.is_passthrough() && job.logprobs.is_some() && !capabilities.logprobs {
             return Err(HandlerError::new(Category::Unavailable, "log-probabilities are not available"));
