@@ -16,9 +16,6 @@ use tokio::time::{Instant, timeout_at};
 use crate::trim::to_whole_sentence;
 use crate::{error, metrics};
 
-/// By how much a timer may be late.
-const LATE: Duration = Duration::from_millis(5);
-
 /// One request to the backend, and the recipe behind it.
 #[derive(Clone, Debug)]
 pub(crate) struct Planned {
@@ -89,6 +86,8 @@ struct Outcome {
     error: Option<Error>,
     began: Option<Instant>,
     ended: Instant,
+    /// Whether it had more time than was meant for it.
+    went_on: bool,
 }
 
 /// Returns when each turn's stream is dropped: all the time for each where the backend takes them side by side, otherwise one
@@ -139,7 +138,7 @@ pub(crate) async fn generate(
         collect(backend, request, Until { time, last, goes_on_if_whole: !is_first, is_whole: &is_whole })
     });
     let outcomes = join_all(requests).await;
-    let is_late = Instant::now() > times.until + LATE;
+    let is_late = outcomes.first().is_some_and(|first| first.went_on);
     let mut generated = Generated { one_by_one: one_by_one(&turns, &outcomes), is_late, ..Generated::default() };
     for (Turn { recipe, .. }, Outcome { completion, error, .. }) in turns.into_iter().zip(outcomes) {
         if let Some(completion) = completion {
@@ -235,16 +234,14 @@ struct Until<'a> {
 }
 
 impl Until<'_> {
-    /// Waits for a piece of work; `None` where it was cut.
-    async fn cut<T>(self, work: impl Future<Output = T>) -> Option<T> {
+    /// Waits for a piece of work, `None` where it was cut, and says whether it had more than the first of its times.
+    async fn cut<T>(self, work: impl Future<Output = T>) -> (Option<T>, bool) {
         let mut work = pin!(work);
-        match timeout_at(self.time, &mut work).await {
-            Ok(result) => Some(result),
-            Err(_) if self.is_whole.load(Ordering::Relaxed) == self.goes_on_if_whole => {
-                timeout_at(self.last, work).await.ok()
-            }
-            Err(_) => None,
+        if let Ok(result) = timeout_at(self.time, &mut work).await {
+            return (Some(result), false);
         }
+        let goes_on = self.last > self.time && self.is_whole.load(Ordering::Relaxed) == self.goes_on_if_whole;
+        if goes_on { (timeout_at(self.last, work).await.ok(), true) } else { (None, false) }
     }
 }
 
@@ -263,12 +260,12 @@ async fn collect(backend: &dyn Backend, request: Request, until: Until<'_>) -> O
         }
         Ok(())
     };
-    let result = until.cut(work).await;
+    let (result, went_on) = until.cut(work).await;
     let ended = Instant::now();
     if collector.is_done() {
         return match collector.finish() {
-            Ok(completion) => Outcome { completion: Some(completion), error: None, began, ended },
-            Err(error) => Outcome { completion: None, error: Some(error), began, ended },
+            Ok(completion) => Outcome { completion: Some(completion), error: None, began, ended, went_on },
+            Err(error) => Outcome { completion: None, error: Some(error), began, ended, went_on },
         };
     }
     let error = match result {
@@ -281,5 +278,5 @@ async fn collect(backend: &dyn Backend, request: Request, until: Until<'_>) -> O
         None if collector.has_text() => None,
         None => Some(Error::DeadlineExceeded),
     };
-    Outcome { completion: collector.cut(), error, began, ended }
+    Outcome { completion: collector.cut(), error, began, ended, went_on }
 }
