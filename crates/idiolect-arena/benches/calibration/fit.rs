@@ -43,16 +43,26 @@ pub(crate) fn of_bound(setting: &Setting<'_>) -> f64 {
 
 /// Returns the coefficients of P = 1 - exp(-exp(terms · coefficients)), by Fisher's scoring.
 pub(crate) fn cloglog<const N: usize>(rows: &[([f64; N], bool)]) -> [f64; N] {
-    let mut fitted = [0.0; N];
-    fitted[0] = -1.0;
+    let rows: Vec<([f64; N], f64, bool)> = rows.iter().map(|&(terms, masked)| (terms, 0.0, masked)).collect();
+    let mut begin = [0.0; N];
+    begin[0] = -1.0;
+    scoring(&rows, begin)
+}
+
+/// As [`cloglog`], of P = 1 - exp(-exp(known + terms · coefficients)).
+pub(crate) fn cloglog_beside<const N: usize>(rows: &[([f64; N], f64, bool)]) -> [f64; N] {
+    scoring(rows, [0.0; N])
+}
+
+fn scoring<const N: usize>(rows: &[([f64; N], f64, bool)], mut fitted: [f64; N]) -> [f64; N] {
     for _ in 0..300 {
         let mut gradient = fitted.map(|c| -RIDGE * c);
         let mut information = [[0.0; N]; N];
         for (i, row) in information.iter_mut().enumerate() {
             row[i] = RIDGE;
         }
-        for (terms, masked) in rows {
-            let log_rate: f64 = terms.iter().zip(fitted).map(|(term, c)| term * c).sum();
+        for (terms, known, masked) in rows {
+            let log_rate: f64 = known + terms.iter().zip(fitted).map(|(term, c)| term * c).sum::<f64>();
             let rate = log_rate.clamp(-12.0, 3.5).exp();
             let p = (-(-rate).exp_m1()).clamp(1e-9, 1.0 - 1e-9);
             let slope = rate * (-rate).exp() + 1e-12;

@@ -1,7 +1,7 @@
 //! The chance to be masked, predicted from a few revealed rivals, beside what the whole population does, and its fit.
 //!
-//!     cargo bench -p idiolect-arena --bench calibration -- REPLIES.jsonl [--fit] [--folds] [--plain] [--pass-above P]
-//!         [--embeddings FOLDER]
+//!     cargo bench -p idiolect-arena --bench calibration -- REPLIES.jsonl [--fit] [--folds] [--plain] [--siblings]
+//!         [--pass-above P] [--embeddings FOLDER]
 //!
 //! REPLIES.jsonl has one reply a line: `{"p": PROMPT, "m": MODEL, "t": TEXT}`, each model once a prompt (see [`Replies`]). The truth is that of
 //! all-mpnet-base-v2 with all replies to the prompt revealed. Without options the figures are those of the coefficients in
@@ -10,6 +10,7 @@
 //! - `--fit` fits them anew to the file's prompts and prints them, for both encoders.
 //! - `--folds` shows how such fits do: each of five parts of the prompts predicted by a fit to the other four.
 //! - `--plain` shows what one's own plain answer says of the rivals. The plain answer to X_concise is X.
+//! - `--siblings` shows what our own other candidates say of the rivals.
 //! - `--pass-above` takes another bound of the reward than that of the profiles, which is 0.2.
 //! - `--embeddings` keeps embeddings in a folder for the next run.
 #![allow(clippy::print_stdout, reason = "printing is what it is for")]
@@ -18,6 +19,7 @@ mod cases;
 mod embeddings;
 mod fit;
 mod plain;
+mod siblings;
 mod tables;
 
 use std::path::PathBuf;
@@ -28,7 +30,7 @@ use idiolect_uniqueness::chance::Calibration;
 
 use cases::Setting;
 
-const USAGE: &str = "usage: cargo bench -p idiolect-arena --bench calibration -- REPLIES.jsonl [--fit] [--folds] [--plain] [--pass-above P] [--embeddings FOLDER]";
+const USAGE: &str = "usage: cargo bench -p idiolect-arena --bench calibration -- REPLIES.jsonl [--fit] [--folds] [--plain] [--siblings] [--pass-above P] [--embeddings FOLDER]";
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -38,6 +40,7 @@ struct Options {
     fits: bool,
     folds: bool,
     plain: bool,
+    siblings: bool,
     pass_above: Option<f32>,
     embeddings: Option<PathBuf>,
 }
@@ -51,6 +54,7 @@ impl Options {
                 "--fit" => options.fits = true,
                 "--folds" => options.folds = true,
                 "--plain" => options.plain = true,
+                "--siblings" => options.siblings = true,
                 "--pass-above" => {
                     let text = args.next().ok_or("--pass-above needs a number")?;
                     options.pass_above = Some(text.parse().map_err(|error| format!("--pass-above {text}: {error}"))?);
@@ -95,6 +99,10 @@ fn main() -> Result<(), Failure> {
         println!("\n# {encoder}");
         if options.plain {
             plain::report(&recorded, &setting, &prompts);
+            continue;
+        }
+        if options.siblings {
+            siblings::report(&recorded, &setting, &prompts);
             continue;
         }
         let cases = setting.cases();
