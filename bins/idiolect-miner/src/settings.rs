@@ -154,8 +154,26 @@ pub(crate) fn library(config: &Config) -> anyhow::Result<Library> {
     match &config.mutation.operators {
         _ if !config.mutation.enabled => Ok(Library::default()),
         None => Ok(Library::built_in()),
-        Some(path) => Library::load(path).context("mutation.operators"),
+        Some(path) => {
+            let library = Library::load(path).context("mutation.operators")?;
+            check_backends(config, &library)?;
+            Ok(library)
+        }
     }
+}
+
+/// Operators may choose the backend that answers, by the names that the configuration has.
+fn check_backends(config: &Config, library: &Library) -> anyhow::Result<()> {
+    let known: Vec<&str> = config.backends.iter().map(|backend| backend.name.as_str()).collect();
+    for operator in library.operators() {
+        if let Some(chosen) = operator.backend.as_deref().filter(|chosen| !known.contains(chosen)) {
+            let (name, known) = (&operator.name, known.join(", "));
+            anyhow::bail!(
+                "mutation.operators: backend of {name} is {chosen:?}, expected one of the configuration's: {known}"
+            );
+        }
+    }
+    Ok(())
 }
 
 pub(crate) fn pipeline(config: &Config) -> anyhow::Result<PipelineConfig> {

@@ -29,6 +29,11 @@ pub(crate) fn check_operator(operator: &Operator, others: &[Operator], note: &mu
             note(key, format!("{key} holds {:?}, which {name:?} is itself, expected others", pattern.as_str()));
         }
     }
+    for (key, chosen) in [("backend", &operator.backend), ("model", &operator.model)] {
+        if let Some(chosen) = chosen.as_ref().filter(|name| name.trim().is_empty() || name.contains(char::is_control)) {
+            note(key, format!("{key} is {chosen:?}, expected the name of a {key}"));
+        }
+    }
     if operator.forbid.iter().any(|text| text.trim().is_empty()) {
         note("forbid", "forbid holds a text of white space, expected something to be seen".to_owned());
     }

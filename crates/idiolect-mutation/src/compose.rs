@@ -114,6 +114,8 @@ impl Library {
                 place: operator.place,
                 text,
                 paraphrase: None,
+                backend: operator.backend.clone(),
+                model: operator.model.clone(),
             });
         }
         let max = self.max_added_tokens();

@@ -71,7 +71,7 @@ pub struct Operator {
     pub version: u32,
     /// Where the text goes.
     pub place: Place,
-    /// The text's template. Empty only where there are sampling settings.
+    /// The text's template. Empty only where there are sampling settings, a backend or a model.
     pub text: String,
     /// How often it is drawn, beside the others; 0 (never) to a billion.
     pub weight: f64,
@@ -92,6 +92,12 @@ pub struct Operator {
     /// [`induced`](Self::induced). Letter case does not count.
     #[serde(default)]
     pub forbid: Vec<String>,
+    /// The backend that answers, by its name in a pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// The model that answers, where a backend has several or several backends serve different ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }
 
 /// Most tokens of an operator where it does not say.
@@ -117,6 +123,8 @@ impl Operator {
             requires: Vec::new(),
             max_tokens: DEFAULT_MAX_TOKENS,
             forbid: Vec::new(),
+            backend: None,
+            model: None,
         }
     }
 
@@ -127,12 +135,15 @@ impl Operator {
     }
 
     /// Says whether both may be in one recipe: they have different slots, neither excludes the other, and at most one is a
-    /// rewrite.
+    /// rewrite, chooses the backend, or chooses the model.
     #[must_use]
     pub fn goes_with(&self, other: &Self) -> bool {
         let excludes = |a: &Self, b: &Self| a.excludes.iter().any(|pattern| pattern.matches(&b.name));
         let rewrites = [self, other].iter().all(|operator| operator.place == Place::Rewrite);
-        self.slot != other.slot && !excludes(self, other) && !excludes(other, self) && !rewrites
+        let backends = self.backend.is_some() && other.backend.is_some();
+        let models = self.model.is_some() && other.model.is_some();
+        let both = rewrites || backends || models;
+        self.slot != other.slot && !excludes(self, other) && !excludes(other, self) && !both
     }
 
     /// Says whether it needs the caller's text in other words.
@@ -142,19 +153,20 @@ impl Operator {
         self.place == Place::Rewrite && text.contains("{{paraphrase}}")
     }
 
-    /// Says whether it changes sampling only.
+    /// Says whether it changes sampling, the backend or the model only, and no text.
     #[must_use]
-    pub fn is_sampling_only(&self) -> bool {
-        self.text.trim().is_empty() && !self.sampling.is_empty()
+    pub fn is_textless(&self) -> bool {
+        let changes_else = !self.sampling.is_empty() || self.backend.is_some() || self.model.is_some();
+        self.text.trim().is_empty() && changes_else
     }
 
-    /// Returns the text for a task; it is empty where the operator changes sampling only. The same seed gives the same text.
+    /// Returns the text for a task; it is empty where the operator [has none](Self::is_textless). The same seed gives the same text.
     /// That of a rewrite still has `{{ prompt }}` in the caller's text's place.
     ///
     /// # Errors
     /// [`RenderError`] when the template gives no usable text.
     pub fn render(&self, task: Task, seed: u64) -> Result<String, RenderError> {
-        if self.is_sampling_only() {
+        if self.is_textless() {
             return Ok(String::new());
         }
         let is_rewrite = self.place == Place::Rewrite;

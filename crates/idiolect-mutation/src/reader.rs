@@ -25,7 +25,7 @@ pub(crate) const FILE_KEYS: [&str; 9] = [
     "operator",
     "route",
 ];
-pub(crate) const OPERATOR_KEYS: [&str; 12] = [
+pub(crate) const OPERATOR_KEYS: [&str; 14] = [
     "name",
     "slot",
     "version",
@@ -38,6 +38,8 @@ pub(crate) const OPERATOR_KEYS: [&str; 12] = [
     "requires",
     "max_tokens",
     "forbid",
+    "backend",
+    "model",
 ];
 pub(crate) const SAMPLING_KEYS: [&str; 9] = [
     "temperature",
@@ -280,12 +282,15 @@ impl<'a> Reader<'a> {
                 "excludes" => operator.excludes = self.patterns("excludes", value),
                 "requires" => operator.requires = self.patterns("requires", value),
                 "forbid" => operator.forbid = self.strings("forbid", value),
+                "backend" => operator.backend = self.string("backend", value),
+                "model" => operator.model = self.string("model", value),
                 "sampling" => operator.sampling = self.sampling(value),
                 other => self.unknown(key.span().start, other, &OPERATOR_KEYS),
             }
         }
-        // What changes sampling only needs no text.
-        let needed: &[&str] = if table.contains_key("sampling") && !table.contains_key("text") {
+        // What changes sampling, the backend or the model only needs no text.
+        let changes_else = ["sampling", "backend", "model"].iter().any(|key| table.contains_key(*key));
+        let needed: &[&str] = if changes_else && !table.contains_key("text") {
             &["name", "slot"]
         } else {
             &["name", "slot", "place", "text"]

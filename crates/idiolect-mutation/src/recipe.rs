@@ -23,12 +23,18 @@ pub struct Applied {
     pub slot: String,
     /// Where its text went.
     pub place: Place,
-    /// The text; empty where only sampling was changed. That of a rewrite has `{{ prompt }}` where the caller's was put, or
+    /// The text; empty where only sampling, the backend or the model was chosen. That of a rewrite has `{{ prompt }}` where the caller's was put, or
     /// `{{ paraphrase }}` where its paraphrase was.
     pub text: String,
     /// The caller's text in other words, where the text wants it and there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub paraphrase: Option<String>,
+    /// The backend that answers, where it chooses one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// The model that answers, where it chooses one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
 }
 
 /// What is done to one candidate's prompt and sampling. The default does nothing.
@@ -80,6 +86,18 @@ impl Recipe {
         }
     }
 
+    /// Returns the backend that an operator chooses to answer, by its name in a pool.
+    #[must_use]
+    pub fn backend(&self) -> Option<&str> {
+        self.operators.iter().find_map(|operator| operator.backend.as_deref())
+    }
+
+    /// Returns the model that an operator chooses to answer.
+    #[must_use]
+    pub fn model(&self) -> Option<&str> {
+        self.operators.iter().find_map(|operator| operator.model.as_deref())
+    }
+
     /// Changes the sampling settings that the operators name.
     pub fn apply_sampling(&self, sampling: &mut Sampling) {
         self.sampling.apply(sampling);
@@ -94,6 +112,8 @@ impl fmt::Debug for Applied {
             .field("version", &self.version)
             .field("slot", &self.slot)
             .field("place", &self.place)
+            .field("backend", &self.backend)
+            .field("model", &self.model)
             .field("text", &self.text)
             .field("paraphrase_bytes", &self.paraphrase.as_ref().map(String::len))
             .finish()
@@ -345,8 +365,7 @@ mod tests {
     #[test]
     fn texts_go_where_they_belong() {
         let apply = |place, messages: &[Message]| {
-            let operator =
-                Applied { name: "o".into(), version: 1, slot: "s".into(), place, text: "T".into(), paraphrase: None };
+            let operator = Applied { text: "T".into(), ..applied(place, "") };
             Recipe { operators: vec![operator], ..Recipe::no_op() }.apply(messages)
         };
         let user = [Message::user("a"), Message::assistant("b"), Message::user("c"), Message::assistant("d")];
@@ -365,6 +384,8 @@ mod tests {
             place,
             text: text.into(),
             paraphrase: None,
+            backend: None,
+            model: None,
         }
     }
 

@@ -111,6 +111,10 @@ fn operator_key(key: &str) -> Value {
         "max_tokens" => json!({
             "description": "Most tokens of its text.", "type": "integer", "minimum": 1, "maximum": 1000, "default": 80,
         }),
+        "backend" => json!({
+            "description": "The backend that answers, by its name in the miner's configuration.", "type": "string", "minLength": 1,
+        }),
+        "model" => json!({ "description": "The model that answers.", "type": "string", "minLength": 1 }),
         _ => strings("Texts that must be neither in its own text nor brought about in a reply."),
     }
 }
@@ -215,6 +219,11 @@ mod tests {
                 return Some(format!("{value} is out of range"));
             }
         }
+        if let (Some(text), Some(least)) = (value.as_str(), schema["minLength"].as_u64())
+            && (text.chars().count() as u64) < least
+        {
+            return Some(format!("{value} is too short"));
+        }
         if let Some(items) = value.as_array() {
             let n = items.len() as u64;
             if schema["minItems"].as_u64().is_some_and(|m| n < m) || schema["maxItems"].as_u64().is_some_and(|m| n > m)
@@ -269,6 +278,9 @@ mod tests {
             ("[[route]]\ntransport = [\"grpc\"]\nwords = [0, 9]\nform = [\"question\"]\ncontext = true\nlanguage = [\"en\"]".to_owned(), true),
             ("[collision]\nlow = 0.1\nclosed = 2\nprefer = [\"angle\"]".to_owned(), true),
             ("[[operator]]\nname = \"s\"\nslot = \"sampling\"\nsampling = { top_p = 0.8 }".to_owned(), true),
+            ("[[operator]]\nname = \"m\"\nslot = \"model\"\nbackend = \"big\"".to_owned(), true),
+            ("[[operator]]\nname = \"m\"\nslot = \"model\"\nmodel = \"a-7b\"".to_owned(), true),
+            (format!("{operator}backend = \"\""), false),
             (format!("{operator}surprise = 1"), false),
             (format!("{operator}weight = -1"), false),
             (format!("{operator}max_tokens = 0"), false),

@@ -1,7 +1,7 @@
 //! The slots: what kind of change an operator makes. A recipe has at most one operator of each.
 
 /// The usual slots with what each is for. A library may use names of its own; `lint` points them out, for they may be slips.
-pub const SLOTS: [(&str, &str); 12] = [
+pub const SLOTS: [(&str, &str); 13] = [
     ("angle", "plan, order or emphasis of the reply: the main lever"),
     ("register", "how formal or plain the language is"),
     ("persona", "who writes: short, coarse and near the subject"),
@@ -14,6 +14,7 @@ pub const SLOTS: [(&str, &str); 12] = [
     ("paraphrase", "the request in other words; by place rewrite, for what asks for it"),
     ("lang", "another language; none is built in"),
     ("sampling", "sampling settings and no text"),
+    ("model", "the backend or the model that answers; none is built in"),
 ];
 
 /// Says whether a slot is one of the usual ones.

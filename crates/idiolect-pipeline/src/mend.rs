@@ -37,6 +37,8 @@ pub(crate) fn once_more(rules: &Rules, drafts: &[Draft]) -> Option<Recipe> {
         place: Place::Append,
         text,
         paraphrase: None,
+        backend: None,
+        model: None,
     };
     Some(Recipe { operators: vec![advice], ..Recipe::default() })
 }

@@ -254,8 +254,7 @@ impl<'a> Evolution<'a> {
         let library = self.library;
         let mut by_slot: BTreeMap<&str, Vec<&Operator>> = BTreeMap::new();
         for operator in library.usable(task, &Mode::mutate()) {
-            let is_plain =
-                !operator.is_sampling_only() && operator.place != Place::Rewrite && operator.requires.is_empty();
+            let is_plain = !operator.is_textless() && operator.place != Place::Rewrite && operator.requires.is_empty();
             if is_plain && library.compose(&[operator], task, 0).is_ok() {
                 by_slot.entry(&operator.slot).or_default().push(operator);
             }

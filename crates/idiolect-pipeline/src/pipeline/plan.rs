@@ -123,7 +123,9 @@ impl Pipeline {
             let request = Request {
                 n: n_candidates / n_recipes + rest,
                 sampling,
-                model: job.model.clone(),
+                // What the caller asked for is stronger than what a recipe chooses.
+                model: job.model.clone().or_else(|| recipe.model().map(str::to_owned)),
+                prefer: recipe.backend().map(str::to_owned),
                 ..Request::new(messages)
             };
             requests.push(Planned { recipe, draw, request });
@@ -183,7 +185,7 @@ impl Pipeline {
     }
 }
 
-/// Gives each request the backend that should answer it: in turns, by their weights. Whose turn is the first, which the
+/// Gives each request whose recipe chooses none the backend that should answer it: in turns, by their weights. Whose turn is the first, which the
 /// unchanged prompt goes to, the seed decides.
 fn share_out(requests: &mut Vec<Planned>, families: &[(String, u32)], seed: u64) {
     let total: i64 = families.iter().map(|(_, weight)| i64::from((*weight).max(1))).sum();
@@ -217,7 +219,7 @@ fn share_out(requests: &mut Vec<Planned>, families: &[(String, u32)], seed: u64)
     for _ in 0..turns {
         next();
     }
-    for planned in requests {
+    for planned in requests.iter_mut().filter(|planned| planned.request.prefer.is_none()) {
         planned.request.prefer = Some(families[next()].0.clone());
     }
 }

@@ -101,11 +101,13 @@ fn all(requests: &[Planned]) -> Vec<Turn> {
     requests.iter().enumerate().map(|(recipe, planned)| Turn { recipe, request: planned.request.clone() }).collect()
 }
 
-/// Returns one candidate of the first recipe of each backend, and what else is wanted.
+/// Returns one candidate of the first recipe, or of the first of each backend where all have one, and what else is wanted.
 fn one_ahead(requests: &[Planned]) -> (Vec<Turn>, Vec<Turn>) {
     let (mut ahead, mut others): (Vec<Turn>, Vec<Turn>) = Default::default();
     for mut turn in all(requests) {
-        if ahead.iter().all(|other| other.request.prefer != turn.request.prefer) {
+        // A backend that a recipe chose may be the very one that answers the plain prompt, if that has none of its own.
+        let is_other = ahead.first().is_none_or(|first| first.request.prefer.is_some());
+        if is_other && ahead.iter().all(|other| other.request.prefer != turn.request.prefer) {
             let n = turn.request.n - 1;
             ahead.push(Turn { request: Request { n: 1, ..turn.request.clone() }, ..turn });
             turn.request.n = n;

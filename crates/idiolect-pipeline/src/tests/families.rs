@@ -77,3 +77,42 @@ async fn fewer_candidates_than_families_go_to_some_of_them() {
     }
     assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_recipe_may_choose_who_answers() {
+    let operator = |name: &str, chosen: &str| format!("[[operator]]\nname = \"{name}\"\nslot = \"model\"\n{chosen}\n");
+    let text =
+        [operator("model.second", "backend = \"second\""), operator("model.odd", "model = \"m-7b\"\nweight = 0")];
+    let library = Arc::new(Library::parse(&text.concat(), "o.toml").unwrap());
+    // Spread over both, and with one that is always asked first.
+    for families in [Vec::new(), NAMES.map(|name| (name.to_owned(), 1)).to_vec()] {
+        let n_families = families.len();
+        let config = PipelineConfig { families, ..config(4) };
+        let backend = pool([says(SKY), says(OTHER)]);
+        let parts = Parts { backend, library: Arc::clone(&library), ..parts(Scripted::new(vec![])) };
+        let pipeline = Pipeline::start(config, parts).await.unwrap();
+        for nth in 0..12 {
+            let record = pipeline.answer(ask()).await.unwrap().provenance;
+            let (chosen, plain): (Vec<_>, Vec<_>) =
+                record.candidates.iter().partition(|candidate| !candidate.operators.is_empty());
+            assert_eq!((chosen.len(), plain.len()), (2, 2), "{nth} {record}");
+            assert!(chosen.iter().all(|candidate| candidate.text.as_deref() == Some(OTHER)), "{nth} {record}");
+            assert!(n_families > 0 || plain.iter().all(|candidate| candidate.text.as_deref() == Some(SKY)), "{record}");
+            assert_eq!(chosen[0].operators[0].backend.as_deref(), Some("second"), "it is on record");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_model_that_the_caller_asks_for_is_stronger_than_a_recipes() {
+    let text = "[[operator]]\nname = \"model.m\"\nslot = \"model\"\nmodel = \"m-7b\"\n";
+    let library = Arc::new(Library::parse(text, "o.toml").unwrap());
+    for (asked, expected) in [(None, Some("m-7b")), (Some("their-own"), Some("their-own"))] {
+        let backend = Arc::new(Scripted::new(vec![says(SKY), says(OTHER)]));
+        let parts = Parts { library: Arc::clone(&library), ..Parts::new(Arc::<Scripted>::clone(&backend)) };
+        let pipeline = Pipeline::start(config(2), parts).await.unwrap();
+        pipeline.answer(Ask { model: asked.map(str::to_owned), ..ask() }).await.unwrap();
+        let models: Vec<Option<String>> = backend.requests().into_iter().map(|request| request.model).collect();
+        assert_eq!(models, [asked.map(str::to_owned), expected.map(str::to_owned)]);
+    }
+}

@@ -44,7 +44,7 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     }
     let rows = operators.iter().map(|operator| {
         let tasks: Vec<&str> = operator.tasks.iter().map(|task| task.as_str()).collect();
-        let is_silent = operator.is_sampling_only();
+        let is_silent = operator.is_textless();
         vec![
             format!("{}@{}", operator.name, operator.version),
             operator.slot.clone(),
@@ -52,12 +52,20 @@ pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             if tasks.is_empty() { "all".to_owned() } else { tasks.join(",") },
             operator.weight.to_string(),
             tokens_of(operator).to_string(),
-            if is_silent { "(sampling only)".to_owned() } else { operator.text.replace('\n', " ") },
+            if is_silent { without_text(operator) } else { operator.text.replace('\n', " ") },
         ]
     });
     let rows: Vec<Vec<String>> = rows.collect();
     output::columns(&["name", "slot", "place", "tasks", "weight", "tokens", "text"], &rows)?;
     Ok(output::say(format!("{library}"))?)
+}
+
+/// Says what an operator without a text changes.
+fn without_text(operator: &Operator) -> String {
+    let chosen = |kind: &str, name: &Option<String>| name.as_ref().map(|name| format!("{kind} {name}"));
+    let sampling = (!operator.sampling.is_empty()).then(|| "sampling only".to_owned());
+    let parts = [chosen("backend", &operator.backend), chosen("model", &operator.model), sampling];
+    format!("({})", parts.into_iter().flatten().collect::<Vec<_>>().join(", "))
 }
 
 /// Returns the most tokens that an operator's text came to in some trials.
