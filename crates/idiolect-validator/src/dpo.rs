@@ -4,6 +4,8 @@
 use idiolect_backend::{Moments, OwnLogits};
 use serde::Deserialize;
 
+use crate::python;
+
 /// The figures of the `dpo` reward.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -44,7 +46,7 @@ impl DpoRules {
     /// Says whether a reply is so short that it gets the lowest reward unseen: blank, or of few characters.
     #[must_use]
     pub fn too_short(&self, reply: &str) -> bool {
-        reply.trim().is_empty() || reply.chars().count() <= self.short_characters
+        python::strip(reply).is_empty() || reply.chars().count() <= self.short_characters
     }
 
     /// Returns a reply's reward: the mean log-probability of its tokens, each drawn from its row of logits.

@@ -34,6 +34,7 @@ mod moving_average;
 mod normaliser;
 pub mod penalty;
 mod profile;
+mod python;
 mod report;
 mod reward_model;
 mod stack;

@@ -9,6 +9,7 @@ use crate::mask::{
 };
 use crate::penalty::{applied, content_match, keyword_match};
 use crate::profile::{Mask, Penalties, RewardText};
+use crate::python;
 use crate::report::{Cell, Factor, FactorKind, LogColumn, MissingFactor, StepReport};
 use crate::stack::{Column, Missing, Stack, StepError};
 use crate::state::Unused;
@@ -186,8 +187,12 @@ impl Validator {
     pub async fn step(&mut self, task: &StepTask, replies: &[Reply]) -> Result<StepReport, StepError> {
         let texts: Vec<String> = replies.iter().map(|reply| self.cut(task.kind, &reply.text)).collect();
         let succeeded: Vec<bool> = replies.iter().map(|reply| reply.succeeded).collect();
-        let came: Vec<String> =
-            texts.iter().zip(&succeeded).filter(|(_, ok)| **ok).map(|(text, _)| text.trim().to_owned()).collect();
+        let came: Vec<String> = texts
+            .iter()
+            .zip(&succeeded)
+            .filter(|(_, ok)| **ok)
+            .map(|(text, _)| python::strip(text).to_owned())
+            .collect();
         let opinions = self.ask_models(task, &came).await?;
 
         if task.kind == TaskKind::Augment {
@@ -224,7 +229,7 @@ impl Validator {
             let _ = self.average.update(&pairs);
         }
         if let Some(best) = best {
-            self.end_round_trip(task.kind, texts[best].trim());
+            self.end_round_trip(task.kind, python::strip(&texts[best]));
         }
         self.n_steps += 1;
         let (averages, weights) = (self.average.scores(), self.average.weights());

@@ -105,6 +105,39 @@ fn penalties_v2() {
     assert_eq!(applied(f64::NAN, 1.0), 0.0);
 }
 
+/// 868 tasks and replies, each with what the own Python modules of text-prompting made of it (tests/penalties_python.md).
+#[test]
+fn penalties_are_those_of_the_python_modules() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/penalties_python.jsonl");
+    let penalties = Profile::text_prompting_2_1().penalties.unwrap();
+    let (mut n_cases, mut wrong) = (0, Vec::new());
+    for line in std::fs::read_to_string(path).unwrap().lines() {
+        let case: Value = serde_json::from_str(line).unwrap();
+        let kind = TaskKind::of_step(case["step"].as_str().unwrap()).unwrap();
+        let criteria: Vec<Criterion> = strings(&case["criteria"]).iter().map(|line| Criterion::parse(line)).collect();
+        assert!(criteria.iter().all(|c| !matches!(c, Criterion::Other(_))), "{line}");
+        let reply = case["reply"].as_str().unwrap();
+        let lengths: Vec<u64> = criteria
+            .iter()
+            .filter_map(|c| if let Criterion::Length { unit, .. } = c { Some(unit.count(reply) as u64) } else { None })
+            .collect();
+        let raw = [
+            penalties.criteria.penalty(kind, &criteria, reply),
+            content_match(reply, penalties.openings),
+            keyword_match(kind, reply),
+        ];
+        let most = [penalties.task_validation, penalties.content_match, penalties.keyword_match];
+        let left: Vec<f64> = raw.iter().zip(most).map(|(&raw, most)| applied(raw, most)).collect();
+        let near = |ours: &[f64], theirs: &Value| ours.iter().zip(floats(theirs)).all(|(a, b)| (a - b).abs() < 1e-6);
+        let same_lengths = case["lengths"].as_array().unwrap().iter().map(|l| l.as_u64().unwrap()).eq(lengths.clone());
+        if !same_lengths || !near(&raw, &case["raw"]) || !near(&left, &case["applied"]) {
+            wrong.push(format!("{lengths:?} {raw:?} {left:?}, recorded {line}"));
+        }
+        n_cases += 1;
+    }
+    assert_eq!((n_cases, wrong.len()), (868, 0), "{}", wrong.join("\n"));
+}
+
 #[test]
 fn normalise() {
     for case in recorded("normalise").as_array().unwrap() {

@@ -3,6 +3,8 @@ use std::collections::hash_map::Entry;
 
 use serde::{Deserialize, Serialize};
 
+use crate::python;
+
 use super::WordPiece;
 use super::ngram_counts::{Counted, NgramCounts};
 use super::partial_ratio::Searched;
@@ -97,7 +99,7 @@ impl NgramBlacklist {
     }
 
     fn tokens(&self, text: &str) -> Vec<u32> {
-        let kept = |c: &char| c.is_alphanumeric() || c.is_whitespace() || matches!(c, '_' | '(' | ')' | '|');
+        let kept = |c: &char| python::is_word(*c) || python::is_space(*c) || matches!(c, '(' | ')' | '|');
         let text: String = text.to_lowercase().chars().filter(kept).collect();
         let mut tokens = self.tokenizer.encode(&text);
         tokens.truncate(self.rules.token_limit);
@@ -154,7 +156,7 @@ impl NgramBlacklist {
         let mut known: HashMap<String, usize> = HashMap::new();
         for counted in frequent {
             let phrase = self.tokenizer.decode(counted.ngram);
-            let n_words = phrase.split_whitespace().count();
+            let n_words = phrase.split(python::is_space).filter(|word| !word.is_empty()).count();
             if n_words >= self.rules.n_min && n_words > 0 {
                 let power = i32::try_from(n_words - 1).unwrap_or(i32::MAX);
                 let frequency = seen(&counted) / total;

@@ -3,6 +3,8 @@ use std::sync::LazyLock;
 use regex::RegexSet;
 use serde::Deserialize;
 
+use crate::python;
+
 /// What stock openings cost.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,12 +37,12 @@ static OPENINGS: LazyLock<RegexSet> = LazyLock::new(|| {
         r"your\s+task\s+now\s+is\s+to\s+write\s+a\s+tweet\s+about\s+the\s+previous\s+text",
         r"what\s+is\s+the\s+main\s+point\s+of\s+the\s+passage",
     ];
-    RegexSet::new(patterns.map(|pattern| format!("(?i){pattern}"))).expect("fixed patterns compile")
+    RegexSet::new(patterns.map(|p| format!("(?i){}", python::pattern(p)))).expect("fixed patterns compile")
 });
 
 /// Returns what the stock openings at the beginning of a reply cost together.
 #[must_use]
 pub fn content_match(reply: &str, rules: OpeningRules) -> f64 {
-    let opening: String = reply.trim().chars().take(rules.characters).flat_map(char::to_lowercase).collect();
+    let opening: String = python::strip(reply).chars().take(rules.characters).flat_map(char::to_lowercase).collect();
     (0..OPENINGS.matches(&opening).iter().count()).fold(0.0, |sum, _| sum + rules.cost)
 }

@@ -3,16 +3,14 @@ use std::sync::LazyLock;
 use regex::RegexSet;
 
 use crate::mask::has_foreign_label;
+use crate::python;
 use crate::task::TaskKind;
 
 /// Marks with which a validator divides its own prompts. The second is what the original looks for, a slip included.
 static MARKS: LazyLock<RegexSet> = LazyLock::new(|| {
-    RegexSet::new([
-        r"(?i)#+[\d\s]*QUESTION[\d\s]*:",
-        r#"(?i)f"\\n#+[\d\s]*ANSWER[\d\s]*:"#,
-        r"(?i)#+[\d\s]*SUMMARY[\d\s]*CONTEXT:",
-    ])
-    .expect("fixed patterns compile")
+    let patterns =
+        [r"#+[\d\s]*QUESTION[\d\s]*:", r#"f"\\n#+[\d\s]*ANSWER[\d\s]*:"#, r"#+[\d\s]*SUMMARY[\d\s]*CONTEXT:"];
+    RegexSet::new(patterns.map(|p| format!("(?i){}", python::pattern(p)))).expect("fixed patterns compile")
 });
 
 /// Returns 1 for a reply that has another task's label or a mark of the prompt's own in it, else 0.

@@ -2,6 +2,8 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
+use crate::python;
+
 /// What the length of a reply is counted in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
@@ -32,9 +34,9 @@ impl Unit {
     pub fn count(self, text: &str) -> usize {
         match self {
             Self::Characters => text.chars().count(),
-            Self::Words => text.split_whitespace().count().max(1),
+            Self::Words => text.split(python::is_space).filter(|word| !word.is_empty()).count().max(1),
             Self::Sentences => sentences(text),
-            Self::Paragraphs => paragraphs(text.trim()),
+            Self::Paragraphs => paragraphs(python::strip(text)),
         }
     }
 }
@@ -45,7 +47,7 @@ fn sentences(text: &str) -> usize {
     let mut n_sentences = 0;
     while let Some(c) = rest.next() {
         let ends = matches!(c, '.' | '?' | '!') && !before.is_some_and(|b: char| b.is_ascii_uppercase());
-        if ends && rest.peek().is_none_or(|next| next.is_whitespace()) {
+        if ends && rest.peek().is_none_or(|next| python::is_space(*next)) {
             n_sentences += 1;
         }
         before = Some(c);
@@ -190,7 +192,7 @@ impl Criterion {
             Self::Bullets => !has_bullets(reply),
             Self::Numbers => !has_numbers(reply),
             Self::NoLists => has_bullets(reply) || has_numbers(reply),
-            Self::EndsWithQuestionMark => !reply.trim_end().ends_with('?'),
+            Self::EndsWithQuestionMark => !reply.trim_end_matches(python::is_space).ends_with('?'),
             Self::NoQuestionMarks => reply.contains('?'),
             Self::Words { place, negated, words } => has_words(*place, words, reply) == *negated,
             Self::Other(_) => false,
@@ -220,7 +222,7 @@ fn length_breach(length: usize, target: u32, steepness: f64) -> f64 {
 fn has_bullets(text: &str) -> bool {
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
-        if matches!(c, '*' | '-' | '+' | '•' | '‣' | '◦') && chars.peek().is_some_and(|n| n.is_whitespace()) {
+        if matches!(c, '*' | '-' | '+' | '•' | '‣' | '◦') && chars.peek().is_some_and(|n| python::is_space(*n)) {
             return true;
         }
     }
@@ -229,20 +231,34 @@ fn has_bullets(text: &str) -> bool {
 
 /// A decimal digit, a full stop and white space, anywhere: a sentence that ends in a year counts. As in Python a digit is one of
 /// Unicode's category Nd, of whatever script; superscripts, fractions and Roman numerals are none.
-static NUMBER: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\p{Nd}\.\s").ok());
+static NUMBER: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(&python::pattern(r"\p{Nd}\.\s")).ok());
 
 fn has_numbers(text: &str) -> bool {
     NUMBER.as_ref().is_some_and(|number| number.is_match(text))
 }
 
 fn has_words(place: ContentMatch, words: &[String], text: &str) -> bool {
-    let words: Vec<String> = words.iter().map(|w| regex::escape(w)).collect();
-    let words = words.join("|");
-    let pattern = match place {
-        ContentMatch::StartsWith => format!(r"(?i)^\s*({words})\b"),
-        ContentMatch::EndsWith => format!(r"(?i)({words})\s*$"),
-        ContentMatch::Includes => format!("(?i)({words})"),
+    let text = match place {
+        ContentMatch::StartsWith => text.trim_start_matches(python::is_space),
+        ContentMatch::EndsWith => text.trim_end_matches(python::is_space),
+        ContentMatch::Includes => text,
     };
-    // Escaped words always compile but for a list beyond the size limit, which no prompt can usefully hold.
-    Regex::new(&pattern).is_ok_and(|regex| regex.is_match(text))
+    words.iter().any(|word| {
+        let escaped = python::pattern(&regex::escape(word));
+        let pattern = match place {
+            ContentMatch::StartsWith => format!("(?i)^{escaped}"),
+            ContentMatch::EndsWith => format!("(?i){escaped}$"),
+            ContentMatch::Includes => format!("(?i){escaped}"),
+        };
+        // An escaped word always compiles but for one beyond the size limit, which no prompt can usefully hold.
+        let found = Regex::new(&pattern).ok().and_then(|regex| regex.find(text));
+        // At the start a word ends where what is part of one meets what is none.
+        found.is_some_and(|found| place != ContentMatch::StartsWith || is_edge(text, found.end()))
+    })
+}
+
+/// Says whether only one of the characters before and after is part of a word.
+fn is_edge(text: &str, at: usize) -> bool {
+    let (before, after) = text.split_at(at);
+    before.ends_with(python::is_word) != after.starts_with(python::is_word)
 }

@@ -4,6 +4,8 @@
 //! openvalidators 1.2 and earlier versions of text-prompting 2 questions and answers in all prompts after that: other miners'
 //! replies, and those that were paid for.
 
+use crate::python;
+
 use super::{Prompt, TaskKind, openvalidators, text_prompting};
 
 /// What openvalidators 1.2 puts between the summary and what was asked before.
@@ -54,7 +56,7 @@ impl Prompt {
             }
         };
         for winner in &mut winners {
-            winner.text = winner.text.trim();
+            winner.text = python::strip(winner.text);
         }
         winners.retain(|winner| !winner.text.is_empty());
         winners
@@ -154,7 +156,7 @@ mod tests {
                     assert!(won.contains(&(winner.kind, text)), "{file}: {winner:?} of {row}");
                     n_winners += 1;
                 }
-                won.insert((kind, best.trim().to_owned()));
+                won.insert((kind, python::strip(best).to_owned()));
                 n_prompts += 1;
             }
             assert!(n_prompts >= 36 && n_winners > n_prompts, "{file}: {n_prompts} {n_winners}");
