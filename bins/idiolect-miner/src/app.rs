@@ -68,11 +68,16 @@ impl Core {
             (Some(path), Some(encoder)) => Some(Arc::new(history::panels(path, &**encoder).await?)),
             _ => None,
         };
+        let distinctiveness = match (&config.uniqueness.distinctiveness, &engines.encoder) {
+            (Some(path), Some(_)) => Some(Arc::new(history::distinctiveness(path)?)),
+            _ => None,
+        };
         let paraphraser = settings::paraphraser(config, &library, &engines.pool);
         let parts = Parts {
             embedder: engines.encoder.clone(),
             shared_history,
             panels,
+            distinctiveness,
             library: Arc::new(library),
             library_file,
             learner: settings::learner(config)?,

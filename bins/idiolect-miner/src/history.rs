@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use idiolect_backend::Embedder;
-use idiolect_uniqueness::{HistoryStore, Panels, PostgresHistory, SqliteHistory, read_panel, store};
+use idiolect_uniqueness::{
+    Distinctiveness, DistinctivenessError, HistoryStore, Panels, PostgresHistory, SqliteHistory, read_panel, store,
+};
 
 use crate::config::SharedHistory;
 
@@ -29,6 +31,18 @@ pub async fn open(place: &SharedHistory) -> anyhow::Result<Arc<dyn HistoryStore>
         },
     };
     opened.with_context(|| format!("the shared history {place} cannot be used; see uniqueness.shared_history"))
+}
+
+/// Reads what other prompts taught.
+///
+/// # Errors
+/// When the file cannot be read, or is none of `idiolect mutate learn`.
+pub fn distinctiveness(path: &Path) -> anyhow::Result<Distinctiveness> {
+    let read = || -> Result<_, DistinctivenessError> { Distinctiveness::read(BufReader::new(File::open(path)?)) };
+    let learnt = read().with_context(|| format!("uniqueness.distinctiveness: cannot use {}", path.display()))?;
+    let (n_prompts, n_replies) = learnt.sources();
+    tracing::info!(n_prompts, n_replies, slope = learnt.slope(), "what other prompts taught is loaded");
+    Ok(learnt)
 }
 
 /// Reads a file of recorded rivals and encodes them.

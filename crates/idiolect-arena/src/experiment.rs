@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
 use serde::Serialize;
 
-use crate::lessons::{Learned, Lessons};
+use crate::lessons::{Learned, Lessons, Taught};
 use crate::replies::Replies;
 use crate::statistics::below;
 
@@ -112,6 +112,7 @@ pub struct Experiment<'a> {
     qualities: Option<&'a [f32]>,
     criteria: Option<&'a [Option<f64>]>,
     lessons: Option<&'a Lessons<'a>>,
+    taught: Option<&'a Taught>,
     cases: Vec<Case>,
 }
 
@@ -159,8 +160,8 @@ impl<'a> Experiment<'a> {
             return Err(ExperimentError::NoPrompt);
         }
         let encoder = "all-mpnet-base-v2".to_owned();
-        let (qualities, criteria, lessons) = (None, None, None);
-        Ok(Self { replies, embeddings, own, encoder, profile, qualities, criteria, lessons, cases })
+        let (qualities, criteria, lessons, taught) = (None, None, None, None);
+        Ok(Self { replies, embeddings, own, encoder, profile, qualities, criteria, lessons, taught, cases })
     }
 
     /// Returns the same experiment with fewer models of ours: the others are nobody's, so that prompts and rivals stay as they are.
@@ -210,6 +211,13 @@ impl<'a> Experiment<'a> {
     #[must_use]
     pub fn with_lessons(self, lessons: &'a Lessons<'a>) -> Self {
         Self { lessons: Some(lessons), ..self }
+    }
+
+    /// Lets [`Choice::Selector`] use what other prompts of the same record teach, as a miner does that was given
+    /// [`Lessons::teach`].
+    #[must_use]
+    pub fn with_taught(self, taught: &'a Taught) -> Self {
+        Self { taught: Some(taught), ..self }
     }
 
     /// Returns the prompts that count.
@@ -356,6 +364,7 @@ impl<'a> Experiment<'a> {
                 embedding: Some(embedding(own)),
                 quality: self.qualities.map_or(0.5, |qualities| qualities[case.replies[own]]),
                 source: base(&self.own[own]),
+                distinctiveness: self.taught.and_then(|taught| taught.of(case.replies[own])),
             })
             .collect();
         let plain: Vec<usize> = (0..self.own.len()).filter(|&own| base(&self.own[own]) == self.own[own]).collect();

@@ -17,13 +17,14 @@
 
 mod linear;
 mod ranking;
-mod style;
+mod teaching;
 mod typicality;
 
 use std::collections::HashMap;
 
 use idiolect_backend::Embedding;
 use idiolect_uniqueness::GateProfile;
+use idiolect_uniqueness::distinctiveness::Prompt;
 use idiolect_uniqueness::report::pairwise_distances;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng as _;
@@ -31,6 +32,8 @@ use rand_chacha::rand_core::SeedableRng as _;
 use crate::replies::Replies;
 use crate::statistics::below;
 use ranking::{Group, Ranking};
+pub use teaching::{Taught, TeachError};
+use typicality::Weights;
 
 /// Parts that prompts are dealt into.
 pub const N_FOLDS: usize = 10;
@@ -53,7 +56,9 @@ const N_PANELS: usize = 3;
 pub struct Lessons<'a> {
     profile: GateProfile,
     models: Vec<&'a str>,
+    embeddings: &'a [Embedding],
     lessons: Vec<Lesson<'a>>,
+    weights: Weights,
     /// By the fold left out, the typicality of each reply by a fit in which neither that fold nor the reply's own had a part.
     typicality: Vec<Vec<f64>>,
     /// By the fold left out, the mean label of each model.
@@ -67,6 +72,12 @@ pub struct Asked {
     pub text: String,
     /// Its place in the replies' space.
     pub embedding: Embedding,
+}
+
+impl Asked {
+    fn prompt(&self) -> Prompt<'_> {
+        Prompt { text: &self.text, embedding: &self.embedding }
+    }
 }
 
 /// Everybody's replies to one prompt.
@@ -97,7 +108,21 @@ impl<'a> Lessons<'a> {
     #[must_use]
     pub fn new(
         replies: &'a Replies,
-        embeddings: &[Embedding],
+        embeddings: &'a [Embedding],
+        asked: &HashMap<String, Asked>,
+        profile: GateProfile,
+        seed: u64,
+    ) -> Self {
+        Self::by_gate(replies, embeddings, embeddings, asked, profile, seed)
+    }
+
+    /// As [`new`](Self::new), where the gate sees replies by another encoder: `by_gate` has the embeddings that its distances are
+    /// between, and whatever is learnt is learnt of the others.
+    #[must_use]
+    pub fn by_gate(
+        replies: &'a Replies,
+        embeddings: &'a [Embedding],
+        by_gate: &[Embedding],
         asked: &HashMap<String, Asked>,
         profile: GateProfile,
         seed: u64,
@@ -114,7 +139,7 @@ impl<'a> Lessons<'a> {
         for (nth, &index) in order.iter().enumerate() {
             let (prompt, members) = &by_prompt[index];
             let of_members: Vec<Embedding> =
-                members.iter().map(|&i| embeddings.get(i).cloned().unwrap_or_default()).collect();
+                members.iter().map(|&i| by_gate.get(i).cloned().unwrap_or_default()).collect();
             lessons.push(Lesson {
                 prompt,
                 fold: nth % N_FOLDS,
@@ -123,9 +148,9 @@ impl<'a> Lessons<'a> {
                 replies: members.clone(),
             });
         }
-        let typicality = typicality::predict(replies, embeddings, asked, &lessons);
+        let (weights, typicality) = typicality::predict(replies, embeddings, asked, &lessons);
         let labels = (0..N_FOLDS).map(|fold| mean_labels(replies, &lessons, models.len(), fold)).collect();
-        Self { profile, models, lessons, typicality, labels }
+        Self { profile, models, embeddings, lessons, weights, typicality, labels }
     }
 
     /// Learns to choose among replies of some models where so many rivals are seen.
@@ -324,89 +349,4 @@ fn shuffle<T>(values: &mut [T], random: &mut ChaCha8Rng) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const N_PROMPTS: usize = 40;
-
-    /// Rivals all point one way, and so do those of our replies that are short: what tells is length, never the model.
-    fn population(labels: [f32; 2]) -> (Replies, Vec<Embedding>) {
-        let (mut lines, mut embeddings) = (String::new(), Vec::new());
-        for prompt in 0..N_PROMPTS {
-            let base = prompt as f32 * 0.7;
-            for (nth, model) in ["a", "a_x", "r1", "r2", "r3", "r4"].into_iter().enumerate() {
-                let is_long = nth < 2 && (prompt + nth) % 2 == 0;
-                let n_words = if is_long { 60 + prompt % 7 } else { 12 + (prompt * 5 + nth) % 9 };
-                let text = vec!["word"; n_words].join(" ");
-                let label = labels.get(nth).map_or(String::new(), |label| format!(", \"q\": {label}"));
-                lines += &format!("{{\"p\": \"{prompt}\", \"m\": \"{model}\", \"t\": \"{text}\"{label}}}\n");
-                let angle = base + if is_long { 0.9 } else { 0.02 * nth as f32 };
-                embeddings.push(vec![angle.cos(), angle.sin(), 0.0]);
-            }
-        }
-        (Replies::read(&mut lines.as_bytes()).unwrap(), embeddings)
-    }
-
-    fn own() -> Vec<String> {
-        vec!["a".to_owned(), "a_x".to_owned()]
-    }
-
-    fn scores(replies: &Replies, embeddings: &[Embedding], n_visible: usize) -> Vec<Vec<f64>> {
-        let lessons = Lessons::new(replies, embeddings, &HashMap::new(), GateProfile::TEXT_PROMPTING_2_1, 3);
-        let learned = lessons.learn(&own(), n_visible, 5);
-        let visible = |first: usize| (first + 2..first + 2 + n_visible).collect::<Vec<usize>>();
-        let by_prompt = replies.by_prompt();
-        let of_prompt = |prompt: usize| {
-            let members = &by_prompt[prompt.to_string().as_str()];
-            learned.scores(&prompt.to_string(), &members[..2], &visible(members[0]))
-        };
-        (0..N_PROMPTS).map(of_prompt).collect()
-    }
-
-    #[test]
-    fn what_other_prompts_teach_is_found_without_a_rival_to_see() {
-        let (replies, embeddings) = population([0.5, 0.5]);
-        let n_right =
-            scores(&replies, &embeddings, 0).iter().enumerate().filter(|(i, s)| (s[0] > s[1]) == (i % 2 == 0)).count();
-        assert_eq!(n_right, N_PROMPTS);
-        let with_rivals = scores(&replies, &embeddings, 2);
-        assert!(with_rivals.iter().enumerate().all(|(i, s)| (s[0] > s[1]) == (i % 2 == 0)), "{with_rivals:?}");
-    }
-
-    #[test]
-    fn rivals_that_are_not_seen_have_no_say_about_their_prompt() {
-        let (replies, mut embeddings) = population([0.5, 0.5]);
-        let before = scores(&replies, &embeddings, 0);
-        for rival in 2..6 {
-            embeddings[7 * 6 + rival] = vec![0.0, 0.0, 1.0];
-        }
-        let after = scores(&replies, &embeddings, 0);
-        assert_eq!(before[7], after[7]);
-        assert_ne!(before, after, "but others learn from it");
-    }
-
-    #[test]
-    fn a_model_that_a_judge_likes_less_has_to_be_safer() {
-        let gained = |labels| {
-            let (replies, embeddings) = population(labels);
-            let scores = scores(&replies, &embeddings, 0);
-            scores.iter().map(|s| s[0] - s[1]).sum::<f64>() / N_PROMPTS as f64
-        };
-        let (even, better) = (gained([0.5, 0.5]), gained([0.75, 0.25]));
-        assert!((better - even - 0.5 * LABEL_WEIGHT).abs() < 1e-3, "{better} {even}");
-    }
-
-    #[test]
-    fn what_is_not_on_record_counts_as_nothing() {
-        let (replies, embeddings) = population([0.5, 0.5]);
-        let lessons = Lessons::new(&replies, &embeddings, &HashMap::new(), GateProfile::TEXT_PROMPTING_2_1, 3);
-        let learned = lessons.learn(&own(), 2, 5);
-        assert_eq!(learned.scores("no such prompt", &[0, 1], &[2, 3]), [0.0, 0.0]);
-        assert_eq!(learned.scores("0", &[0, 99], &[2, 3]), [0.0, 0.0]);
-        assert_eq!(learned.scores("0", &[0, 1], &[]), [0.0, 0.0], "learnt with rivals seen");
-        for own in [vec!["nobody"], vec!["a", "nobody", "none"]] {
-            let own: Vec<String> = own.into_iter().map(str::to_owned).collect();
-            assert_eq!(lessons.learn(&own, 0, 1).scores("0", &[0], &[]).len(), 1);
-        }
-    }
-}
+mod tests;

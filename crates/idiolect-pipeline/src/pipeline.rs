@@ -17,7 +17,7 @@ use idiolect_mutation::policy::Learner;
 use idiolect_mutation::{Library, LibraryFile, Mode, Paraphraser};
 use idiolect_protocol::Category;
 use idiolect_uniqueness::{
-    Erase, HistoryStore, Panels, ReplyHistory, Selector, SqliteHistory, StoreError, StoredReply,
+    Distinctiveness, Erase, HistoryStore, Panels, ReplyHistory, Selector, SqliteHistory, StoreError, StoredReply,
 };
 use idiolect_validator::{Profile, RewardModel};
 use sqlx::SqlitePool;
@@ -88,6 +88,8 @@ pub struct Parts {
     /// Says prompts in other words, for operators that want it. Without it, and where there is no time for it, recipes with such
     /// operators are left out.
     pub paraphraser: Option<Arc<Paraphraser>>,
+    /// What other prompts taught of which replies rivals mask. Without it only what is seen counts.
+    pub distinctiveness: Option<Arc<Distinctiveness>>,
 }
 
 impl Parts {
@@ -107,6 +109,7 @@ impl Parts {
             profile: None,
             reward: None,
             paraphraser: None,
+            distinctiveness: None,
         }
     }
 }
@@ -133,6 +136,7 @@ pub struct Pipeline {
     panels: Option<Arc<Panels>>,
     judge: Option<Judge>,
     paraphraser: Option<Arc<Paraphraser>>,
+    distinctiveness: Option<Arc<Distinctiveness>>,
     pace: Pace,
     pub(crate) history: Option<Arc<ReplyHistory>>,
     /// Whether other miners have the same history.
@@ -171,6 +175,7 @@ impl Pipeline {
             profile,
             reward,
             paraphraser,
+            distinctiveness,
         } = parts;
         let is_shared = shared_history.is_some();
         let kept: Option<Arc<dyn HistoryStore>> = match (shared_history, &store) {
@@ -205,6 +210,7 @@ impl Pipeline {
             reserve: Reserve::new(config.score_reserve, SCORE_MOST),
             judge: reward.map(|model| Judge::new(model, config.reward_reserve)),
             paraphraser,
+            distinctiveness,
             pace: Pace::default(),
             config,
             backend,
@@ -319,8 +325,8 @@ impl Pipeline {
             return Err(HandlerError::new(Category::Timeout, "out of time"));
         }
         let rules = self.rules(&job, &plan);
-        let is_compared = plan.n_candidates > 1 && self.relevance(rules.as_ref()).is_some();
-        let n_texts = plan.n_candidates + plan.quoted.len() + usize::from(is_compared);
+        let n_beside = if plan.n_candidates > 1 { self.beside(rules.as_ref(), &plan.asked).n() } else { 0 };
+        let n_texts = plan.n_candidates + plan.quoted.len() + n_beside;
         let mut reserve = if self.scores(&plan.mode) { self.reserve.of(n_texts, budget) } else { Duration::ZERO };
         if let Some(judge) = self.judge.as_ref().filter(|_| plan.n_candidates > 1 && !plan.mode.is_passthrough()) {
             reserve += judge.reserve(plan.n_candidates, budget);
@@ -600,6 +606,13 @@ fn check(config: &PipelineConfig, parts: &Parts) -> Result<(), PipelineError> {
         && panels.encoder() != embedder.name()
     {
         bad.push(format!("the panel was embedded by {}, the encoder is {}", panels.encoder(), embedder.name()));
+    }
+    if let (Some(learnt), Some(embedder)) = (&parts.distinctiveness, &parts.embedder)
+        && (learnt.encoder(), learnt.dimensions()) != (embedder.name(), embedder.dimensions())
+    {
+        let of = |name: &str, n: usize| format!("{name} of {n} values");
+        let (theirs, ours) = (of(learnt.encoder(), learnt.dimensions()), of(embedder.name(), embedder.dimensions()));
+        bad.push(format!("what other prompts taught is for {theirs}, the encoder is {ours}"));
     }
     if parts.shared_history.is_some() && parts.embedder.is_none() {
         bad.push("a history is shared, but there is no encoder to compare replies with".to_owned());

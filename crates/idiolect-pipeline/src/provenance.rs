@@ -285,6 +285,9 @@ impl fmt::Display for CandidateRecord {
             if let Some(Chance { p, low, high }) = score.masked {
                 write!(f, ", masked with a chance of {p:.2} ({low:.2} to {high:.2})")?;
             }
+            if let Some(told) = score.distinctiveness {
+                write!(f, ", {told:+.2} for what other prompts taught")?;
+            }
             writeln!(f, "{}", if score.clears { ", clears the gate" } else { ", does not clear the gate" })?;
         }
         for repair in &self.repairs {

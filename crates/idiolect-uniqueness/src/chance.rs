@@ -38,7 +38,7 @@ impl Chance {
     const ALWAYS: Self = Self { p: 1.0, low: 1.0, high: 1.0 };
 
     /// Returns the chance whose ln Λ is so much less.
-    fn less(self, by: f64) -> Self {
+    pub(crate) fn less(self, by: f64) -> Self {
         let of = |p: f32| {
             let rate = -(-f64::from(p)).ln_1p();
             #[expect(clippy::cast_possible_truncation, reason = "a probability")]

@@ -4,7 +4,7 @@
 //! replies is too near earns nothing, and being still more unusual earns nothing more ([`gate`]). A miner sees none of
 //! those replies, so [`Selector`] estimates them by the sibling candidates, a [`Panel`] of stand-ins and its own
 //! [`ReplyHistory`], takes the best candidate that clears the gate, and says how likely the gate is to mask it all the
-//! same ([`chance`]).
+//! same ([`chance`]). What other prompts taught of rivals can count, too ([`distinctiveness`]).
 //!
 //! ```
 //! use idiolect_uniqueness::quality::{Draft, estimate};
@@ -21,7 +21,7 @@
 //! let candidates: Vec<_> = embeddings
 //!     .iter()
 //!     .zip(&qualities)
-//!     .map(|(embedding, quality)| Candidate { embedding: Some(embedding), quality: quality.score, source: "m" })
+//!     .map(|(embedding, quality)| Candidate { embedding: Some(embedding), quality: quality.score, source: "m", distinctiveness: None })
 //!     .collect();
 //!
 //! let mut panel = Panel::new("demo-encoder", 3);
@@ -40,6 +40,7 @@
 //! [`Selector`], [`Selection`]. [`lexical`] compares texts without an encoder, and [`report`] puts all together for a batch. [`store`] opens the SQLite file that all components share.
 
 pub mod chance;
+pub mod distinctiveness;
 pub mod gate;
 pub mod history;
 pub mod lexical;
@@ -53,6 +54,7 @@ pub mod store;
 pub mod testkit;
 pub mod vectors;
 
+pub use distinctiveness::{Distinctiveness, DistinctivenessError};
 pub use gate::{GateHistory, GateMode, GateProfile, NotUnit, Sigmoid};
 #[cfg(feature = "postgres")]
 pub use history::PostgresHistory;

@@ -54,6 +54,9 @@ pub struct Candidate<'a> {
     /// The model that wrote it. Where no rival is seen, candidates of another model stand in for them: where that model is so
     /// near, others are.
     pub source: &'a str,
+    /// How far it is said to be from what everybody says, by [`Distinctiveness::of`](crate::Distinctiveness::of): ln Λ is lower by as much as
+    /// this is above the candidates' mean. `None` where nothing was learnt.
+    pub distinctiveness: Option<f64>,
 }
 
 /// Whom a candidate is nearest to.
@@ -95,6 +98,10 @@ pub struct CandidateScore {
     /// its [plain answers](Population::with_plain). Of several candidates one that is further from the others is less likely to be masked.
     #[serde(default)]
     pub masked: Option<Chance>,
+    /// How much lower ln Λ was taken to be for what other prompts taught of replies like it; 0 is as the mean of the
+    /// candidates. `None` where nothing was learnt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distinctiveness: Option<f32>,
     /// Whether it clears the gate with the margin. False without a usable embedding, and where there was no time to find
     /// out.
     pub clears: bool,
@@ -183,9 +190,9 @@ pub struct Selection {
 ///
 /// let selector = Selector::new(SelectorConfig::default());
 /// let candidates = [
-///     Candidate { embedding: Some(&[1.0, 0.0, 0.0]), quality: 0.9, source: "m" },
-///     Candidate { embedding: Some(&[1.0, 0.01, 0.0]), quality: 0.8, source: "m" },
-///     Candidate { embedding: Some(&[0.0, 1.0, 0.0]), quality: 0.7, source: "m" },
+///     Candidate { embedding: Some(&[1.0, 0.0, 0.0]), quality: 0.9, source: "m", distinctiveness: None },
+///     Candidate { embedding: Some(&[1.0, 0.01, 0.0]), quality: 0.8, source: "m", distinctiveness: None },
+///     Candidate { embedding: Some(&[0.0, 1.0, 0.0]), quality: 0.7, source: "m", distinctiveness: None },
 /// ];
 /// let selection = selector.select(&candidates, &Population::new("test")).unwrap();
 /// assert_eq!((selection.chosen, selection.reason), (2, Reason::BestThatClears));
@@ -240,8 +247,10 @@ impl Selector {
         let mut n_unsearched = 0;
         let mut scores: Vec<CandidateScore> = Vec::with_capacity(candidates.len());
         let further = self.further(&units, population);
-        for (i, &further) in further.iter().enumerate() {
-            let (score, is_searched) = self.score(i, further, candidates, &units, population, is_over);
+        let distinctive = distinctive(candidates);
+        for (i, (&further, &distinctive)) in further.iter().zip(&distinctive).enumerate() {
+            let beside = Beside { further, distinctive };
+            let (score, is_searched) = self.score(i, beside, candidates, &units, population, is_over);
             scores.push(score);
             n_unsearched += usize::from(!is_searched);
         }
@@ -268,7 +277,7 @@ impl Selector {
     fn score(
         &self,
         index: usize,
-        further: f64,
+        beside: Beside,
         candidates: &[Candidate<'_>],
         units: &[Option<Vec<f32>>],
         population: &Population<'_>,
@@ -288,7 +297,7 @@ impl Selector {
         let known = is_searched.then(|| Known {
             rivals: Self::rivals(index, candidates, units, population, seen_rival),
             to_plain: Self::to_plain(candidates[index].source, candidates, units, population),
-            further,
+            beside,
             historic,
         });
         // Where rivals are seen, what nobody sends says nothing of them.
@@ -307,6 +316,7 @@ impl Selector {
             historic,
             predicted: profile.product(reward(0.0), historic),
             masked: known.and_then(|known| self.chance(&known, population)),
+            distinctiveness: beside.distinctive.map(|distinctive| distinctive as f32),
             clears: is_searched && profile.product(reward(self.config.margin), historic) > profile.pass_above,
             quality,
         };
@@ -388,7 +398,8 @@ impl Selector {
         let beside_plain = to_plain.and_then(|d| calibration.masked_beside_plain(d * scale, bound, n_unseen));
         let chance =
             beside_plain.unwrap_or_else(|| calibration.masked(distance.map(|d| d * scale), bound, n_seen, n_unseen));
-        Some(calibration.beside_siblings(chance, known.further, n_seen))
+        let chance = calibration.beside_siblings(chance, known.beside.further, n_seen);
+        Some(chance.less(known.beside.distinctive.unwrap_or(0.0)))
     }
 
     fn score_unusable(candidate: &Candidate<'_>, quality: f32) -> CandidateScore {
@@ -401,6 +412,7 @@ impl Selector {
             historic: None,
             predicted: 0.0,
             masked: None,
+            distinctiveness: None,
             clears: false,
             quality,
             n_compared: 0,
@@ -433,9 +445,29 @@ struct Known {
     /// The distance to the nearest that stands for a rival, and how many do.
     rivals: (Option<f32>, usize),
     to_plain: Option<f32>,
+    beside: Beside,
+    historic: Option<f32>,
+}
+
+/// How a candidate stands among all of them.
+#[derive(Clone, Copy)]
+struct Beside {
     /// By how much it is further from our other candidates than those are, in the mean logarithm of distances.
     further: f64,
-    historic: Option<f32>,
+    /// How much lower ln Λ is taken to be for what other prompts taught.
+    distinctive: Option<f64>,
+}
+
+/// A reply of which more is said than this is like none that anything was learnt from.
+const MOST_DISTINCTIVE: f64 = 3.0;
+
+/// Returns how much more distinctive each candidate is said to be than the mean of those of which something is known.
+fn distinctive(candidates: &[Candidate<'_>]) -> Vec<Option<f64>> {
+    let finite = |candidate: &Candidate<'_>| candidate.distinctiveness.filter(|value| value.is_finite());
+    let known: Vec<f64> = candidates.iter().filter_map(finite).collect();
+    let mean = known.iter().sum::<f64>() / known.len().max(1) as f64;
+    let more = |value: f64| (value - mean).clamp(-MOST_DISTINCTIVE, MOST_DISTINCTIVE);
+    candidates.iter().map(|candidate| finite(candidate).map(more)).collect()
 }
 
 /// What the search of panel and history gave for one candidate.

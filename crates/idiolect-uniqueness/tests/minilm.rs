@@ -45,8 +45,10 @@ async fn texts_earn_what_the_validators_gave() {
         assert_eq!(masks, case.mask_v2, "{}", case.name);
 
         // The selector never prefers a reply that the validators would mask to one that they would not.
-        let candidates: Vec<Candidate<'_>> =
-            embeddings.iter().map(|e| Candidate { embedding: Some(e), quality: 0.5, source: "m" }).collect();
+        let candidates: Vec<Candidate<'_>> = embeddings
+            .iter()
+            .map(|e| Candidate { embedding: Some(e), quality: 0.5, source: "m", distinctiveness: None })
+            .collect();
         let selection = Selector::default().select(&candidates, &Population::new(encoder.name())).unwrap();
         if case.texts.len() > 1 && case.mask_v2.contains(&1.0) {
             assert_eq!(case.mask_v2[selection.chosen], 1.0, "{}", case.name);

@@ -213,7 +213,12 @@ fn report(gate: &GateProfile) -> String {
 
 fn selection(gate: &GateProfile) -> String {
     let embeddings = embeddings(12);
-    let candidate = |i: usize| Candidate { embedding: Some(embeddings[i].as_slice()), quality: 0.5, source: "m" };
+    let candidate = |i: usize| Candidate {
+        embedding: Some(embeddings[i].as_slice()),
+        quality: 0.5,
+        source: "m",
+        distinctiveness: None,
+    };
     let candidates: Vec<_> = (0..4).map(candidate).collect();
     let history = ReplyHistory::in_memory("e", 3, 100);
     for (i, embedding) in embeddings.iter().enumerate().skip(4) {

@@ -137,11 +137,13 @@ fn uniqueness(loaded: &Loaded, problem: &mut impl FnMut(&Origin, String)) {
             ),
         );
     }
-    if let (Some(panel), EncoderKind::Off) = (&uniqueness.panel, uniqueness.encoder) {
-        problem(
-            loaded.origin("uniqueness.panel"),
-            format!("uniqueness.panel is {}, but uniqueness.encoder is off: replies are not compared", panel.display()),
-        );
+    let of_encoder =
+        [("uniqueness.panel", &uniqueness.panel), ("uniqueness.distinctiveness", &uniqueness.distinctiveness)];
+    for (key, path) in of_encoder {
+        if let (Some(path), EncoderKind::Off) = (path, uniqueness.encoder) {
+            let but = "but uniqueness.encoder is off: replies are not compared";
+            problem(loaded.origin(key), format!("{key} is {}, {but}", path.display()));
+        }
     }
     if matches!(uniqueness.encoder, EncoderKind::MiniLm | EncoderKind::Mpnet) && !cfg!(feature = "candle") {
         let encoder = uniqueness.encoder.as_str();

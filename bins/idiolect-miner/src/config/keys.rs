@@ -147,6 +147,7 @@ pub static KEYS: &[Key<Config>] = &[
     key!(Config: uniqueness.rivals, "Miners that answer the same prompt besides this one; the replies that are not seen of so many are estimated.").unit("miners")
         .expect("at most 1000", |c| c.uniqueness.rivals <= 1000),
     key!(Config: uniqueness.panel, "Recorded replies of rivals to keep away from: a file with a JSON object a line, `{\"text\": …, \"prompt\": …, \"id\": …}`. With a `prompt` they count as rivals where exactly that is asked; without one they are kept away from whatever is asked."),
+    key!(Config: uniqueness.distinctiveness, "What other prompts taught of which replies rivals mask, by the same encoder: a file that `idiolect mutate learn` wrote. The candidate that is less like what everybody says is chosen sooner; it counts most where no rival's reply is seen."),
     key!(Config: uniqueness.history, "Replies that new ones are compared with, the last first.").unit("replies")
         .expect("at most 1000000", |c| c.uniqueness.history <= 1_000_000),
 

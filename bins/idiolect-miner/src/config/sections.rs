@@ -368,6 +368,8 @@ pub struct UniquenessSection {
     pub margin: f32,
     pub rivals: usize,
     pub panel: Option<PathBuf>,
+    /// What other prompts taught of which replies rivals mask.
+    pub distinctiveness: Option<PathBuf>,
     pub history: usize,
     pub shared_history: Option<SharedHistory>,
 }
@@ -497,6 +499,7 @@ impl Default for Config {
                 margin: 0.0147,
                 rivals: 49,
                 panel: None,
+                distinctiveness: None,
                 history: 4096,
                 shared_history: None,
             },

@@ -351,6 +351,7 @@ fn chosen(config: &Config) -> (usize, idiolect_uniqueness::Reason) {
         embedding: Some(embedding),
         quality,
         source: "m",
+        distinctiveness: None,
     };
     // The first two are at a distance of 0.1.
     let (near, far) = (candidate(&[0.9, 0.435_889_9, 0.0], 0.8), candidate(&[0.0, 0.0, 1.0], 0.5));

@@ -1,11 +1,13 @@
 //! How far a reply is from everybody's, by what other prompts teach.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use idiolect_backend::Embedding;
+use idiolect_uniqueness::distinctiveness::{N_COUNTED, counted};
+use idiolect_uniqueness::vectors::normalised;
 
 use super::linear::Normal;
-use super::{Asked, Lesson, N_FOLDS, logarithm, mean, style};
+use super::{Asked, Lesson, N_FOLDS, logarithm, mean};
 use crate::replies::Replies;
 
 /// Nearer than this a reply's neighbour says no more of how typical it is.
@@ -14,25 +16,34 @@ const TYPICAL: f64 = 0.02;
 const PENALTY_EMBEDDING: f64 = 5.0;
 const PENALTY_STYLE: f64 = 30.0;
 
-/// Returns the predictions of typicality by the fold left out: higher is farther from everybody.
+/// What all of the record teaches.
+#[derive(Debug)]
+pub(super) struct Weights {
+    pub(super) counted: Vec<f64>,
+    pub(super) embedding: Vec<f64>,
+}
+
+/// Returns the weights of what is counted and of embeddings, by all of the record, and the predictions of typicality by the fold left out:
+/// higher is farther from everybody.
 pub(super) fn predict(
     replies: &Replies,
     embeddings: &[Embedding],
     asked: &HashMap<String, Asked>,
     lessons: &[Lesson<'_>],
-) -> Vec<Vec<f64>> {
+) -> (Weights, Vec<Vec<f64>>) {
     let n_values = embeddings.first().map_or(0, Vec::len);
     let n = N_COUNTED + n_values;
     let counted: Vec<[f64; N_COUNTED]> = replies
         .all()
         .iter()
         .zip(embeddings)
-        .map(|(reply, embedding)| counted(&reply.text, embedding, asked.get(&reply.prompt)))
+        .map(|(reply, embedding)| counted(&reply.text, embedding, asked.get(&reply.prompt).map(Asked::prompt)))
         .collect();
     let scale = scales(&counted, lessons);
     let row = |reply: usize| -> Vec<f64> {
         let styles = counted[reply].iter().zip(&scale).map(|(figure, scale)| figure * scale);
-        styles.chain(embeddings[reply].iter().map(|&value| f64::from(value))).collect()
+        let unit = normalised(&embeddings[reply]).unwrap_or_else(|| vec![0.0; n_values]);
+        styles.chain(unit.into_iter().map(f64::from)).collect()
     };
     let mut folds = vec![Normal::new(n); N_FOLDS];
     for lesson in lessons {
@@ -70,38 +81,10 @@ pub(super) fn predict(
             }
         }
     }
-    predicted
-}
-
-/// Figures that are no part of an embedding: of the text, and of what it has to do with the prompt.
-const N_COUNTED: usize = style::N + 3;
-
-/// Returns what can be counted in a reply, and, where the prompt is known, how near it is to that and what share of its words, of all
-/// and of the first fifteen, the prompt has.
-fn counted(text: &str, embedding: &Embedding, asked: Option<&Asked>) -> [f64; N_COUNTED] {
-    let mut figures = [0.0; N_COUNTED];
-    figures[..style::N].copy_from_slice(&style::style(text));
-    if let Some(asked) = asked {
-        let of_prompt: HashSet<String> = words(&asked.text).collect();
-        let share = |words: &[String]| {
-            mean(&words.iter().map(|word| f64::from(u8::from(of_prompt.contains(word)))).collect::<Vec<_>>())
-        };
-        let words: Vec<String> = words(text).collect();
-        let cosine = cosine(embedding, &asked.embedding);
-        figures[style::N..].copy_from_slice(&[cosine, share(&words), share(&words[..words.len().min(15)])]);
-    }
-    figures
-}
-
-fn words(text: &str) -> impl Iterator<Item = String> {
-    text.split_whitespace().map(str::to_lowercase)
-}
-
-/// Returns the cosine of the angle between two embeddings; 0 where one has no direction.
-fn cosine(a: &Embedding, b: &Embedding) -> f64 {
-    let dot = |a: &Embedding, b: &Embedding| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
-    let lengths = (dot(a, a) * dot(b, b)).sqrt();
-    if a.len() == b.len() && lengths > 0.0 { dot(a, b) / lengths } else { 0.0 }
+    let mut weights = without(&[]);
+    let of_embedding = weights.split_off(N_COUNTED);
+    let of_counted = weights.iter().zip(&scale).map(|(weight, scale)| weight * scale).collect();
+    (Weights { counted: of_counted, embedding: of_embedding }, predicted)
 }
 
 /// Returns one over the spread of each figure around the mean of its prompt.

@@ -89,10 +89,10 @@ impl Pipeline {
         prompt_hash: &str,
         deadline: Instant,
     ) -> Selection {
-        let Examined { qualities, embeddings, quoted, .. } = looked_at;
+        let Examined { qualities, embeddings, quoted, distinctiveness, .. } = looked_at;
         let known: Vec<(String, f32)> =
             drafts.iter().zip(qualities).map(|(draft, quality)| (draft.model.clone(), quality.score)).collect();
-        let (embeddings, quoted) = (embeddings.clone(), quoted.clone());
+        let (embeddings, quoted, learnt) = (embeddings.clone(), quoted.clone(), distinctiveness.clone());
         let (selector, history, panels) = (Arc::clone(&self.selector), self.history.clone(), self.panels.clone());
         let is_plain = |draft: &Draft| plan.requests.get(draft.recipe).is_some_and(|r| r.recipe.is_no_op());
         let plain: Vec<usize> =
@@ -107,7 +107,12 @@ impl Pipeline {
             let embedding = |i: usize| embeddings.as_ref().and_then(|e| e.get(i)).map(Vec::as_slice);
             let with_place = known.iter().enumerate();
             let candidates: Vec<Candidate<'_>> = with_place
-                .map(|(i, (source, quality))| Candidate { embedding: embedding(i), quality: *quality, source })
+                .map(|(i, (source, quality))| Candidate {
+                    embedding: embedding(i),
+                    quality: *quality,
+                    source,
+                    distinctiveness: learnt.get(i).copied().flatten(),
+                })
                 .collect();
             let mut population = Population::new(&encoder).with_rivals(n_rivals).with_plain(&plain);
             // All were made for this encoder: `start` checks it.

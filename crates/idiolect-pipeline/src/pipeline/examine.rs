@@ -6,9 +6,10 @@ use std::sync::Arc;
 use idiolect_backend::{Embedding, FinishReason};
 use idiolect_mutation::FlagKind;
 use idiolect_mutation::guard::{self, Flag, Rules};
-use idiolect_uniqueness::Panel;
+use idiolect_uniqueness::distinctiveness::Prompt;
 use idiolect_uniqueness::quality::{self, Quality, Reward};
 use idiolect_uniqueness::vectors::dot;
+use idiolect_uniqueness::{Distinctiveness, Panel};
 use tokio::time::Instant;
 
 use super::{Pipeline, Plan, finish, last_asked};
@@ -30,6 +31,25 @@ pub(crate) struct Examined {
     pub(super) flags: Vec<Vec<Flag>>,
     pub(crate) embeddings: Option<Vec<Embedding>>,
     pub(super) quoted: Option<Arc<Panel>>,
+    /// What other prompts taught of replies like each.
+    pub(super) distinctiveness: Vec<Option<f64>>,
+}
+
+/// Which texts candidates are compared with, beside each other.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Beside<'a> {
+    /// What they must be near to, and how near.
+    relevance: Option<(&'a str, f32)>,
+    learnt: Option<&'a Distinctiveness>,
+    /// Whether what was asked is another text than that.
+    is_apart: bool,
+}
+
+impl Beside<'_> {
+    /// Returns how many texts there are to embed.
+    pub(super) fn n(&self) -> usize {
+        usize::from(self.relevance.is_some()) + usize::from(self.is_apart)
+    }
 }
 
 /// Why candidates have no embeddings.
@@ -82,7 +102,7 @@ impl Pipeline {
         }
         if plan.mode.is_passthrough() {
             let qualities = quality::estimate(&described(drafts, &flags, None));
-            return Examined { qualities, flags, embeddings: None, quoted: None };
+            return Examined { qualities, flags, embeddings: None, quoted: None, distinctiveness: Vec::new() };
         }
         // As a validator sees them: it cuts questions.
         let seen = |draft: &Draft| {
@@ -90,11 +110,20 @@ impl Pipeline {
             rules.map_or_else(|| text.clone(), |rules| rules.scored(text).into_owned())
         };
         let seen: Vec<String> = drafts.iter().map(seen).collect();
-        let relevance = self.relevance(rules).filter(|_| drafts.len() > 1);
-        let mut quoted = None;
-        let others = plan.quoted.iter().map(|(_, text)| text.as_str()).chain(relevance.map(|(base_text, _)| base_text));
+        let judged = rules.map_or(plan.asked.as_str(), Rules::judged_text);
+        let beside = if drafts.len() > 1 { self.beside(rules, &plan.asked) } else { Beside::default() };
+        let Beside { relevance, learnt, is_apart } = beside;
+        let (mut quoted, mut distinctiveness) = (None, Vec::new());
+        let others = plan.quoted.iter().map(|(_, text)| text.as_str());
+        let others = others.chain(relevance.map(|(base_text, _)| base_text)).chain(is_apart.then_some(judged));
         let embeddings = match self.embed(&seen, others, job.deadline).await {
             Ok(mut embeddings) => {
+                let asked = if is_apart { embeddings.pop() } else { embeddings.last().cloned() };
+                if let (Some(learnt), Some(asked)) = (learnt, asked) {
+                    let prompt = Prompt { text: judged, embedding: &asked };
+                    let of = |(text, embedding): (&String, &Embedding)| learnt.of(text, embedding, Some(prompt));
+                    distinctiveness = seen.iter().zip(&embeddings).map(of).collect();
+                }
                 if let Some((_, least)) = relevance
                     && let Some(base) = embeddings.pop()
                 {
@@ -113,15 +142,22 @@ impl Pipeline {
             }
         };
         // The gate comes first: it takes all of the reward.
-        let judged = rules.map_or(plan.asked.as_str(), Rules::judged_text);
         let rewards = self.judge(judged, &seen, job.deadline, &mut generated.notes).await;
         let qualities = quality::estimate(&described(&generated.drafts, &flags, rewards.as_deref()));
-        Examined { qualities, flags, embeddings, quoted }
+        Examined { qualities, flags, embeddings, quoted, distinctiveness }
+    }
+
+    /// Returns what candidates are compared with, for a prompt of which so much was asked.
+    pub(super) fn beside<'a>(&'a self, rules: Option<&'a Rules>, asked: &'a str) -> Beside<'a> {
+        let (relevance, learnt) = (self.relevance(rules), self.distinctiveness.as_deref());
+        let judged = rules.map_or(asked, Rules::judged_text);
+        let is_apart = learnt.is_some() && relevance.is_none_or(|(base_text, _)| base_text != judged);
+        Beside { relevance, learnt, is_apart }
     }
 
     /// Returns the text that candidates must be near to, and the least absolute cosine; `None` where that is unknown, or there is another encoder than
     /// the validators'.
-    pub(super) fn relevance<'a>(&self, rules: Option<&'a Rules>) -> Option<(&'a str, f32)> {
+    fn relevance<'a>(&self, rules: Option<&'a Rules>) -> Option<(&'a str, f32)> {
         self.embedder.as_ref().filter(|embedder| embedder.name() == RELEVANCE_ENCODER)?;
         Some((rules?.base_text(), rules?.least_relevance()?))
     }

@@ -3,11 +3,13 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use idiolect_backend::{Embedder, Embedding, Error};
 use idiolect_mutation::FlagKind;
+use idiolect_uniqueness::Distinctiveness;
+use idiolect_uniqueness::distinctiveness::N_COUNTED;
 use idiolect_validator::RewardModel;
 use idiolect_validator::task::{Criterion, TaskKind, Unit, text_prompting};
 
 use super::double::{Scripted, config, parts, prompt, says};
-use crate::{Ask, Parts, Pipeline, PipelineConfig};
+use crate::{Ask, Parts, Pipeline, PipelineConfig, PipelineError};
 
 const BASE: &str = "Leaves make sugar out of light and water, and give off oxygen while they do.";
 const ABOUT_LEAVES: &str = "Leaves turn light into sugar here.";
@@ -73,13 +75,21 @@ struct Started {
 }
 
 async fn start(encoder: &'static str, texts: &[&str]) -> Started {
+    start_with(encoder, texts, None).await.unwrap()
+}
+
+async fn start_with(
+    encoder: &'static str,
+    texts: &[&str],
+    distinctiveness: Option<Arc<Distinctiveness>>,
+) -> Result<Started, PipelineError> {
     let (seen, praise) = (Arc::default(), Arc::new(Praise::default()));
     let embedder = Subjects { name: encoder, seen: Arc::clone(&seen) };
     let scripted = Scripted::new(texts.iter().map(|text| says(text)).collect());
     let reward: Arc<dyn RewardModel> = Arc::<Praise>::clone(&praise);
-    let parts = Parts { embedder: Some(Arc::new(embedder)), reward: Some(reward), ..parts(scripted) };
+    let parts = Parts { embedder: Some(Arc::new(embedder)), reward: Some(reward), distinctiveness, ..parts(scripted) };
     let config = PipelineConfig { recipes: 1, ..config(texts.len()) };
-    Started { pipeline: Pipeline::start(config, parts).await.unwrap(), seen, praise }
+    Ok(Started { pipeline: Pipeline::start(config, parts).await?, seen, praise })
 }
 
 #[tokio::test]
@@ -126,5 +136,49 @@ async fn questions_are_judged_as_validators_cut_them() {
     assert_eq!(
         judged.iter().map(|text| text.trim()).collect::<Vec<_>>(),
         ["Why do leaves need light?", "Why do ships float?"]
+    );
+}
+
+/// Weights by which long texts are unlike everybody's, and such as are near to what was asked are like them.
+fn taught(encoder: &str) -> Option<Arc<Distinctiveness>> {
+    let mut counted = vec![0.0; N_COUNTED];
+    (counted[0], counted[N_COUNTED - 3]) = (4.0, -1.0);
+    Some(Arc::new(Distinctiveness::new(encoder, counted, vec![0.0; 64], 0.5).unwrap()))
+}
+
+#[tokio::test]
+async fn what_other_prompts_taught_has_a_say_in_the_choice() {
+    let short = "Leaves make it.";
+    let long = "In short it is the leaves that make it, as they do every day of the year.";
+    for (encoder, n_base) in [("all-mpnet-base-v2", 1), ("all-MiniLM-L6-v2", 0)] {
+        for learnt in [None, taught(encoder)] {
+            let is_taught = learnt.is_some();
+            let started = start_with(encoder, &[short, long], learnt).await.unwrap();
+            let answer = started.pipeline.answer(asked(TaskKind::Augment, vec![])).await.unwrap();
+            let told: Vec<Option<f32>> =
+                answer.provenance.candidates.iter().map(|c| c.score.as_ref().unwrap().distinctiveness).collect();
+            // The text that both are compared with is embedded once.
+            let n_seen = started.seen.lock().unwrap().iter().filter(|text| *text == BASE).count();
+            assert_eq!(n_seen, n_base.max(usize::from(is_taught)), "{encoder}");
+            if is_taught {
+                assert_eq!(answer.reply.completions, [long], "{}", answer.provenance);
+                // ln of 1 + 16 words over 1 + 3, and the cosines with the base text: 0.64, and 0.36 more where the length fits.
+                let near = |text: &str| if text.len() % 62 == BASE.len() % 62 { 1.0 } else { 0.64 };
+                let more = 0.5 * (4.0 * (18.0_f64 / 4.0).ln() - (near(long) - near(short)));
+                let n_words = long.split_whitespace().count();
+                assert_eq!(n_words, 17);
+                let gap = f64::from(told[1].unwrap() - told[0].unwrap());
+                assert!((gap - more).abs() < 1e-3, "{gap} {more}");
+                assert!(answer.provenance.to_string().contains(" for what other prompts taught"));
+            } else {
+                assert_eq!(told, [None, None]);
+            }
+        }
+    }
+    let refused = start_with("all-mpnet-base-v2", &[short], taught("all-MiniLM-L6-v2")).await.err().unwrap();
+    let says = refused.to_string();
+    assert!(
+        says.contains("taught is for all-MiniLM-L6-v2 of 64 values, the encoder is all-mpnet-base-v2 of 64 values"),
+        "{says}"
     );
 }

@@ -11,7 +11,7 @@ const Y: &[f32] = &[0.0, 1.0, 0.0];
 const Z: &[f32] = &[0.0, 0.0, 1.0];
 
 fn c(embedding: &[f32], quality: f32) -> Candidate<'_> {
-    Candidate { embedding: Some(embedding), quality, source: "m" }
+    Candidate { embedding: Some(embedding), quality, source: "m", distinctiveness: None }
 }
 
 fn select(candidates: &[Candidate<'_>], population: &Population<'_>) -> Selection {
@@ -168,7 +168,7 @@ fn embeddings_without_direction_count_as_repeats() {
 
 #[test]
 fn without_embeddings_quality_decides() {
-    let bare = |quality| Candidate { embedding: None, quality, source: "m" };
+    let bare = |quality| Candidate { embedding: None, quality, source: "m", distinctiveness: None };
     let selection = select(&[bare(0.1), bare(0.9)], &Population::new("e"));
     assert_eq!((selection.chosen, selection.reason), (1, Reason::QualityOnly));
     assert_eq!(selection.scores[0].distance, None);
@@ -287,6 +287,37 @@ fn where_no_rival_is_seen_plain_answers_tell_how_usual_a_candidate_is() {
 }
 
 #[test]
+fn what_other_prompts_taught_moves_the_chance() {
+    const MPNET: &str = "all-mpnet-base-v2";
+    let told = |learnt: [Option<f64>; 3]| {
+        let with = |e, distinctiveness| Candidate { distinctiveness, ..c(e, 0.5) };
+        select(&[with(X, learnt[0]), with(Y, learnt[1]), with(Z, learnt[2])], &Population::new(MPNET).with_rivals(49))
+    };
+    let untold = told([None; 3]);
+    assert_eq!(untold.chosen, 0, "all are alike, the first is taken");
+    let p = |selection: &Selection, i: usize| selection.scores[i].masked.unwrap().p;
+    // Only differences count; of one that nothing is said of nothing changes, and what is no number says nothing.
+    let by = told([Some(5.0), Some(6.0), None]);
+    assert_eq!((by.chosen, by.scores[1].distinctiveness, by.scores[2].distinctiveness), (1, Some(0.5), None));
+    let rate = |p: f32| -(-f64::from(p)).ln_1p();
+    assert!((rate(p(&by, 1)) / rate(p(&untold, 1)) - (-0.5_f64).exp()).abs() < 1e-4);
+    assert!((rate(p(&by, 0)) / rate(p(&untold, 0)) - 0.5_f64.exp()).abs() < 1e-4);
+    assert_eq!(p(&by, 2), p(&untold, 2));
+    assert_eq!(told([Some(f64::NAN), None, Some(2.0)]).scores[2].distinctiveness, Some(0.0));
+    // Beyond all that anything was learnt from it is cut off.
+    assert_eq!(told([Some(-1e9), Some(1e9), None]).scores[1].distinctiveness, Some(3.0));
+
+    // A rival that is too near stays certain.
+    let mut panel = Panel::new(MPNET, 3);
+    panel.push("rival", &X.to_vec());
+    let seen = Population::new(MPNET).with_panel(&panel).unwrap();
+    let best =
+        [Candidate { distinctiveness: Some(2.0), ..c(X, 0.5) }, Candidate { distinctiveness: Some(0.0), ..c(Y, 0.5) }];
+    let seen = select(&best, &seen);
+    assert_eq!((seen.chosen, p(&seen, 0)), (1, 1.0));
+}
+
+#[test]
 fn a_costly_history_makes_masking_more_likely() {
     const MPNET: &str = "all-mpnet-base-v2";
     let history = ReplyHistory::in_memory(MPNET, 3, 100);
@@ -396,8 +427,8 @@ fn replies_to_other_prompts_are_kept_away_from_and_no_rivals_that_are_seen() {
     panel.push("won before", &vec![1.0, 0.0, 0.0]);
     let near = [1.0, 0.1, 0.0];
     let candidates = [
-        Candidate { embedding: Some(&near), quality: 0.9, source: "m" },
-        Candidate { embedding: Some(&[0.0, 0.0, 1.0]), quality: 0.5, source: "m" },
+        Candidate { embedding: Some(&near), quality: 0.9, source: "m", distinctiveness: None },
+        Candidate { embedding: Some(&[0.0, 0.0, 1.0]), quality: 0.5, source: "m", distinctiveness: None },
     ];
     let nothing = select(&candidates, &Population::new(MPNET));
     for (population, whom) in [

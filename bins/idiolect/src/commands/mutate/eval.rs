@@ -5,6 +5,8 @@ mod live;
 mod record;
 mod report;
 
+pub(super) use record::{asked, embed};
+
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -74,6 +76,13 @@ pub(super) fn command() -> Command {
             number("subsets", "N", "10")
                 .value_parser(value_parser!(u16).range(1..))
                 .help("With --curve: sets of so many of ours that figures are the means of; drawn by the seed where there are more"),
+        )
+        .arg(
+            Arg::new("taught")
+                .long("taught")
+                .action(ArgAction::SetTrue)
+                .conflicts_with("live")
+                .help("Let the selector use what the other prompts of FILE teach, as the miner does with uniqueness.distinctiveness; cross-validated"),
         )
         .arg(number("seed", "S", "0").value_parser(value_parser!(u64)).help("What the draws start from"))
         .arg(profile_arg())

@@ -2,6 +2,7 @@
 
 mod eval;
 mod evolve;
+mod learn;
 mod lint;
 mod list;
 mod preview;
@@ -19,7 +20,7 @@ pub(crate) fn command() -> Command {
         .about("Look at the operators that vary prompts, and at the choice among replies: list and check them, see what they make of a prompt, measure choices, judge policies")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([list::command(), lint::command(), preview::command(), prompts::command(), eval::command(), evolve::command(), replay::command()])
+        .subcommands([list::command(), lint::command(), preview::command(), prompts::command(), eval::command(), learn::command(), evolve::command(), replay::command()])
 }
 
 pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
@@ -29,6 +30,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some(("preview", matches)) => preview::run(matches),
         Some(("prompts", matches)) => prompts::run(matches),
         Some(("eval", matches)) => eval::run(matches).await,
+        Some(("learn", matches)) => learn::run(matches).await,
         Some(("evolve", matches)) => evolve::run(matches).await,
         Some(("replay", matches)) => replay::run(matches),
         _ => Ok(()),

@@ -76,12 +76,16 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         None => None,
     };
     let lessons = Lessons::new(&replies, &embeddings, &asked, profile.clone(), seed);
+    let taught = matches.get_flag("taught").then(|| lessons.taught(encoder.name(), seed)).transpose()?;
     let mut found = Vec::with_capacity(groups.len());
     for own in &groups {
         let experiment = Experiment::new(&replies, &embeddings, own, profile.clone())?;
         let mut experiment = experiment.with_encoder(encoder.name()).with_lessons(&lessons);
         if let Some(qualities) = &qualities {
             experiment = experiment.with_qualities(qualities);
+        }
+        if let Some(taught) = &taught {
+            experiment = experiment.with_taught(taught);
         }
         if criteria.iter().any(Option::is_some) {
             experiment = experiment.with_criteria(&criteria);
@@ -150,7 +154,7 @@ fn curve_wish(matches: &ArgMatches, groups: &[Vec<String>]) -> anyhow::Result<Op
 }
 
 /// Reads what was asked; nothing where no file is named.
-fn asked(matches: &ArgMatches) -> anyhow::Result<Vec<AskedPrompt>> {
+pub(in crate::commands::mutate) fn asked(matches: &ArgMatches) -> anyhow::Result<Vec<AskedPrompt>> {
     let Some(path) = matches.get_one::<PathBuf>("prompts") else { return Ok(Vec::new()) };
     AskedPrompt::open(path).with_context(|| format!("cannot use {}", path.display()))
 }
@@ -228,7 +232,11 @@ async fn rewards(
     Ok(qualities)
 }
 
-async fn embed(encoder: &dyn Embedder, texts: &[&str], folder: Option<&Path>) -> anyhow::Result<Vec<Embedding>> {
+pub(in crate::commands::mutate) async fn embed(
+    encoder: &dyn Embedder,
+    texts: &[&str],
+    folder: Option<&Path>,
+) -> anyhow::Result<Vec<Embedding>> {
     let mut cache = EmbeddingCache::open(folder, encoder)?;
     let bar = Counter::new("encoding replies");
     let embeddings = cache.embed(encoder, texts, &mut |done, all| bar.at(done, all)).await;
