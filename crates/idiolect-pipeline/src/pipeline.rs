@@ -293,7 +293,7 @@ impl Pipeline {
     /// Makes one reply.
     pub(crate) async fn run(&self, job: Job) -> Result<Answer, HandlerError> {
         let _in_flight = metrics::InFlight::new();
-        let transport = job.transport;
+        let (called, transport) = (Instant::now(), job.transport);
         let prompt_hash = hash::prompt(&job.messages);
         let planned = self.plan(&job, &prompt_hash).await;
         let mode = match &planned {
@@ -302,7 +302,7 @@ impl Pipeline {
             Err(_) => "none",
         };
         let result = match planned {
-            Ok(plan) => self.carry_out(job, plan, prompt_hash).await,
+            Ok(plan) => self.carry_out(job, plan, prompt_hash, called).await,
             Err(error) => Err(error),
         };
         if result.as_ref().is_err_and(|error| error.category == Category::Timeout) {
@@ -317,10 +317,15 @@ impl Pipeline {
         self.embedder.is_some() && !mode.is_passthrough()
     }
 
-    async fn carry_out(&self, job: Job, mut plan: Plan, prompt_hash: String) -> Result<Answer, HandlerError> {
-        let started = Instant::now();
+    async fn carry_out(
+        &self,
+        job: Job,
+        mut plan: Plan,
+        prompt_hash: String,
+        called: Instant,
+    ) -> Result<Answer, HandlerError> {
         let time_ms = now_ms();
-        let budget = job.deadline.saturating_duration_since(started);
+        let budget = job.deadline.saturating_duration_since(Instant::now());
         if budget < LEAST_BUDGET {
             return Err(HandlerError::new(Category::Timeout, "out of time"));
         }
@@ -381,17 +386,17 @@ impl Pipeline {
         self.await_reward(&plan, &generated.drafts, &sent, &job.caller);
 
         let timings = Timings {
-            plan_ms: milliseconds(planned_at - started),
+            plan_ms: milliseconds(planned_at - called),
             generate_ms: milliseconds(mended_at - planned_at),
             score_ms: milliseconds(scored_at - mended_at),
-            total_ms: milliseconds(scored_at - started),
+            total_ms: milliseconds(scored_at - called),
             reserve_ms: milliseconds(reserve),
-            budget_ms: milliseconds(budget),
+            budget_ms: milliseconds(job.deadline.saturating_duration_since(called)),
         };
-        metrics::stage("plan", planned_at - started);
+        metrics::stage("plan", planned_at - called);
         metrics::stage("generate", mended_at - planned_at);
         metrics::stage("score", scored_at - mended_at);
-        metrics::stage("total", scored_at - started);
+        metrics::stage("total", scored_at - called);
 
         let deadline = job.deadline;
         let reply = reply(&generated.drafts, &sent, job.logprobs.is_some());

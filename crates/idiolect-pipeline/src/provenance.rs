@@ -59,7 +59,7 @@ pub struct CandidateRecord {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Timings {
-    /// From the call to the requests to the backends.
+    /// From the call to the requests to the backends: drawing recipes, and saying the prompt in other words.
     pub plan_ms: f64,
     /// Until the candidates were there.
     pub generate_ms: f64,

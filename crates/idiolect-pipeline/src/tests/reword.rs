@@ -82,6 +82,9 @@ async fn what_goes_without_other_words_is_left_out_and_not_learnt_of() {
             let record = pipeline.answer(Ask { timeout: Duration::from_secs(6), ..ask() }).await.unwrap().provenance;
             // A sixth of the time, and no more.
             assert!(began.elapsed() <= Duration::from_millis(1_000), "{:?}", began.elapsed());
+            let (taken, timings) = (began.elapsed().as_secs_f64() * 1000.0, record.timings);
+            assert!((timings.total_ms - taken).abs() < 50.0 && timings.plan_ms > taken - 50.0, "{taken} {timings:?}");
+            assert!((timings.budget_ms - 6_000.0).abs() < 1.0, "{timings:?}");
             assert_eq!(record.candidates.len(), 2, "the plain prompt has its candidates");
             assert!(record.candidates.iter().all(|candidate| candidate.operators.is_empty()));
         }
