@@ -68,6 +68,7 @@ impl Exp3 {
             let heaviest = arms.values().map(|arm| arm.log).fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = arms.values().map(|arm| libm::exp(arm.log - heaviest)).sum();
             let share = std::f64::consts::E * config.share * sum / arms.len().max(1) as f64;
+            let share = if record.again { 0.0 } else { share };
             for arm in arms.values_mut() {
                 arm.log = libm::log(libm::exp(arm.log - heaviest) + share);
             }

@@ -190,8 +190,20 @@ impl Learner {
     /// [`PolicyError`] for a reward, a propensity or a feature out of bounds, or where it cannot be written down: then nothing
     /// is learnt of any of them.
     pub fn update(&self, context: &Context, scored: &[Scored<'_>]) -> Result<(), PolicyError> {
-        let record = Record::new(context, scored)?;
-        if scored.is_empty() || !self.config.kind.learns() {
+        self.take_in(Record::new(context, scored)?)
+    }
+
+    /// Learns more of a request that [`update`](Self::update) was told of before: what a validator gave for a reply, for one. It is
+    /// one more observation, and what was learnt earlier does not fade for it.
+    ///
+    /// # Errors
+    /// As [`update`](Self::update).
+    pub fn update_again(&self, context: &Context, scored: &[Scored<'_>]) -> Result<(), PolicyError> {
+        self.take_in(Record { again: true, ..Record::new(context, scored)? })
+    }
+
+    fn take_in(&self, record: Record) -> Result<(), PolicyError> {
+        if record.scored.is_empty() || !self.config.kind.learns() {
             return Ok(());
         }
         let mut inner = self.lock();

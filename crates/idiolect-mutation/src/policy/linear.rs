@@ -116,8 +116,9 @@ impl Linear {
     }
 
     pub(crate) fn update(&mut self, config: &PolicyConfig, record: &Record) {
+        let discount = if record.again { 1.0 } else { config.discount };
         for sum in self.products.iter_mut().chain(&mut self.rewards) {
-            *sum *= config.discount;
+            *sum *= discount;
         }
         let features = record.context.all_features();
         for scored in &record.scored {

@@ -40,6 +40,9 @@ pub(crate) struct Played {
 pub(crate) struct Record {
     pub(crate) context: Context,
     pub(crate) scored: Vec<ScoredRecord>,
+    /// Whether the request was learnt of before: then nothing fades for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) again: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -74,7 +77,7 @@ impl Record {
             reward: *reward,
             n_arms: draw.n_arms,
         });
-        let record = Self { context: context.clone(), scored: scored.collect() };
+        let record = Self { context: context.clone(), scored: scored.collect(), again: false };
         record.check()?;
         Ok(record)
     }

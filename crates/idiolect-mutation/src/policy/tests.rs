@@ -284,6 +284,47 @@ fn state_comes_back_as_it_was() {
 }
 
 #[test]
+fn what_is_said_again_of_a_request_makes_nothing_fade_and_is_kept() {
+    let library = library_of(&[("a.x", 1), ("b.x", 1)]);
+    let reward = |recipe: &str, request: u64| {
+        let is_good = (recipe == "no-op") == request.is_multiple_of(2);
+        if is_good { 0.75 } else { 0.25 }
+    };
+    for kind in [PolicyKind::Thompson, PolicyKind::Linear, PolicyKind::Exp3] {
+        let dir = tempfile::tempdir().unwrap();
+        let config = PolicyConfig { discount: 0.5, snapshot_every: 1000, ..config(kind) };
+        let open = || Learner::open(config.clone(), Seed::from(1), dir.path()).unwrap();
+        let (learner, faded) = (open(), Learner::in_memory(config.clone(), Seed::from(1)).unwrap());
+        let mut draws = Vec::new();
+        for request in 0..6 {
+            draws = draw(&learner, &library, Task::Answer, 2, request);
+            let scored: Vec<_> =
+                draws.iter().map(|draw| Scored { draw, reward: reward(&draw.recipe.to_string(), request) }).collect();
+            learner.update(&context(Task::Answer), &scored).unwrap();
+            faded.update(&context(Task::Answer), &scored).unwrap();
+        }
+        let amount = || {
+            let Posterior { alpha, beta } = learner.posterior(&Context::default(), None)?;
+            Some(alpha + beta - 2.0)
+        };
+        let before = amount();
+        assert_eq!(learner.to_json(), faded.to_json());
+        let no_op = draws.iter().find(|draw| draw.recipe.is_no_op()).unwrap();
+        let said = [Scored { draw: no_op, reward: 0.5 }];
+        learner.update_again(&context(Task::Answer), &said).unwrap();
+        faded.update(&context(Task::Answer), &said).unwrap();
+        if let (Some(before), Some(after)) = (before, amount()) {
+            assert!((after - before - 1.0).abs() < 1e-9, "{before} {after}");
+        }
+        assert_ne!(learner.to_json(), faded.to_json(), "{kind}");
+        assert_eq!(learner.n_updates(), 7);
+        let state = learner.to_json();
+        drop(learner);
+        assert_eq!(open().to_json(), state, "{kind}: it is read back from the journal");
+    }
+}
+
+#[test]
 fn a_record_that_was_not_finished_is_cut_off() {
     let dir = tempfile::tempdir().unwrap();
     let library = Library::built_in();

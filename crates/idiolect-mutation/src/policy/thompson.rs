@@ -93,9 +93,10 @@ impl Thompson {
             }
         }
         let change = |arms: &mut BTreeMap<String, Evidence>| {
+            let discount = if record.again { 1.0 } else { config.discount };
             for arm in arms.values_mut() {
-                arm.gained *= config.discount;
-                arm.missed *= config.discount;
+                arm.gained *= discount;
+                arm.missed *= discount;
             }
             arms.retain(|_, arm| arm.amount() > LEAST_EVIDENCE);
             for (&name, &(version, gained, missed)) in &sums {

@@ -204,13 +204,13 @@ impl Pipeline {
     }
 
     /// Tells the policy what a validator gave for a reply, once a reply: one more observation of its recipe, beside what we thought of
-    /// it ourselves. Of several rewards the mean counts, cut off at 0 and 1.
+    /// it ourselves, for which nothing fades. Of several rewards the mean counts, cut off at 0 and 1.
     pub(super) fn learn_reward(&self, reply: &CompletionHash, rewards: &[f32]) {
         let Some(learner) = self.learner.as_ref().filter(|_| !rewards.is_empty()) else { return };
         let Some((context, draw)) = self.awaited.take(reply) else { return };
         let mean = rewards.iter().map(|&reward| f64::from(reward)).sum::<f64>() / rewards.len() as f64;
         let reward = mean.clamp(0.0, 1.0);
-        teach(learner, move |learner| learner.update(&context, &[Scored { draw: &draw, reward }]));
+        teach(learner, move |learner| learner.update_again(&context, &[Scored { draw: &draw, reward }]));
     }
 }
 

@@ -261,5 +261,5 @@ fn record(asked: &Asked<'_>, recipes: &Recipes, n_recipes: usize) -> Record {
         reward: logged.row.reward,
         n_arms: u32::try_from(n_recipes).unwrap_or(u32::MAX),
     });
-    Record { context: asked.context.clone(), scored: scored.collect() }
+    Record { context: asked.context.clone(), scored: scored.collect(), again: false }
 }
