@@ -7,6 +7,7 @@ mod heat_map;
 mod interval_plot;
 mod output;
 mod picture;
+mod record;
 mod replies;
 
 #[global_allocator]

@@ -38,6 +38,7 @@ pub mod rivals;
 pub mod scores;
 pub mod statistics;
 pub mod texts;
+pub mod tournament;
 
 pub use cache::{CacheError, EmbeddingCache};
 pub use experiment::{Choice, Experiment, ExperimentError, Outcome, Pick};
@@ -45,3 +46,4 @@ pub use lessons::{Learned, Lessons};
 pub use recorded::{RecordedBackend, RecordedError, RecordedSpec};
 pub use replies::{AskedPrompt, Recorded, Replies, RepliesError};
 pub use scores::{ScoreCache, ScoreError};
+pub use tournament::{Rules, Standing, StepRecord, Tournament, TournamentError};

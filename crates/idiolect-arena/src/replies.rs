@@ -75,6 +75,14 @@ pub enum RepliesError {
         /// The prompt.
         prompt: String,
     },
+    /// Two files have a model answer the same prompt.
+    #[error("{model} answers prompt {prompt} in two files")]
+    InTwo {
+        /// The model.
+        model: String,
+        /// The prompt.
+        prompt: String,
+    },
     /// A label is no probability.
     #[error("line {line}: q is {label}, expected a number from 0 to 1")]
     Label {
@@ -164,6 +172,19 @@ impl Replies {
         if replies.is_empty() { Err(RepliesError::Nothing) } else { Ok(Self(replies)) }
     }
 
+    /// Adds those of another record behind these.
+    ///
+    /// # Errors
+    /// [`RepliesError::InTwo`] where a model answers a prompt in both.
+    pub fn join(&mut self, others: Self) -> Result<(), RepliesError> {
+        let known: HashSet<(&str, &str)> = self.0.iter().map(|r| (r.prompt.as_str(), r.model.as_str())).collect();
+        if let Some(twice) = others.0.iter().find(|r| known.contains(&(r.prompt.as_str(), r.model.as_str()))) {
+            return Err(RepliesError::InTwo { model: twice.model.clone(), prompt: twice.prompt.clone() });
+        }
+        self.0.extend(others.0);
+        Ok(())
+    }
+
     /// Returns all of them.
     #[must_use]
     pub fn all(&self) -> &[Recorded] {
@@ -221,6 +242,15 @@ mod tests {
             let error = read(text).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn records_are_joined_unless_they_say_two_things() {
+        let mut replies = read("{\"p\": 1, \"m\": \"x\", \"t\": \"a\"}").unwrap();
+        replies.join(read("{\"p\": 1, \"m\": \"y\", \"t\": \"b\"}").unwrap()).unwrap();
+        assert_eq!(replies.by_prompt()["1"], [0, 1]);
+        let error = replies.join(read("{\"p\": 1, \"m\": \"y\", \"t\": \"c\"}").unwrap()).unwrap_err();
+        assert_eq!((error.to_string().as_str(), replies.all().len()), ("y answers prompt 1 in two files", 2));
     }
 
     #[test]

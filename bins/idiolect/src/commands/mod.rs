@@ -1,5 +1,6 @@
 //! The subcommands: one file each, with `command` (its arguments) and `run`.
 
+mod arena;
 mod ask;
 mod bench;
 mod completions;
@@ -49,6 +50,7 @@ pub(crate) fn command() -> Command {
             unique::command(),
             score::command(),
             mutate::command(),
+            arena::command(),
             history::command(),
             erase::command(),
             models::command(),
@@ -72,6 +74,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some(("unique", matches)) => unique::run(matches).await,
         Some(("score", matches)) => score::run(matches).await,
         Some(("mutate", matches)) => mutate::run(matches).await,
+        Some(("arena", matches)) => arena::run(matches).await,
         Some(("history", matches)) => history::run(matches).await,
         Some(("erase", matches)) => erase::run(matches).await,
         Some(("models", matches)) => models::run(matches).await,

@@ -5,8 +5,6 @@ mod live;
 mod record;
 mod report;
 
-pub(super) use record::{asked, embed};
-
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};

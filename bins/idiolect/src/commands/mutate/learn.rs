@@ -15,9 +15,9 @@ use idiolect_miner::progress::FetchProgress;
 use idiolect_miner::{cli, models};
 use serde::Serialize;
 
-use super::eval::{asked, embed};
 use crate::commands::{Usage, json_arg, load, profile, profile_arg, start_logging};
 use crate::output;
+use crate::record::{asked, embed};
 
 pub(super) fn command() -> Command {
     let path = |id: &'static str, name: &'static str| {

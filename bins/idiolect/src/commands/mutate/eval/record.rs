@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::ArgMatches;
 use idiolect_arena::experiment::Spread;
 use idiolect_arena::lessons::Asked;
 use idiolect_arena::scores::normalised;
-use idiolect_arena::{AskedPrompt, Choice, EmbeddingCache, Experiment, Lessons, Outcome, Replies, ScoreCache, live};
-use idiolect_backend::{Embedder, Embedding};
+use idiolect_arena::{AskedPrompt, Choice, Experiment, Lessons, Outcome, Replies, ScoreCache, live};
+use idiolect_backend::Embedding;
 use idiolect_miner::backends::Loader;
 use idiolect_miner::config::EncoderKind;
 use idiolect_miner::progress::{Counter, FetchProgress};
@@ -21,6 +21,7 @@ use super::curve::{self, Wish};
 use super::report::{Group, adjust, arms, draw, print};
 use crate::commands::{Usage, load, plot, profile, start_logging};
 use crate::output;
+use crate::record::{asked, embed};
 
 pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let plot = plot(matches)?;
@@ -153,12 +154,6 @@ fn curve_wish(matches: &ArgMatches, groups: &[Vec<String>]) -> anyhow::Result<Op
     }))
 }
 
-/// Reads what was asked; nothing where no file is named.
-pub(in crate::commands::mutate) fn asked(matches: &ArgMatches) -> anyhow::Result<Vec<AskedPrompt>> {
-    let Some(path) = matches.get_one::<PathBuf>("prompts") else { return Ok(Vec::new()) };
-    AskedPrompt::open(path).with_context(|| format!("cannot use {}", path.display()))
-}
-
 /// Returns what the criteria of validators' prompts take of each reply of some models; nothing of everybody else's, and where a prompt has no
 /// criteria.
 async fn criteria(
@@ -230,20 +225,4 @@ async fn rewards(
         }
     }
     Ok(qualities)
-}
-
-pub(in crate::commands::mutate) async fn embed(
-    encoder: &dyn Embedder,
-    texts: &[&str],
-    folder: Option<&Path>,
-) -> anyhow::Result<Vec<Embedding>> {
-    let mut cache = EmbeddingCache::open(folder, encoder)?;
-    let bar = Counter::new("encoding replies");
-    let embeddings = cache.embed(encoder, texts, &mut |done, all| bar.at(done, all)).await;
-    bar.close();
-    let embeddings = embeddings?;
-    if embeddings.len() != texts.len() {
-        bail!("{} embeddings for {} texts", embeddings.len(), texts.len());
-    }
-    Ok(embeddings)
 }

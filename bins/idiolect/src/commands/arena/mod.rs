@@ -1,0 +1,20 @@
+//! `idiolect arena`: whether a configuration would win, before anything is paid.
+
+mod run;
+
+use clap::{ArgMatches, Command};
+
+pub(crate) fn command() -> Command {
+    Command::new("arena")
+        .about("Find out offline what validators' arithmetic makes of replies among those of many other models")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommands([run::command()])
+}
+
+pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
+    match matches.subcommand() {
+        Some(("run", matches)) => run::run(matches).await,
+        _ => Ok(()),
+    }
+}
