@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -81,7 +82,7 @@ fn write(folder: &Path) {
 }
 
 const COMMON: [&str; 8] =
-    ["--population", "population", "--encoder", "mpnet", "--embeddings", "kept", "--uniqueness.quality_model", "off"];
+    ["--population", "population", "--encoder", "minilm", "--embeddings", "kept", "--uniqueness.quality_model", "off"];
 
 #[test]
 fn who_says_what_everybody_says_is_masked_and_comes_last() {
@@ -123,7 +124,7 @@ fn who_says_what_everybody_says_is_masked_and_comes_last() {
     let cloned = gives(folder, &[&args[..], &["--clones", "1"]].concat());
     assert_eq!(cloned["standings"][1]["masked_share"].as_f64(), Some(1.0), "a copy masks");
     let table = says(folder, &[&COMMON[..], &["--contestant", "ours.jsonl"]].concat());
-    assert!(table.starts_with("3 steps with batches of 50 from 5 models, 3 prompts, text-prompting-2.1, all-mpnet-base-v2, quality 1 for all"), "{table}");
+    assert!(table.starts_with("3 steps with batches of 50 from 5 models, 3 prompts, text-prompting-2.1, all-MiniLM-L6-v2, quality 1 for all"), "{table}");
     assert!(table.contains("> ours  ") && table.contains("  gardener"), "{table}");
 }
 
@@ -133,7 +134,7 @@ fn quality_is_the_reward_models_word() {
     let folder = dir.path();
     write(folder);
     let found =
-        gives(folder, &["--population", "population", "--encoder", "mpnet", "--contestant", "ours.jsonl", "--json"]);
+        gives(folder, &["--population", "population", "--encoder", "minilm", "--contestant", "ours.jsonl", "--json"]);
     assert_eq!(found["quality"], "smollm2-135m");
     let quality = |name: &str| {
         let all = found["standings"].as_array().expect("standings");
@@ -146,7 +147,7 @@ fn quality_is_the_reward_models_word() {
 #[test]
 fn recorded_diversity_is_recomputed() {
     let Some(arena_at) = std::env::var_os("IDIOLECT_ARENA").map(PathBuf::from) else {
-        eprintln!("skipped: IDIOLECT_ARENA names no recorded population");
+        writeln!(std::io::stderr(), "skipped: IDIOLECT_ARENA names no recorded population").expect("stderr");
         return;
     };
     let dir = tempfile::tempdir().expect("a folder");

@@ -46,7 +46,8 @@ fn write_record(folder: &Path) {
 }
 
 fn learn<'a>(args: &[&'a str]) -> Vec<&'a str> {
-    let of_record = ["learn", "--replies", "replies.jsonl", "--prompts", "prompts.jsonl", "--encoder", "minilm"];
+    let of_record =
+        ["learn", "--replies", "replies.jsonl", "--prompts", "prompts.jsonl", "--encoder", "minilm", "--gate", "same"];
     [&of_record, args].concat()
 }
 
@@ -141,7 +142,7 @@ fn what_cannot_be_learnt_from_or_used_is_refused() {
     fs::write(folder.join("few.jsonl"), few).expect("a file");
     refuses(
         folder,
-        &["learn", "--replies", "few.jsonl", "--out", "x", "--encoder", "minilm"],
+        &["learn", "--replies", "few.jsonl", "--out", "x", "--encoder", "minilm", "--gate", "same"],
         1,
         "more prompts, or more models",
     );

@@ -65,6 +65,24 @@ pub struct Lessons<'a> {
     labels: Vec<Vec<f64>>,
 }
 
+/// How the gate sees replies.
+#[derive(Clone, Copy, Debug)]
+pub struct Gate<'a> {
+    /// One for each reply: what its distances are between.
+    pub embeddings: &'a [Embedding],
+    /// What they are multiplied by, above 0: 1 for the validators' own encoder, else
+    /// [`distance_scale`](idiolect_uniqueness::selector::distance_scale).
+    pub scale: f32,
+}
+
+impl Gate<'_> {
+    fn distances(&self, embeddings: &[Embedding]) -> Vec<Vec<f32>> {
+        let mut distances = pairwise_distances(embeddings);
+        distances.iter_mut().flatten().for_each(|distance| *distance = (*distance * self.scale).min(1.0));
+        distances
+    }
+}
+
 /// What was asked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Asked {
@@ -113,16 +131,15 @@ impl<'a> Lessons<'a> {
         profile: GateProfile,
         seed: u64,
     ) -> Self {
-        Self::by_gate(replies, embeddings, embeddings, asked, profile, seed)
+        Self::by_gate(replies, embeddings, Gate { embeddings, scale: 1.0 }, asked, profile, seed)
     }
 
-    /// As [`new`](Self::new), where the gate sees replies by another encoder: `by_gate` has the embeddings that its distances are
-    /// between, and whatever is learnt is learnt of the others.
+    /// As [`new`](Self::new), where the gate sees replies otherwise: whatever is learnt is learnt of `embeddings`.
     #[must_use]
     pub fn by_gate(
         replies: &'a Replies,
         embeddings: &'a [Embedding],
-        by_gate: &[Embedding],
+        gate: Gate<'_>,
         asked: &HashMap<String, Asked>,
         profile: GateProfile,
         seed: u64,
@@ -139,12 +156,12 @@ impl<'a> Lessons<'a> {
         for (nth, &index) in order.iter().enumerate() {
             let (prompt, members) = &by_prompt[index];
             let of_members: Vec<Embedding> =
-                members.iter().map(|&i| by_gate.get(i).cloned().unwrap_or_default()).collect();
+                members.iter().map(|&i| gate.embeddings.get(i).cloned().unwrap_or_default()).collect();
             lessons.push(Lesson {
                 prompt,
                 fold: nth % N_FOLDS,
                 models: members.iter().map(|&i| place(&models, &all[i].model)).collect(),
-                distances: pairwise_distances(&of_members),
+                distances: gate.distances(&of_members),
                 replies: members.clone(),
             });
         }

@@ -7,12 +7,13 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Arg, ArgMatches, Command, value_parser};
-use idiolect_arena::lessons::Asked;
+use idiolect_arena::lessons::{Asked, Gate};
 use idiolect_arena::{Lessons, Replies};
 use idiolect_miner::backends::Loader;
 use idiolect_miner::config::EncoderKind;
 use idiolect_miner::progress::FetchProgress;
 use idiolect_miner::{cli, models};
+use idiolect_uniqueness::selector::distance_scale;
 use serde::Serialize;
 
 use crate::commands::{Usage, json_arg, load, profile, profile_arg, start_logging};
@@ -28,7 +29,7 @@ pub(super) fn command() -> Command {
         .after_help(
             "FILE has one reply a line, {\"p\": PROMPT, \"m\": MODEL, \"t\": TEXT}, of ten or more models to each of a hundred or more prompts; the more they are like \
              those that will be asked, the better. A ridge regression predicts how far a reply is from all others' by its embedding, by what can be counted in its \
-             text and by how near it is to the prompt. Distances are those of the validators' encoder, mpnet, whichever the miner has. The slope says how much of that counts: it is fitted to choices among sets of models, with up to ten rivals seen, beside \
+             text and by how near it is to the prompt. Distances are those of the validators' encoder, mpnet, whichever the miner has, unless --gate says otherwise. The slope says how much of that counts: it is fitted to choices among sets of models, with up to ten rivals seen, beside \
              all that the selector knows without it. Shares of choices that the gate masks, and Brier scores of the chances to be masked, are cross-validated by prompt: lower is better. mutate eval --taught measures \
              the choices.\n\
              Example: idiolect mutate learn --replies arena.jsonl.zst --prompts prompts.jsonl --encoder mpnet --out learnt.json",
@@ -44,6 +45,14 @@ pub(super) fn command() -> Command {
                 .default_value("0")
                 .value_parser(value_parser!(u64))
                 .help("What the draws start from"),
+        )
+        .arg(
+            Arg::new("gate")
+                .long("gate")
+                .value_name("ENCODER")
+                .default_value("mpnet")
+                .value_parser(["mpnet", "same"])
+                .help("Whose distances count: mpnet's, as validators take them, or those of uniqueness.encoder in their scale"),
         )
         .arg(profile_arg())
         .arg(json_arg());
@@ -94,7 +103,8 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let progress = FetchProgress::default();
     let loader = Loader { resolver: &resolver, progress: &progress };
     let encoder = loader.encoder(config).await?.context("there is no encoder")?;
-    let gate = if config.uniqueness.encoder == EncoderKind::Mpnet {
+    let is_same = matches.get_one::<String>("gate").is_some_and(|gate| gate == "same");
+    let gate = if is_same || config.uniqueness.encoder == EncoderKind::Mpnet {
         None
     } else {
         let mut validators = config.clone();
@@ -117,8 +127,11 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         }
         None => None,
     };
-    let by_gate = by_gate.as_ref().unwrap_or(&embeddings);
-    let lessons = Lessons::by_gate(&replies, &embeddings, by_gate, &asked, profile, seed);
+    let gate = match &by_gate {
+        Some(embeddings) => Gate { embeddings, scale: 1.0 },
+        None => Gate { embeddings: &embeddings, scale: distance_scale(encoder.name()) },
+    };
+    let lessons = Lessons::by_gate(&replies, &embeddings, gate, &asked, profile, seed);
     let context = || format!("cannot learn from {}", path.display());
     let taught = lessons.taught(encoder.name(), seed).with_context(context)?;
     let learnt = lessons.teach(encoder.name(), seed).with_context(context)?;
