@@ -103,6 +103,9 @@ fn who_chooses_decides_what_is_masked() {
     let picture = fs::read_to_string(folder.join("plot.svg")).expect("a picture");
     assert!(picture.contains("own,own_odd: 4 prompts, 2 rivals seen") && picture.contains("learned"), "{picture}");
 
+    let named = gives(folder, &[&with_prompts[..], &["--arms", "plain,random,selector,oracle,learned"]].concat());
+    let names: Vec<&Value> = named[0]["arms"].as_array().expect("arms").iter().map(|arm| &arm["choice"]).collect();
+    assert_eq!(names, ["first", "random", "best-of-k", "selector", "learned", "oracle"], "best-of-k is always there");
     let without = gives(folder, &[&args[..], &["--arms", "random,learned"]].concat());
     let names: Vec<&Value> = without[0]["arms"].as_array().expect("arms").iter().map(|arm| &arm["choice"]).collect();
     assert_eq!(names, ["random", "learned"]);

@@ -80,6 +80,11 @@ fn a_live_experiment_has_all_arms_and_goes_on_where_it_was_cut() {
     let table = args.iter().copied().filter(|arg| *arg != "--json").collect::<Vec<_>>();
     let table = says(folder, &table);
     assert!(table.contains("pipeline over best-of-k") && table.contains("2 prompts, 20 rivals each"), "{table}");
+    let some = gives(folder, &[&args[..], &["--arms", "plain,selector"]].concat());
+    let names: Vec<&Value> = some["arms"].as_array().expect("arms").iter().map(|arm| &arm["arm"]).collect();
+    assert_eq!(names, ["plain", "best-of-k", "best-of-k-dpo", "pipeline"]);
+    let comparisons = some["comparisons"].as_array().expect("comparisons");
+    assert!(!comparisons.is_empty() && comparisons.iter().all(|c| c["over"] != "random" && c["arm"] != "random"));
     let other: Vec<&str> = args.iter().map(|arg| if *arg == "4" { "5" } else { *arg }).collect();
     refuses(folder, &other, 1, "seed is 4 there, expected 5");
 }

@@ -8,7 +8,6 @@ mod report;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
-use idiolect_arena::Choice;
 use idiolect_miner::cli;
 
 use crate::commands::{json_arg, profile_arg};
@@ -54,8 +53,8 @@ pub(super) fn command() -> Command {
                 .long("arms")
                 .value_name("ARM,…")
                 .value_delimiter(',')
-                .value_parser(Choice::ALL.map(Choice::as_str))
-                .help("Ways to choose that are reported [default: all that can be]"),
+                .value_parser(ARMS)
+                .help("Ways to choose that are reported, of those that can be: plain is first on record, and selector is pipeline with --backend; best-of-k is always among them [default: all]"),
         )
         .arg(number("visible", "N", "10").value_parser(value_parser!(u16)).help("Rivals that are seen; 0 is blind"))
         .arg(number("panels", "N", "20").value_parser(value_parser!(u16).range(1..)).help("Draws of those that are seen, a prompt"))
@@ -106,6 +105,24 @@ pub(super) fn command() -> Command {
             || key.starts_with("models.")
             || live::is_key(key)
     })
+}
+
+/// All arms by their names, in either kind of experiment.
+const ARMS: [&str; 9] =
+    ["plain", "first", "random", "best-of-k", "farthest", "selector", "pipeline", "learned", "oracle"];
+
+/// Says whether an arm is to be reported.
+fn is_wanted(matches: &ArgMatches, arm: &str) -> bool {
+    // As many candidates, and nothing known of anybody else: what all others are measured against.
+    if arm.starts_with("best-of-k") {
+        return true;
+    }
+    let is_same = |name: &str, other: &str| match (name, other) {
+        ("plain", "first") | ("selector", "pipeline") => true,
+        _ => name == other,
+    };
+    let mut names = matches.get_many::<String>("arms").into_iter().flatten().peekable();
+    names.peek().is_none() || names.any(|name| is_same(name, arm) || is_same(arm, name))
 }
 
 pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {

@@ -17,6 +17,7 @@ use idiolect_miner::config::{BackendConfig, BackendKind, Config, EncoderKind};
 use idiolect_miner::progress::{Counter, FetchProgress};
 use idiolect_validator::StepTask;
 
+use super::is_wanted;
 use crate::commands::{Usage, load, profile, start_logging, timeout};
 use crate::output;
 
@@ -129,7 +130,9 @@ pub(super) async fn run(matches: &ArgMatches, spec: &str) -> anyhow::Result<()> 
     let mut progress = |_: &'static str, done, of| bar.at(done, of);
     let scorer = Scorer::prepare(profile, encoder, model, &scored, folder, &mut state, &mut progress).await?;
     bar.close();
-    let report = bench.report(&state, &scored, &scorer).await?;
+    let mut report = bench.report(&state, &scored, &scorer).await?;
+    report.arms.retain(|arm| is_wanted(matches, arm.arm));
+    report.comparisons.retain(|comparison| is_wanted(matches, comparison.arm) && is_wanted(matches, comparison.over));
     let n_requests = matches.get_one::<u16>("requests").copied().unwrap_or(0).into();
     let concurrency = matches.get_one::<u16>("concurrency").copied().unwrap_or(1).into();
     let requests = bench.time(&mut state, n_requests, concurrency).await?;

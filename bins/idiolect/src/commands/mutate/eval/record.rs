@@ -18,6 +18,7 @@ use idiolect_uniqueness::quality::{Draft, Reward, estimate};
 use idiolect_validator::{Profile, RewardModel, StepTask};
 
 use super::curve::{self, Wish};
+use super::is_wanted;
 use super::report::{Group, adjust, arms, draw, print};
 use crate::commands::{Usage, load, plot, profile, start_logging};
 use crate::output;
@@ -128,10 +129,7 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
 
 /// Returns the ways to choose that are reported.
 fn wanted(matches: &ArgMatches) -> Vec<Choice> {
-    let names: Option<Vec<&String>> = matches.get_many::<String>("arms").map(Iterator::collect);
-    let is_wanted =
-        |choice: &Choice| names.as_ref().is_none_or(|names| names.iter().any(|name| *name == choice.as_str()));
-    Choice::ALL.into_iter().filter(is_wanted).collect()
+    Choice::ALL.into_iter().filter(|choice| is_wanted(matches, choice.as_str())).collect()
 }
 
 /// Reads what a curve is to be of, where one is wanted.
