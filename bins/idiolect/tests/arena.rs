@@ -143,6 +143,52 @@ fn quality_is_the_reward_models_word() {
     assert!(quality("copycat") > quality("ours") + 0.2, "everyday words are likelier than riddles");
 }
 
+#[test]
+fn a_configuration_is_asked_once_and_its_replies_are_kept() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let folder = dir.path();
+    write(folder);
+    let config = "[[backends]]\nname = \"e\"\nkind = \"echo\"\n[uniqueness]\nencoder = \"off\"\n";
+    fs::write(folder.join("parrot.toml"), config).expect("a file");
+    let args = [&COMMON[..], &["--contestant", "parrot.toml", "--clones", "1", "--json"]].concat();
+    let found = gives(folder, &args);
+    let first = &found["standings"][0];
+    assert_eq!(
+        (first["name"].as_str(), first["steps"].as_u64(), first["failed_share"].as_f64()),
+        (Some("parrot"), Some(3), Some(0.0))
+    );
+    let kept = || {
+        let files = fs::read_dir(folder.join("kept")).expect("a folder").map(|file| file.expect("a file").path());
+        files.filter(|path| path.to_string_lossy().ends_with(".replies.jsonl")).collect::<Vec<PathBuf>>()
+    };
+    let [file] = &kept()[..] else { panic!("{:?}", kept()) };
+    let lines = fs::read_to_string(file).expect("replies");
+    let models: Vec<String> =
+        lines.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON")["m"].to_string()).collect();
+    assert_eq!(models, ["\"parrot\"", "\"parrot\"", "\"parrot\"", "\"parrot#1\"", "\"parrot#1\"", "\"parrot#1\""]);
+
+    // A run that broke off goes on: only what is missing is asked.
+    let cut: String =
+        lines.lines().take(2).map(|line| format!("{}\n", line.replace("\"t\":\"", "\"t\":\"Kept: "))).collect();
+    fs::write(file, &cut).expect("written");
+    assert_eq!(gives(folder, &args)["n_prompts"].as_u64(), Some(3));
+    let resumed = fs::read_to_string(file).expect("replies");
+    assert!(resumed.starts_with(&cut) && resumed.lines().count() == 6, "{resumed}");
+    // Another configuration is another miner.
+    fs::write(folder.join("parrot.toml"), format!("{config}profile = \"openvalidators-1.2\"\n")).expect("a file");
+    gives(folder, &args);
+    assert_eq!(kept().len(), 2);
+
+    refuses(
+        folder,
+        &["--population", "population/replies.jsonl", "--contestant", "parrot.toml"],
+        64,
+        "expected --prompts",
+    );
+    fs::write(folder.join("wrong.toml"), "no_such = 1\n").expect("a file");
+    refuses(folder, &[&COMMON[..], &["--contestant", "wrong.toml"]].concat(), 64, "no_such");
+}
+
 /// The figures of the recorded population that a checkout may have beside it.
 #[test]
 fn recorded_diversity_is_recomputed() {

@@ -7,6 +7,8 @@
 //! A contestant takes the place of the last one drawn, so that batches stay as large as they were, and everybody else is who they were: contestants
 //! do not meet each other. Its clones, if there are any, take more places, and meet it.
 //!
+//! A reply without any text is a call that failed: it earns nothing, and nobody is compared with it.
+//!
 //! The history of earlier replies has no part: among replies to other prompts hardly any is near enough to count (0.04 %
 //! of them), and a validator that knows fewer than 502 has none.
 
@@ -16,10 +18,11 @@ mod standing;
 use std::collections::BTreeMap;
 
 use idiolect_backend::Embedding;
+use idiolect_uniqueness::vectors::normalised;
 use idiolect_validator::Profile;
 use serde::Serialize;
 
-use crate::replies::Replies;
+use crate::replies::{Recorded, Replies};
 
 pub use standing::{Member, Standing, StepRecord};
 
@@ -81,7 +84,7 @@ pub enum TournamentError {
 pub struct Tournament<'a> {
     replies: &'a Replies,
     profile: &'a Profile,
-    /// Of unit length; `None` without a direction.
+    /// Of unit length; `None` without a direction, and of calls that failed.
     embeddings: Vec<Option<Vec<f32>>>,
     qualities: Option<&'a [f32]>,
     criteria: Option<&'a [Option<f64>]>,
@@ -171,7 +174,8 @@ impl<'a> Tournament<'a> {
             };
             return Err(TournamentError::NoPrompt { contestants });
         }
-        let embeddings = embeddings.iter().map(|e| idiolect_uniqueness::vectors::normalised(e)).collect();
+        let unit = |(reply, e): (&Recorded, &Embedding)| normalised(e).filter(|_| !reply.text.is_empty());
+        let embeddings = all.iter().zip(embeddings).map(unit).collect();
         let (qualities, criteria) = (None, None);
         Ok(Self {
             replies,

@@ -127,7 +127,7 @@ impl Tournament<'_> {
         let gate = &self.profile.gate;
         let from = |seat: &Seat, other: &Seat| {
             if seat.reply == other.reply && (seat.is_copy || other.is_copy) {
-                return Some(0.0);
+                return self.embeddings[seat.reply].as_ref().map(|_| 0.0);
             }
             between.get(&(seat.reply.min(other.reply), seat.reply.max(other.reply))).copied()
         };
@@ -139,15 +139,18 @@ impl Tournament<'_> {
             // An embedding without a direction is a repeat of anything.
             let distance = distances.get(gate.batch_rank.saturating_sub(1)).copied().unwrap_or(0.0);
             let batch_reward = gate.batch.at(distance);
+            let failed = self.replies.all()[seat.reply].text.is_empty();
             let quality = self.qualities.map(|qualities| qualities[seat.reply]);
             let criteria = self.criteria.and_then(|criteria| criteria[seat.reply]);
             let kept = 1.0 - criteria.unwrap_or(0.0);
-            let reward = f64::from(gate.factor(batch_reward, None)) * f64::from(quality.unwrap_or(1.0)) * kept;
+            let earned = f64::from(gate.factor(batch_reward, None)) * f64::from(quality.unwrap_or(1.0)) * kept;
+            let reward = if failed { 0.0 } else { earned };
             members.push(Member {
                 name: self.name(contestant, seat.uid),
                 distance,
                 batch_reward,
-                masked: batch_reward <= gate.pass_above,
+                failed,
+                masked: !failed && batch_reward <= gate.pass_above,
                 quality,
                 criteria,
                 label: self.replies.all()[seat.reply].label,

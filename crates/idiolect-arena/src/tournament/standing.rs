@@ -16,7 +16,10 @@ pub struct Member {
     pub distance: f32,
     /// The reward of that distance, 0 to 1.
     pub batch_reward: f32,
-    /// Whether it is no more than the profile's bound, below which a mask takes all.
+    /// Whether it is a call that failed.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub failed: bool,
+    /// Whether it is no more than the profile's bound, below which a mask takes all; never of a call that failed.
     pub masked: bool,
     /// What it earns if it passes, 0 to 1; `None` where nobody said.
     pub quality: Option<f32>,
@@ -53,6 +56,8 @@ pub struct Standing {
     pub contestant: bool,
     /// Steps it took part in.
     pub steps: usize,
+    /// Share of them that failed.
+    pub failed_share: f64,
     /// Share of them that the gate masked.
     pub masked_share: f64,
     /// Mean reward of the distance to the nearest other reply.
@@ -94,6 +99,7 @@ pub(super) struct Tally {
     /// By prompt: steps, masked, rewards, places.
     sums: Vec<[f64; 4]>,
     places: Vec<f64>,
+    n_failed: usize,
     batch_rewards: f64,
     quality: Mean,
     criteria: Mean,
@@ -123,6 +129,7 @@ impl Tally {
         Self {
             sums: vec![[0.0; 4]; n_prompts],
             places: Vec::new(),
+            n_failed: 0,
             batch_rewards: 0.0,
             quality: none,
             criteria: none,
@@ -140,6 +147,7 @@ impl Tally {
             *sum += value;
         }
         self.places.push(member.place);
+        self.n_failed += usize::from(member.failed);
         self.batch_rewards += f64::from(member.batch_reward);
         self.quality.add(member.quality.map(f64::from));
         self.criteria.add(member.criteria);
@@ -159,6 +167,7 @@ impl Tally {
             name: name.to_owned(),
             contestant,
             steps: self.places.len(),
+            failed_share: self.n_failed as f64 / self.places.len().max(1) as f64,
             masked_share: intervals.masked_share.value,
             mean_batch_reward: self.batch_rewards / self.places.len().max(1) as f64,
             mean_reward: intervals.mean_reward.value,

@@ -101,6 +101,29 @@ fn clones_mask_each_other_and_come_from_the_record_first() {
 }
 
 #[test]
+fn calls_that_failed_earn_nothing_and_hide_nobody() {
+    let (_, embeddings) = record();
+    let mut lines = String::new();
+    for prompt in 0..3 {
+        for model in ["a", "b", "c", "d", "us", "us#1"] {
+            // All that is near to `a` failed.
+            let text = if ["b", "us"].contains(&model) { "" } else { model };
+            lines += &format!("{{\"p\": {prompt}, \"m\": \"{model}\", \"t\": \"{text}\"}}\n");
+        }
+    }
+    let replies = Replies::read(&mut lines.as_bytes()).unwrap();
+    for profile in [Profile::text_prompting_2_1(), Profile::openvalidators_1_2()] {
+        let contestants = us();
+        let tournament = Tournament::new(&replies, &embeddings, &contestants, &profile).unwrap();
+        let (standings, _) = play(&tournament, Rules { clones: 2, ..RULES });
+        let of = |name: &str| standings.iter().find(|s| s.name == name).unwrap();
+        assert_eq!((of("us").failed_share, of("us").masked_share, of("us").mean_reward), (1.0, 0.0, 0.0));
+        assert_eq!((of("b").failed_share, of("b").weight_share), (1.0, 0.0));
+        assert_eq!((of("a").failed_share, of("a").masked_share), (0.0, 0.0), "nobody is near any more");
+    }
+}
+
+#[test]
 fn batches_are_drawn_anew_and_the_same_by_one_seed() {
     let (replies, embeddings) = record();
     let profile = Profile::openvalidators_1_2();

@@ -1,5 +1,6 @@
 //! `idiolect arena`: whether a configuration would win, before anything is paid.
 
+mod contestant;
 mod run;
 
 use clap::{ArgMatches, Command};

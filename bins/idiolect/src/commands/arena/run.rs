@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -15,7 +16,8 @@ use idiolect_miner::{cli, models};
 use idiolect_validator::{Profile, RewardModel, RewardText, StepTask};
 use serde::Serialize;
 
-use crate::commands::{Usage, json_arg, load, profile, profile_arg, start_logging};
+use super::contestant::{self, Round};
+use crate::commands::{Usage, json_arg, load, profile, profile_arg, start_logging, timeout};
 use crate::output;
 use crate::record::embed;
 
@@ -29,16 +31,17 @@ pub(super) fn command() -> Command {
             "A population is a file of replies, {\"p\": PROMPT, \"m\": MODEL, \"t\": TEXT, \"q\": LABEL} a line, or a folder with replies.jsonl or replies.jsonl.zst and, if wanted, \
              prompts.jsonl, {\"id\": PROMPT, \"prompt\": TEXT} a line. A step is a prompt and a batch of replies to it, drawn at random from the population's. A contestant \
              takes the place of the last one drawn; several do not meet each other. Each m of a contestant's file is one, but NAME#1, NAME#2 and so on are its \
-             copies for --clones.\n\
+             copies for --clones. A configuration's name is its file's; its whole pipeline is asked, with a history of its own, and its copies with other seeds. Its replies are kept with the \
+             embeddings until anything of it changes.\n\
              masked: share of the steps that the gate masks, with an interval of 95 % by a bootstrap over prompts. batch reward: of the distance to the nearest other reply. \
              reward: what passes earns its quality, less what criteria of validators' prompts take; quality, with prompts, is the normalised dpo reward by uniqueness.quality_model, and 1 without. \
-             place: in the batch by reward, the mean of those that share it; 5 % and 95 % are quantiles over steps. weight: share of the weights after the last step by the validators' moving \
+             failed: share of calls without a reply, which earn nothing. place: in the batch by reward, the mean of those that share it; 5 % and 95 % are quantiles over steps. weight: share of the weights after the last step by the validators' moving \
              average. label: mean of the judge's labels, which count for nothing. The history of earlier replies has no part.\n\
              Example: idiolect arena run --population arena --contestant ours.jsonl --batch 50 --steps 300 --encoder mpnet",
         )
         .arg(path("population", "DIR|FILE").required(true).help("Replies of many models to the same prompts"))
         .arg(path("prompts", "FILE").help("What was asked [default: prompts.jsonl of the folder]"))
-        .arg(path("contestant", "FILE").action(ArgAction::Append).help("Ready replies to the same prompts; may be given again"))
+        .arg(path("contestant", "FILE").action(ArgAction::Append).help("Ready replies to the same prompts, or a miner's configuration (.toml), which is asked now; may be given again"))
         .arg(
             Arg::new("batch")
                 .long("batch")
@@ -69,6 +72,13 @@ pub(super) fn command() -> Command {
                 .default_value("0")
                 .value_parser(value_parser!(u64))
                 .help("What batches are drawn by"),
+        )
+        .arg(
+            Arg::new("timeout")
+                .long("timeout")
+                .value_name("TIME")
+                .value_parser(timeout)
+                .help("How long a validator waits for a configuration that is asked: seconds, or with a unit [default: 10]"),
         )
         .arg(profile_arg())
         .arg(path("embeddings", "DIR").help("Keep embeddings and scores here for the next run; one that broke off goes on"))
@@ -116,11 +126,11 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let population = matches.get_one::<PathBuf>("population").context("name a population")?;
     let (replies_at, prompts_at) = places(population, matches.get_one::<PathBuf>("prompts"))?;
     let mut replies = Replies::open(&replies_at).with_context(|| format!("cannot use {}", replies_at.display()))?;
-    let contestants = join(&mut replies, matches)?;
     let prompts = match &prompts_at {
         Some(path) => AskedPrompt::open(path).with_context(|| format!("cannot use {}", path.display()))?,
         None => Vec::new(),
     };
+    let contestants = join(&mut replies, &prompts, matches).await?;
     let number = |name: &str| matches.get_one::<u16>(name).map_or(0, |&n| usize::from(n));
     let seed = matches.get_one::<u64>("seed").copied().unwrap_or(0);
     let none = vec![Vec::new(); replies.all().len()];
@@ -189,11 +199,33 @@ fn places(population: &Path, prompts: Option<&PathBuf>) -> anyhow::Result<(PathB
 }
 
 /// Adds the contestants' replies to the population's, and returns their names.
-fn join(replies: &mut Replies, matches: &ArgMatches) -> anyhow::Result<Vec<String>> {
-    let mut names = Vec::new();
+async fn join(replies: &mut Replies, prompts: &[AskedPrompt], matches: &ArgMatches) -> anyhow::Result<Vec<String>> {
+    let mut names: Vec<String> = Vec::new();
+    let by_prompt: BTreeSet<String> = replies.by_prompt().into_keys().map(str::to_owned).collect();
+    let asked: Vec<AskedPrompt> = prompts.iter().filter(|asked| by_prompt.contains(&asked.id)).cloned().collect();
+    let round = Round {
+        prompts: &asked,
+        clones: matches.get_one::<u16>("clones").map_or(0, |&n| n.into()),
+        seed: matches.get_one::<u64>("seed").copied().unwrap_or(0),
+        timeout: matches.get_one::<Duration>("timeout").copied().unwrap_or(Duration::from_secs(10)),
+        folder: matches.get_one::<PathBuf>("embeddings").map(PathBuf::as_path),
+    };
     for path in matches.get_many::<PathBuf>("contestant").into_iter().flatten() {
         let context = || format!("--contestant {}", path.display());
-        let own = Replies::open(path).with_context(context)?;
+        let is_config = path.extension().is_some_and(|extension| extension == "toml");
+        if is_config && asked.is_empty() {
+            return Err(Usage(format!(
+                "{}: a configuration is asked, expected --prompts that the population answers",
+                context()
+            ))
+            .into());
+        }
+        let own = if is_config {
+            contestant::ask(path, matches, &round).await
+        } else {
+            Replies::open(path).map_err(Into::into)
+        };
+        let own = own.with_context(context)?;
         let copies = |name: &str| name.rsplit_once('#').is_some_and(|(_, n)| n.parse::<u32>().is_ok());
         let found: BTreeSet<&str> =
             own.all().iter().map(|reply| reply.model.as_str()).filter(|name| !copies(name)).collect();
@@ -284,6 +316,7 @@ fn print(report: &Report) -> anyhow::Result<()> {
         vec![
             if standing.contestant { format!("> {}", standing.name) } else { format!("  {}", standing.name) },
             standing.steps.to_string(),
+            format!("{:.3}", standing.failed_share),
             with(standing.intervals.masked_share),
             format!("{:.3}", standing.mean_batch_reward),
             with(standing.intervals.mean_reward),
@@ -300,6 +333,7 @@ fn print(report: &Report) -> anyhow::Result<()> {
     let head = [
         "  name",
         "steps",
+        "failed",
         "masked",
         "batch reward",
         "reward",

@@ -1,0 +1,137 @@
+//! Contestants that are asked now: a miner's configuration, its whole pipeline behind it.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use clap::ArgMatches;
+use idiolect_arena::lines::Lines;
+use idiolect_arena::{AskedPrompt, Replies};
+use idiolect_miner::app::Core;
+use idiolect_miner::cli;
+use idiolect_miner::config::{Config, Sources, load as load_config};
+use idiolect_miner::progress::{Counter, FetchProgress};
+use idiolect_pipeline::Ask;
+use idiolect_protocol::{Message, Prompt, Role};
+use idiolect_uniqueness::lexical::fnv1a;
+use serde::{Deserialize, Serialize};
+
+use crate::commands::Usage;
+
+/// What is asked of whom, and how.
+pub(super) struct Round<'a> {
+    pub(super) prompts: &'a [AskedPrompt],
+    /// Copies that are asked beside the first.
+    pub(super) clones: usize,
+    pub(super) seed: u64,
+    /// How long a validator waits.
+    pub(super) timeout: Duration,
+    /// Where replies are kept.
+    pub(super) folder: Option<&'a Path>,
+}
+
+/// A reply, as it is kept: a line that a file of ready replies may have, too.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Kept {
+    p: String,
+    m: String,
+    /// Nothing where it failed, or came too late.
+    t: String,
+    latency_ms: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// Asks the pipeline of a configuration every prompt that it was not asked before, and returns its replies; the name is the file's.
+///
+/// # Errors
+/// Where the file is no configuration, or what it names is not there.
+pub(super) async fn ask(path: &Path, matches: &ArgMatches, round: &Round<'_>) -> anyhow::Result<Replies> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    // Flags are this command's own; the environment counts as for the miner.
+    let mut sources = cli::sources(matches, cli::process_env())?;
+    sources.flags.clear();
+    let loaded = load_config(&Sources { file: Some((path.to_owned(), text)), ..sources })?;
+    let mut config = loaded.config.clone();
+    if let Some(capped) = config.backends.iter().find(|backend| backend.spending_cap.is_some()) {
+        let problem =
+            format!("backend {} has a spending_cap, which would not count here; choose one without", capped.name);
+        return Err(Usage(problem).into());
+    }
+    // What is sent to nobody is no part of what miners share.
+    config.uniqueness.shared_history = None;
+    let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+    let settings = loaded.to_json(false).to_string();
+    let hash = fnv1a(format!("{settings} {} {:?}", round.seed, round.timeout).bytes());
+    let scratch = tempfile::tempdir().context("no folder for what is not kept")?;
+    let kept_at = match round.folder {
+        Some(folder) => {
+            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            folder.join(format!("{name}.{hash:016x}.replies.jsonl"))
+        }
+        None => scratch.path().join("replies.jsonl"),
+    };
+    let (mut lines, mut kept) = Lines::open::<Kept>(&kept_at)?;
+    let bar = Counter::new("asking");
+    let n_all = round.prompts.len() * (1 + round.clones);
+    for clone in 0..=round.clones {
+        let model = if clone == 0 { name.clone() } else { format!("{name}#{clone}") };
+        let known: HashSet<&str> = kept.iter().filter(|one| one.m == model).map(|one| one.p.as_str()).collect();
+        let missing: Vec<&AskedPrompt> =
+            round.prompts.iter().filter(|asked| !known.contains(asked.id.as_str())).collect();
+        if missing.is_empty() {
+            continue;
+        }
+        let data_dir: PathBuf = scratch.path().join(format!("data-{clone}"));
+        let config = of_clone(&config, data_dir, round.seed.wrapping_add(clone as u64));
+        let core = Core::load(&config, &cli::process_env(), &FetchProgress::default())
+            .await
+            .with_context(|| format!("{} cannot be asked", path.display()))?;
+        for asked in missing {
+            bar.at(kept.len(), n_all);
+            let reply = one(&core, &config, asked, &model, round.timeout).await;
+            lines.add(std::slice::from_ref(&reply))?;
+            kept.push(reply);
+        }
+        core.close().await;
+    }
+    bar.close();
+    let wanted: HashSet<&str> = round.prompts.iter().map(|asked| asked.id.as_str()).collect();
+    let mut text = Vec::new();
+    for one in kept.iter().filter(|one| wanted.contains(one.p.as_str())) {
+        serde_json::to_writer(&mut text, one)?;
+        text.push(b'\n');
+    }
+    Ok(Replies::read(&mut &text[..])?)
+}
+
+/// The same draws whatever was asked before, so that a run can go on.
+fn of_clone(config: &Config, data_dir: PathBuf, seed: u64) -> Config {
+    let mut config = config.clone();
+    config.sampling.seed = Some(seed);
+    config.data_dir = data_dir;
+    config
+}
+
+async fn one(core: &Core, config: &Config, asked: &AskedPrompt, model: &str, timeout: Duration) -> Kept {
+    let mut kept = Kept { p: asked.id.clone(), m: model.to_owned(), t: String::new(), latency_ms: 0.0, error: None };
+    let prompt = match Prompt::new(vec![Message::new(Role::User, asked.text.as_str())]) {
+        Ok(prompt) => prompt,
+        Err(error) => return Kept { error: Some(error.to_string()), ..kept },
+    };
+    let budget = timeout.saturating_sub(config.pipeline.margin).min(config.pipeline.cap);
+    let began = Instant::now();
+    let answer = core.pipeline.answer(Ask { timeout: budget, ..Ask::new(prompt) }).await;
+    let took = began.elapsed();
+    kept.latency_ms = (took.as_secs_f64() * 1e6).round() / 1e3;
+    match answer {
+        Ok(_) if took > timeout => kept.error = Some("too late".to_owned()),
+        Ok(answer) => {
+            let first = answer.reply.completions.into_iter().next();
+            kept.t = first.map(|text| text.trim().to_owned()).unwrap_or_default();
+        }
+        Err(error) => kept.error = Some(error.to_string()),
+    }
+    kept
+}
