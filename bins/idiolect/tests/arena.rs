@@ -106,7 +106,7 @@ fn who_says_what_everybody_says_is_masked_and_comes_last() {
     // With us the gardener passes, too, but one prompt in three has a criterion that it breaks.
     assert!(of("ours", "place_mean") < 1.5 && of("copycat", "place_mean") > 3.0);
     assert!(
-        of("gardener", "mean_criteria") > 0.1
+        of("gardener", "mean_penalties") > 0.1
             && of("gardener", "mean_reward") < 1.0
             && of("ours", "mean_reward") == 1.0
     );

@@ -18,7 +18,7 @@ mod report;
 mod reward;
 
 pub use report::{Arm, ArmReport, Comparison, Latency, Ratio, Report, report};
-pub use reward::{Outcome, RewardError, Scored, Scorer, criteria};
+pub use reward::{Outcome, RewardError, Scored, Scorer, criteria, penalties};
 
 /// Who made the replies of a draw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -2,7 +2,7 @@
 //! a contestant would have stood.
 //!
 //! A step is a prompt and a batch of replies to it, drawn from all models of the record. The gate compares each reply with all others of
-//! the batch; what it lets pass earns its quality, less what criteria take. Moving averages and weights are the validators' own.
+//! the batch; what it lets pass earns its quality, less what penalties take. Moving averages and weights are the validators' own.
 //!
 //! A contestant takes the place of the last one drawn, so that batches stay as large as they were, and everybody else is who they were: contestants
 //! do not meet each other. Its clones, if there are any, take more places, and meet it.
@@ -87,7 +87,7 @@ pub struct Tournament<'a> {
     /// Of unit length; `None` without a direction, and of calls that failed.
     embeddings: Vec<Option<Vec<f32>>>,
     qualities: Option<&'a [f32]>,
-    criteria: Option<&'a [Option<f64>]>,
+    penalties: Option<&'a [Option<f64>]>,
     /// Models of the population, sorted.
     models: Vec<&'a str>,
     contestants: Vec<Contestant<'a>>,
@@ -176,13 +176,13 @@ impl<'a> Tournament<'a> {
         }
         let unit = |(reply, e): (&Recorded, &Embedding)| normalised(e).filter(|_| !reply.text.is_empty());
         let embeddings = all.iter().zip(embeddings).map(unit).collect();
-        let (qualities, criteria) = (None, None);
+        let (qualities, penalties) = (None, None);
         Ok(Self {
             replies,
             profile,
             embeddings,
             qualities,
-            criteria,
+            penalties,
             models,
             contestants: of_contestants,
             prompts,
@@ -199,13 +199,13 @@ impl<'a> Tournament<'a> {
         Ok(Self { qualities: Some(qualities), ..self })
     }
 
-    /// Says what the criteria of its prompt take of each reply, in [0, 1] and in the order of all replies.
+    /// Says what the penalties of its prompt take of each reply, in [0, 1] and in the order of all replies.
     ///
     /// # Errors
     /// [`TournamentError::Figures`] for another number of them.
-    pub fn with_criteria(self, criteria: &'a [Option<f64>]) -> Result<Self, TournamentError> {
-        self.check("figures of criteria", criteria.len())?;
-        Ok(Self { criteria: Some(criteria), ..self })
+    pub fn with_penalties(self, penalties: &'a [Option<f64>]) -> Result<Self, TournamentError> {
+        self.check("figures of penalties", penalties.len())?;
+        Ok(Self { penalties: Some(penalties), ..self })
     }
 
     fn check(&self, what: &'static str, found: usize) -> Result<(), TournamentError> {

@@ -224,4 +224,13 @@ async fn criteria_cost_what_the_validator_says() {
     assert!(taken[0] == 0.0 && taken[1] > 0.0 && taken[2] > taken[1], "{taken:?}");
     let historic = Profile::find("openvalidators-1.2").unwrap();
     assert_eq!(live::criteria(&historic, &task, &replies).await.unwrap(), [0.0; 3], "it has no penalties");
+    assert_eq!(live::penalties(&historic, &task, &replies).await.unwrap(), [0.0; 3]);
+    // A label takes all, a stock opening a tenth of what the criteria leave.
+    let more = ["- Answer: to the sea.", "Use complete sentences: rivers flow.", "- Rivers flow to the sea."];
+    let all = live::penalties(&profile, &task, &more).await.unwrap();
+    let left = (1.0 - taken[1]) * 0.9;
+    assert!(
+        (all[0] - 1.0).abs() < 1e-6 && (all[1] - (1.0 - left)).abs() < 1e-6 && all[2].abs() < 1e-6,
+        "{all:?} {taken:?}"
+    );
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use idiolect_backend::{Embedder, Embedding, Error};
 use idiolect_uniqueness::lexical::fnv1a;
 use idiolect_validator::task::{TaskKind, text_prompting};
-use idiolect_validator::{Missing, Models, Profile, Reply, RewardModel, StepError, StepReport, StepTask, Validator};
+use idiolect_validator::{
+    Factor, FactorKind, Missing, Models, Profile, Reply, RewardModel, StepError, StepReport, StepTask, Validator,
+};
 use serde::Serialize;
 
 use super::{Dpo, State, StateError};
@@ -222,6 +224,20 @@ pub async fn criteria(profile: &Profile, task: &StepTask, replies: &[&str]) -> R
     let all: Vec<Reply> = replies.iter().map(|text| Reply::new(0, *text)).collect();
     let report = validator.step(task, &all).await?;
     Ok((0..all.len()).map(|nth| taken(&report, CRITERIA, nth)).collect())
+}
+
+/// Returns what all penalties of a task take of each reply, in [0, 1]: criteria, labels of other tasks, stock openings. 0 where the profile has none.
+///
+/// # Errors
+/// As [`criteria`].
+pub async fn penalties(profile: &Profile, task: &StepTask, replies: &[&str]) -> Result<Vec<f64>, StepError> {
+    let mut validator = Validator::new(profile.clone(), Models::default(), Missing::Renormalise)?;
+    let all: Vec<Reply> = replies.iter().map(|text| Reply::new(0, *text)).collect();
+    let report = validator.step(task, &all).await?;
+    let penalties: Vec<&Factor> = report.factors.iter().filter(|factor| factor.kind == FactorKind::Penalty).collect();
+    let left =
+        |nth: usize| penalties.iter().filter_map(|p| p.applied.get(nth)).map(|&left| f64::from(left)).product::<f64>();
+    Ok((0..all.len()).map(|nth| 1.0 - left(nth)).collect())
 }
 
 /// Returns what is left of a reply's reward by one factor.

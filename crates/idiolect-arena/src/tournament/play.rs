@@ -141,8 +141,8 @@ impl Tournament<'_> {
             let batch_reward = gate.batch.at(distance);
             let failed = self.replies.all()[seat.reply].text.is_empty();
             let quality = self.qualities.map(|qualities| qualities[seat.reply]);
-            let criteria = self.criteria.and_then(|criteria| criteria[seat.reply]);
-            let kept = 1.0 - criteria.unwrap_or(0.0);
+            let penalties = self.penalties.and_then(|penalties| penalties[seat.reply]);
+            let kept = 1.0 - penalties.unwrap_or(0.0);
             let earned = f64::from(gate.factor(batch_reward, None)) * f64::from(quality.unwrap_or(1.0)) * kept;
             let reward = if failed { 0.0 } else { earned };
             members.push(Member {
@@ -152,7 +152,7 @@ impl Tournament<'_> {
                 failed,
                 masked: !failed && batch_reward <= gate.pass_above,
                 quality,
-                criteria,
+                penalties,
                 label: self.replies.all()[seat.reply].label,
                 reward,
                 place: 0.0,

@@ -23,8 +23,8 @@ pub struct Member {
     pub masked: bool,
     /// What it earns if it passes, 0 to 1; `None` where nobody said.
     pub quality: Option<f32>,
-    /// What criteria take off that, 0 to 1; `None` for a prompt without.
-    pub criteria: Option<f64>,
+    /// What penalties take off that, 0 to 1; `None` for a prompt without.
+    pub penalties: Option<f64>,
     /// What a judge found, 0 to 1; it earns nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub label: Option<f32>,
@@ -74,8 +74,8 @@ pub struct Standing {
     pub weight_share: f64,
     /// Mean quality, where it is known.
     pub mean_quality: Option<f64>,
-    /// Mean of what criteria took, over the prompts that have any.
-    pub mean_criteria: Option<f64>,
+    /// Mean of what penalties took, over the prompts that have any.
+    pub mean_penalties: Option<f64>,
     /// Mean label of a judge, over the replies that have one.
     pub mean_label: Option<f64>,
     /// The shares and means with intervals of 95 % from a bootstrap over prompts.
@@ -102,7 +102,7 @@ pub(super) struct Tally {
     n_failed: usize,
     batch_rewards: f64,
     quality: Mean,
-    criteria: Mean,
+    penalties: Mean,
     label: Mean,
 }
 
@@ -132,7 +132,7 @@ impl Tally {
             n_failed: 0,
             batch_rewards: 0.0,
             quality: none,
-            criteria: none,
+            penalties: none,
             label: none,
         }
     }
@@ -150,7 +150,7 @@ impl Tally {
         self.n_failed += usize::from(member.failed);
         self.batch_rewards += f64::from(member.batch_reward);
         self.quality.add(member.quality.map(f64::from));
-        self.criteria.add(member.criteria);
+        self.penalties.add(member.penalties);
         self.label.add(member.label.map(f64::from));
     }
 
@@ -176,7 +176,7 @@ impl Tally {
             place_p95: quantile(&places, 0.95),
             weight_share,
             mean_quality: self.quality.value(),
-            mean_criteria: self.criteria.value(),
+            mean_penalties: self.penalties.value(),
             mean_label: self.label.value(),
             intervals,
         }

@@ -57,21 +57,21 @@ fn everybody_is_scored_by_hand() {
 fn quality_criteria_and_ties_decide_places() {
     let (replies, embeddings) = record();
     let profile = Profile::text_prompting_2_1();
-    // Of those that pass the second is the better one, until its criteria take half.
+    // Of those that pass the second is the better one, until its penalties take half.
     let qualities: Vec<f32> = replies.all().iter().map(|r| if r.model == "d" { 0.9 } else { 0.6 }).collect();
-    let criteria: Vec<Option<f64>> = replies.all().iter().map(|r| (r.model == "d").then_some(0.5)).collect();
+    let penalties: Vec<Option<f64>> = replies.all().iter().map(|r| (r.model == "d").then_some(0.5)).collect();
     let contestants = us();
     let tournament = Tournament::new(&replies, &embeddings, &contestants, &profile).unwrap();
     let tournament = tournament.with_qualities(&qualities).unwrap();
     let place = |standings: &[Standing], name: &str| standings.iter().find(|s| s.name == name).unwrap().place_mean;
     let (by_quality, _) = play(&tournament, RULES);
     assert_eq!((place(&by_quality, "d"), place(&by_quality, "c"), place(&by_quality, "a")), (1.0, 2.0, 3.5));
-    let (by_both, _) = play(&tournament.with_criteria(&criteria).unwrap(), RULES);
+    let (by_both, _) = play(&tournament.with_penalties(&penalties).unwrap(), RULES);
     assert_eq!((place(&by_both, "d"), place(&by_both, "c")), (2.0, 1.0));
     let d = by_both.iter().find(|s| s.name == "d").unwrap();
     assert!(
         (d.mean_reward - 0.45).abs() < 1e-6
-            && d.mean_criteria == Some(0.5)
+            && d.mean_penalties == Some(0.5)
             && (d.mean_quality.unwrap() - 0.9).abs() < 1e-6
     );
     // Weights are by rewards: 0.6 against 0.45.

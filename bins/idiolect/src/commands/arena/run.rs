@@ -34,7 +34,7 @@ pub(super) fn command() -> Command {
              copies for --clones. A configuration's name is its file's; its whole pipeline is asked, with a history of its own, and its copies with other seeds. Its replies are kept with the \
              embeddings until anything of it changes.\n\
              masked: share of the steps that the gate masks, with an interval of 95 % by a bootstrap over prompts. batch reward: of the distance to the nearest other reply. \
-             reward: what passes earns its quality, less what criteria of validators' prompts take; quality, with prompts, is the normalised dpo reward by uniqueness.quality_model, and 1 without. \
+             reward: what passes earns its quality, less what the penalties of validators' prompts take (criteria, labels of other tasks, stock openings); quality, with prompts, is the normalised dpo reward by uniqueness.quality_model, and 1 without. \
              failed: share of calls without a reply, which earn nothing. place: in the batch by reward, the mean of those that share it; 5 % and 95 % are quantiles over steps. weight: share of the weights after the last step by the validators' moving \
              average. label: mean of the judge's labels, which count for nothing. The history of earlier replies has no part.\n\
              Example: idiolect arena run --population arena --contestant ours.jsonl --batch 50 --steps 300 --encoder mpnet",
@@ -153,14 +153,14 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some((model, _)) => Some(qualities(&**model, &rules, &replies, &prompts, folder).await?),
         None => None,
     };
-    let criteria = criteria(&rules, &replies, &tasks).await?;
+    let penalties = penalties(&rules, &replies, &tasks).await?;
 
     let mut tournament = Tournament::new(&replies, &embeddings, &contestants, &rules)?;
     if let Some(qualities) = &qualities {
         tournament = tournament.with_qualities(qualities)?;
     }
-    if criteria.iter().any(Option::is_some) {
-        tournament = tournament.with_criteria(&criteria)?;
+    if penalties.iter().any(Option::is_some) {
+        tournament = tournament.with_penalties(&penalties)?;
     }
     let mut steps = matches.get_flag("verbose").then(Vec::new);
     let bar = Counter::new("steps");
@@ -280,24 +280,24 @@ async fn qualities(
     Ok(qualities)
 }
 
-/// Returns what criteria take of each reply; nothing where the prompt has none.
-async fn criteria(
+/// Returns what penalties take of each reply to a prompt of a validator's, in [0, 1]: criteria, other tasks' labels, stock openings.
+async fn penalties(
     rules: &Profile,
     replies: &Replies,
     tasks: &HashMap<&str, StepTask>,
 ) -> anyhow::Result<Vec<Option<f64>>> {
-    let mut criteria = vec![None; replies.all().len()];
+    let mut taken = vec![None; replies.all().len()];
     if rules.penalties.is_none() {
-        return Ok(criteria);
+        return Ok(taken);
     }
     for (prompt, members) in replies.by_prompt() {
-        let Some(task) = tasks.get(prompt).filter(|task| !task.criteria.is_empty()) else { continue };
+        let Some(task) = tasks.get(prompt) else { continue };
         let texts: Vec<&str> = members.iter().map(|&index| replies.all()[index].text.as_str()).collect();
-        for (index, taken) in members.into_iter().zip(live::criteria(rules, task, &texts).await?) {
-            criteria[index] = Some(taken);
+        for (index, of_reply) in members.into_iter().zip(live::penalties(rules, task, &texts).await?) {
+            taken[index] = Some(of_reply);
         }
     }
-    Ok(criteria)
+    Ok(taken)
 }
 
 fn print(report: &Report) -> anyhow::Result<()> {
@@ -325,7 +325,7 @@ fn print(report: &Report) -> anyhow::Result<()> {
             format!("{:.1}", standing.place_p95),
             format!("{:.4}", standing.weight_share),
             figure(standing.mean_quality),
-            figure(standing.mean_criteria),
+            figure(standing.mean_penalties),
             figure(standing.mean_label),
         ]
     };
@@ -342,7 +342,7 @@ fn print(report: &Report) -> anyhow::Result<()> {
         "95 %",
         "weight",
         "quality",
-        "criteria",
+        "penalties",
         "label",
     ];
     Ok(output::columns(&head, &rows)?)
