@@ -88,6 +88,7 @@ pub struct Tournament<'a> {
     embeddings: Vec<Option<Vec<f32>>>,
     qualities: Option<&'a [f32]>,
     penalties: Option<&'a [Option<f64>]>,
+    irrelevant: Option<&'a [bool]>,
     /// Models of the population, sorted.
     models: Vec<&'a str>,
     contestants: Vec<Contestant<'a>>,
@@ -176,13 +177,14 @@ impl<'a> Tournament<'a> {
         }
         let unit = |(reply, e): (&Recorded, &Embedding)| normalised(e).filter(|_| !reply.text.is_empty());
         let embeddings = all.iter().zip(embeddings).map(unit).collect();
-        let (qualities, penalties) = (None, None);
+        let (qualities, penalties, irrelevant) = (None, None, None);
         Ok(Self {
             replies,
             profile,
             embeddings,
             qualities,
             penalties,
+            irrelevant,
             models,
             contestants: of_contestants,
             prompts,
@@ -206,6 +208,15 @@ impl<'a> Tournament<'a> {
     pub fn with_penalties(self, penalties: &'a [Option<f64>]) -> Result<Self, TournamentError> {
         self.check("figures of penalties", penalties.len())?;
         Ok(Self { penalties: Some(penalties), ..self })
+    }
+
+    /// Says of each reply whether it is too far from what was asked, in the order of all replies: such a one earns nothing.
+    ///
+    /// # Errors
+    /// [`TournamentError::Figures`] for another number of them.
+    pub fn with_irrelevant(self, irrelevant: &'a [bool]) -> Result<Self, TournamentError> {
+        self.check("words on relevance", irrelevant.len())?;
+        Ok(Self { irrelevant: Some(irrelevant), ..self })
     }
 
     fn check(&self, what: &'static str, found: usize) -> Result<(), TournamentError> {

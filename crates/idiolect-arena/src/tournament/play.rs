@@ -144,12 +144,14 @@ impl Tournament<'_> {
             let penalties = self.penalties.and_then(|penalties| penalties[seat.reply]);
             let kept = 1.0 - penalties.unwrap_or(0.0);
             let earned = f64::from(gate.factor(batch_reward, None)) * f64::from(quality.unwrap_or(1.0)) * kept;
-            let reward = if failed { 0.0 } else { earned };
+            let irrelevant = !failed && self.irrelevant.is_some_and(|irrelevant| irrelevant[seat.reply]);
+            let reward = if failed || irrelevant { 0.0 } else { earned };
             members.push(Member {
                 name: self.name(contestant, seat.uid),
                 distance,
                 batch_reward,
                 failed,
+                irrelevant,
                 masked: !failed && batch_reward <= gate.pass_above,
                 quality,
                 penalties,

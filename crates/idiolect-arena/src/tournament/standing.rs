@@ -19,6 +19,9 @@ pub struct Member {
     /// Whether it is a call that failed.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub failed: bool,
+    /// Whether it is too far from what was asked, which takes all.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub irrelevant: bool,
     /// Whether it is no more than the profile's bound, below which a mask takes all; never of a call that failed.
     pub masked: bool,
     /// What it earns if it passes, 0 to 1; `None` where nobody said.
@@ -58,6 +61,8 @@ pub struct Standing {
     pub steps: usize,
     /// Share of them that failed.
     pub failed_share: f64,
+    /// Share of them that were too far from what was asked.
+    pub irrelevant_share: f64,
     /// Share of them that the gate masked.
     pub masked_share: f64,
     /// Mean reward of the distance to the nearest other reply.
@@ -100,6 +105,7 @@ pub(super) struct Tally {
     sums: Vec<[f64; 4]>,
     places: Vec<f64>,
     n_failed: usize,
+    n_irrelevant: usize,
     batch_rewards: f64,
     quality: Mean,
     penalties: Mean,
@@ -130,6 +136,7 @@ impl Tally {
             sums: vec![[0.0; 4]; n_prompts],
             places: Vec::new(),
             n_failed: 0,
+            n_irrelevant: 0,
             batch_rewards: 0.0,
             quality: none,
             penalties: none,
@@ -148,6 +155,7 @@ impl Tally {
         }
         self.places.push(member.place);
         self.n_failed += usize::from(member.failed);
+        self.n_irrelevant += usize::from(member.irrelevant);
         self.batch_rewards += f64::from(member.batch_reward);
         self.quality.add(member.quality.map(f64::from));
         self.penalties.add(member.penalties);
@@ -168,6 +176,7 @@ impl Tally {
             contestant,
             steps: self.places.len(),
             failed_share: self.n_failed as f64 / self.places.len().max(1) as f64,
+            irrelevant_share: self.n_irrelevant as f64 / self.places.len().max(1) as f64,
             masked_share: intervals.masked_share.value,
             mean_batch_reward: self.batch_rewards / self.places.len().max(1) as f64,
             mean_reward: intervals.mean_reward.value,

@@ -79,6 +79,19 @@ fn quality_criteria_and_ties_decide_places() {
 }
 
 #[test]
+fn what_is_beside_the_point_earns_nothing_but_hides_others() {
+    let (replies, embeddings) = record();
+    let profile = Profile::text_prompting_2_1();
+    let irrelevant: Vec<bool> = replies.all().iter().map(|reply| ["a", "d"].contains(&reply.model.as_str())).collect();
+    let tournament = Tournament::new(&replies, &embeddings, &[], &profile).unwrap();
+    let (standings, _) = play(&tournament.with_irrelevant(&irrelevant).unwrap(), RULES);
+    let of = |name: &str| standings.iter().find(|s| s.name == name).unwrap();
+    assert_eq!((of("d").irrelevant_share, of("d").masked_share, of("d").mean_reward), (1.0, 0.0, 0.0));
+    assert_eq!((of("b").irrelevant_share, of("b").masked_share), (0.0, 1.0), "near to one that is beside the point");
+    assert_eq!((of("c").mean_reward, of("c").weight_share), (1.0, 1.0));
+}
+
+#[test]
 fn clones_mask_each_other_and_come_from_the_record_first() {
     let (replies, mut embeddings) = record();
     // Alone we would pass.

@@ -9,11 +9,13 @@ use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 use idiolect_arena::scores::normalised;
 use idiolect_arena::statistics::Interval;
 use idiolect_arena::{AskedPrompt, Replies, Rules, ScoreCache, Standing, StepRecord, Tournament, live};
+use idiolect_backend::{Embedder, Embedding};
 use idiolect_miner::backends::Loader;
 use idiolect_miner::config::EncoderKind;
 use idiolect_miner::progress::{Counter, FetchProgress};
 use idiolect_miner::{cli, models};
-use idiolect_validator::{Profile, RewardModel, RewardText, StepTask};
+use idiolect_uniqueness::vectors::{dot, normalised as normalised_vector};
+use idiolect_validator::{Mask, Profile, RewardModel, RewardText, StepTask};
 use serde::Serialize;
 
 use super::contestant::{self, Round};
@@ -35,7 +37,7 @@ pub(super) fn command() -> Command {
              embeddings until anything of it changes.\n\
              masked: share of the steps that the gate masks, with an interval of 95 % by a bootstrap over prompts. batch reward: of the distance to the nearest other reply. \
              reward: what passes earns its quality, less what the penalties of validators' prompts take (criteria, labels of other tasks, stock openings); quality, with prompts, is the normalised dpo reward by uniqueness.quality_model, and 1 without. \
-             failed: share of calls without a reply, which earn nothing. place: in the batch by reward, the mean of those that share it; 5 % and 95 % are quantiles over steps. weight: share of the weights after the last step by the validators' moving \
+             failed: share of calls without a reply, which earn nothing. irrelevant: share of replies to validators' prompts that are too far from the base text, with mpnet, which earn nothing. place: in the batch by reward, the mean of those that share it; 5 % and 95 % are quantiles over steps. weight: share of the weights after the last step by the validators' moving \
              average. label: mean of the judge's labels, which count for nothing. The history of earlier replies has no part.\n\
              Example: idiolect arena run --population arena --contestant ours.jsonl --batch 50 --steps 300 --encoder mpnet",
         )
@@ -97,6 +99,9 @@ pub(super) fn command() -> Command {
             || key.starts_with("models.")
     })
 }
+
+/// The bound of the relevance mask says nothing of another one's cosines.
+const VALIDATORS_ENCODER: &str = "all-mpnet-base-v2";
 
 /// What came of a tournament.
 #[derive(Debug, Serialize)]
@@ -161,6 +166,10 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     }
     if penalties.iter().any(Option::is_some) {
         tournament = tournament.with_penalties(&penalties)?;
+    }
+    let irrelevant = irrelevant(&rules, &*encoder, &replies, &embeddings, &tasks, folder).await?;
+    if let Some(irrelevant) = &irrelevant {
+        tournament = tournament.with_irrelevant(irrelevant)?;
     }
     let mut steps = matches.get_flag("verbose").then(Vec::new);
     let bar = Counter::new("steps");
@@ -300,6 +309,41 @@ async fn penalties(
     Ok(taken)
 }
 
+/// Says of each reply whether the encoder's part of the relevance mask takes it; `None` where the profile has no such mask, no prompt is a
+/// validator's, or the encoder is another than theirs, whose bound it is.
+async fn irrelevant(
+    rules: &Profile,
+    encoder: &dyn Embedder,
+    replies: &Replies,
+    embeddings: &[Embedding],
+    tasks: &HashMap<&str, StepTask>,
+    folder: Option<&Path>,
+) -> anyhow::Result<Option<Vec<bool>>> {
+    if !rules.masks.contains(&Mask::Relevance) || tasks.is_empty() || encoder.name() != VALIDATORS_ENCODER {
+        return Ok(None);
+    }
+    let by_prompt = replies.by_prompt();
+    let asked: Vec<(&StepTask, &Vec<usize>)> =
+        by_prompt.iter().filter_map(|(prompt, members)| Some((tasks.get(prompt)?, members))).collect();
+    let texts: Vec<&str> = asked.iter().map(|(task, _)| task.base_text.as_str()).collect();
+    let bases = embed(encoder, &texts, folder).await?;
+    let mut irrelevant = vec![false; replies.all().len()];
+    for ((_, members), base) in asked.into_iter().zip(&bases) {
+        for &index in members {
+            irrelevant[index] = cosine(base, &embeddings[index]).abs() < f64::from(rules.relevance.mpnet);
+        }
+    }
+    Ok(Some(irrelevant))
+}
+
+/// Returns the cosine of the angle between two embeddings; 0 where one has no direction.
+fn cosine(a: &Embedding, b: &Embedding) -> f64 {
+    match (normalised_vector(a), normalised_vector(b)) {
+        (Some(a), Some(b)) if a.len() == b.len() => f64::from(dot(&a, &b)),
+        _ => 0.0,
+    }
+}
+
 fn print(report: &Report) -> anyhow::Result<()> {
     let Report { rules, profile, encoder, quality, n_models, n_prompts, n_left_out, .. } = report;
     let quality = quality.as_ref().map_or_else(|| "quality 1 for all".to_owned(), |name| format!("quality by {name}"));
@@ -317,6 +361,7 @@ fn print(report: &Report) -> anyhow::Result<()> {
             if standing.contestant { format!("> {}", standing.name) } else { format!("  {}", standing.name) },
             standing.steps.to_string(),
             format!("{:.3}", standing.failed_share),
+            format!("{:.3}", standing.irrelevant_share),
             with(standing.intervals.masked_share),
             format!("{:.3}", standing.mean_batch_reward),
             with(standing.intervals.mean_reward),
@@ -334,6 +379,7 @@ fn print(report: &Report) -> anyhow::Result<()> {
         "  name",
         "steps",
         "failed",
+        "irrelevant",
         "masked",
         "batch reward",
         "reward",
