@@ -39,6 +39,7 @@ pub mod scores;
 pub mod statistics;
 pub mod texts;
 pub mod tournament;
+pub mod verify;
 
 pub use cache::{CacheError, EmbeddingCache};
 pub use experiment::{Choice, Experiment, ExperimentError, Outcome, Pick};

@@ -23,6 +23,12 @@ impl MovingAverage {
         Self { scores: vec![0.0; n_uids], alpha }
     }
 
+    /// Goes on from averages that were noted, by uid; `None` where one of them is not finite.
+    #[must_use]
+    pub fn begun_at(scores: Vec<f64>, alpha: f64) -> Option<Self> {
+        scores.iter().all(|score| score.is_finite()).then_some(Self { scores, alpha })
+    }
+
     /// Returns each miner's average.
     #[must_use]
     pub fn scores(&self) -> &[f64] {

@@ -2,6 +2,7 @@
 
 mod contestant;
 mod run;
+mod verify;
 
 use clap::{ArgMatches, Command};
 
@@ -10,12 +11,13 @@ pub(crate) fn command() -> Command {
         .about("Find out offline what validators' arithmetic makes of replies among those of many other models")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([run::command()])
+        .subcommands([run::command(), verify::command()])
 }
 
 pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     match matches.subcommand() {
         Some(("run", matches)) => run::run(matches).await,
+        Some(("verify", matches)) => verify::run(matches).await,
         _ => Ok(()),
     }
 }
