@@ -64,6 +64,13 @@ impl EmbeddingCache {
         open().map_err(|source| CacheError::Io { path: path.clone(), source })
     }
 
+    /// Forgets all once it is more than `most` texts; where they are kept in a file, nothing.
+    pub fn forget_beyond(&mut self, most: usize) {
+        if self.known.len() > most && self.file.is_none() {
+            self.known.clear();
+        }
+    }
+
     /// Returns the embeddings of texts, in order. Those that are not known are encoded, and kept as soon as they are there;
     /// `progress` is told how many are done, of how many.
     ///

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use idiolect_backend::Embedder;
 use idiolect_dataset::{Entry, Generation, State, Step};
 use idiolect_uniqueness::vectors::distance;
-use idiolect_validator::mask::{Blacklist, task_validator};
+use idiolect_validator::mask::task_validator;
 use idiolect_validator::penalty::{applied, content_match, keyword_match};
 use idiolect_validator::task::{TaskKind, text_prompting};
 use idiolect_validator::{Mask, MovingAverage, Normaliser, Penalties, Profile, StepTask};
 use serde::Serialize;
 
 use crate::cache::{CacheError, EmbeddingCache};
+use crate::round::{RoundBlacklist, has_succeeded};
 
 #[cfg(test)]
 mod tests;
@@ -100,8 +101,7 @@ pub struct Verifier {
 /// What is remembered of a run.
 #[derive(Debug, Default)]
 struct Run {
-    blacklist: Blacklist,
-    question: Option<String>,
+    blacklist: RoundBlacklist,
     normalisers: BTreeMap<String, Normaliser>,
     average: Option<MovingAverage>,
     generation: Option<Generation>,
@@ -380,24 +380,11 @@ impl Verifier {
 
     fn blacklisted(&mut self, step: &Step, task: &StepTask, texts: &[String], came: &[bool]) -> Vec<f64> {
         let run = self.runs.entry(step.origin.run.clone()).or_default();
-        if task.kind == TaskKind::Augment {
-            run.blacklist.reset();
-            run.question = None;
-        }
+        run.blacklist.begin(task);
         let each = texts.iter().zip(came);
         let mask = |text: &str| f64::from(run.blacklist.mask(&task.base_text, text.trim()));
         let expected = each.map(|(text, came)| if *came { mask(text) } else { f64::NAN }).collect();
-        let best = step.best.clone().unwrap_or_default();
-        match task.kind {
-            TaskKind::Followup => run.question = Some(best),
-            TaskKind::Answer => {
-                run.blacklist.add_best(best);
-                if let Some(question) = run.question.take() {
-                    run.blacklist.add_best(question);
-                }
-            }
-            TaskKind::Augment => {}
-        }
+        run.blacklist.end(step, task);
         expected
     }
 
@@ -481,12 +468,6 @@ fn row(step: &Step) -> String {
 fn row_of(origin: &idiolect_dataset::Origin) -> String {
     let run = origin.run.as_deref().unwrap_or("?");
     origin.row.map_or_else(|| format!("run {run}"), |row| format!("run {run}, row {row}"))
-}
-
-/// A call that gave something to score.
-fn has_succeeded(step: &Step, nth: usize) -> bool {
-    let call = &step.calls[nth];
-    call.status.map_or(!call.completion.is_empty(), |status| status == 200)
 }
 
 /// Penalties by the names that are logged, and the most that each may take.

@@ -1,6 +1,8 @@
 //! `idiolect arena`: whether a configuration would win, before anything is paid.
 
 mod contestant;
+mod prompts;
+mod replay;
 mod run;
 mod verify;
 
@@ -11,12 +13,14 @@ pub(crate) fn command() -> Command {
         .about("Find out offline what validators' arithmetic makes of replies among those of many other models")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([run::command(), verify::command()])
+        .subcommands([run::command(), replay::command(), prompts::command(), verify::command()])
 }
 
 pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     match matches.subcommand() {
         Some(("run", matches)) => run::run(matches).await,
+        Some(("replay", matches)) => replay::run(matches).await,
+        Some(("prompts", matches)) => prompts::run(matches),
         Some(("verify", matches)) => verify::run(matches).await,
         _ => Ok(()),
     }
