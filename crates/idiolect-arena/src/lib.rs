@@ -37,6 +37,7 @@ pub mod replay;
 pub mod replies;
 pub mod rivals;
 mod round;
+pub mod rounds;
 pub mod scores;
 pub mod statistics;
 pub mod texts;

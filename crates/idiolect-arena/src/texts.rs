@@ -197,7 +197,8 @@ fn base_text(text: &Text, kind: TaskKind, random: &mut ChaCha8Rng) -> String {
     format!("{summary}\n### QUESTION 0:\n{question}")
 }
 
-fn criteria(kind: TaskKind, random: &mut ChaCha8Rng) -> Vec<Criterion> {
+/// Draws what validators of version 2.1 ask for beside the task.
+pub(crate) fn criteria(kind: TaskKind, random: &mut ChaCha8Rng) -> Vec<Criterion> {
     let length = match (kind, below(random, 2)) {
         (TaskKind::Followup, 0) => Criterion::Length { target: between(random, 10, 40), unit: Unit::Words },
         (TaskKind::Followup, _) => Criterion::Length { target: between(random, 40, 150), unit: Unit::Characters },

@@ -273,7 +273,7 @@ impl Verifier {
                 continue;
             };
             if let Some(found) = column("adjusted") {
-                let expected: Vec<f64> = raw.iter().map(|raw| raw.clamp(0.0, 1.0)).collect();
+                let expected: Vec<f64> = raw.iter().map(|&raw| 1.0 - applied(raw, most)).collect();
                 self.compare(place, &format!("{name}_penalty_adjusted"), Basis::Row, found, &expected);
             }
             if let Some(found) = column("applied") {
@@ -336,14 +336,14 @@ impl Verifier {
         };
         let texts: Vec<String> = step.calls.iter().map(|call| cut(&call.completion)).collect();
         let came: Vec<bool> = (0..texts.len()).map(|nth| has_succeeded(step, nth)).collect();
+        // Masks see stripped replies, penalties those that came.
         let of = |value: &dyn Fn(&str) -> f64| -> Vec<f64> {
-            let each = texts.iter().zip(&came);
-            each.map(|(text, came)| if *came { value(text.trim()) } else { f64::NAN }).collect()
+            texts.iter().zip(&came).map(|(text, came)| if *came { value(text) } else { f64::NAN }).collect()
         };
         if profile.masks.contains(&Mask::TaskValidator)
             && let Some(found) = step.columns.get("task_validator_filter")
         {
-            let expected = of(&|text| f64::from(task_validator(task.kind, text)));
+            let expected = of(&|text| f64::from(task_validator(task.kind, text.trim())));
             self.compare(place, "task_validator_filter", Basis::Texts, found, &expected);
         }
         if let Some(penalties) = &profile.penalties {
@@ -479,13 +479,19 @@ fn most(penalties: &Penalties) -> [(&'static str, f64); 3] {
     ]
 }
 
-/// Returns each call's reward by the row's own figures; `None` where a model that is weighed said nothing.
+/// Returns each call's reward by the row's own figures; `None` where no model that is weighed said anything. A model that the validator did without, which
+/// logs nothing, adds nothing.
 #[must_use]
 pub fn product(step: &Step, profile: &Profile) -> Option<Vec<f64>> {
     let mut rewards = vec![0.0; step.calls.len()];
+    let mut n_models = 0;
     for (model, weight) in profile.rewards.iter().filter(|(_, weight)| **weight != 0.0) {
-        let scores = step.columns.get(&format!("{model}_reward_model_normalized"))?;
+        let Some(scores) = step.columns.get(&format!("{model}_reward_model_normalized")) else { continue };
+        n_models += 1;
         rewards.iter_mut().zip(scores).for_each(|(sum, score)| *sum += weight * score);
+    }
+    if n_models == 0 {
+        return None;
     }
     for column in factors(step, profile) {
         rewards.iter_mut().zip(column).for_each(|(product, factor)| *product *= factor);
