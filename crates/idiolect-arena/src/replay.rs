@@ -456,7 +456,6 @@ impl Scene<'_> {
 }
 
 /// Returns our replies by the steps' names, for [`Replay::take`]: whoever was asked nothing did not take part.
-#[must_use]
 pub fn answers(replies: &HashMap<String, String>) -> impl Fn(&str) -> Option<String> + Send + Sync + '_ {
     |id| replies.get(id).cloned()
 }

@@ -348,15 +348,14 @@ impl Verifier {
         }
         if let Some(penalties) = &profile.penalties {
             let criteria = |text: &str| penalties.criteria.penalty(task.kind, &task.criteria, text);
-            let raw: [(&str, &dyn Fn(&str) -> f64); 3] = [
-                ("task_validation", &criteria),
-                ("sentence_match", &|text| content_match(text, penalties.openings)),
-                ("keyword_match", &|text| keyword_match(task.kind, text)),
-            ];
-            for (name, value) in raw {
+            let openings = |text: &str| content_match(text, penalties.openings);
+            let labels = |text: &str| keyword_match(task.kind, text);
+            for (name, expected) in
+                [("task_validation", of(&criteria)), ("sentence_match", of(&openings)), ("keyword_match", of(&labels))]
+            {
                 let column = format!("{name}_penalty_raw");
                 if let Some(found) = step.columns.get(&column) {
-                    self.compare(place, &column, Basis::Texts, found, &of(value));
+                    self.compare(place, &column, Basis::Texts, found, &expected);
                 }
             }
         }

@@ -206,7 +206,7 @@ enum Answer {
 }
 
 /// Finds the key to sign with, and says where it comes from.
-fn signing_key(config: &idiolect_miner::config::Config) -> anyhow::Result<(Keypair, String)> {
+pub(super) fn signing_key(config: &idiolect_miner::config::Config) -> anyhow::Result<(Keypair, String)> {
     let wallet = &config.wallet;
     let is_named = wallet.hotkey_uri.is_some() || wallet.name.is_some() || wallet.hotkey.is_some();
     if !is_named && !identity::hotkey_file(config)?.exists() {

@@ -4,6 +4,7 @@ mod contestant;
 mod prompts;
 mod replay;
 mod run;
+mod serve_validator;
 mod verify;
 
 use clap::{ArgMatches, Command};
@@ -13,7 +14,13 @@ pub(crate) fn command() -> Command {
         .about("Find out offline what validators' arithmetic makes of replies among those of many other models")
         .subcommand_required(true)
         .arg_required_else_help(true)
-        .subcommands([run::command(), replay::command(), prompts::command(), verify::command()])
+        .subcommands([
+            run::command(),
+            replay::command(),
+            prompts::command(),
+            serve_validator::command(),
+            verify::command(),
+        ])
 }
 
 pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
@@ -21,6 +28,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some(("run", matches)) => run::run(matches).await,
         Some(("replay", matches)) => replay::run(matches).await,
         Some(("prompts", matches)) => prompts::run(matches),
+        Some(("serve-validator", matches)) => serve_validator::run(matches).await,
         Some(("verify", matches)) => verify::run(matches).await,
         _ => Ok(()),
     }

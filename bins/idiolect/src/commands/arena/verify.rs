@@ -128,7 +128,7 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         let mut history = History::open(path).with_context(context)?;
         let bar = Counter::new("verifying rows");
         let mut n = 0;
-        while let Some(entry) = history.next() {
+        for entry in history.by_ref() {
             verifier.take(&entry.with_context(context)?).await?;
             n += 1;
             bar.at(n, n);
