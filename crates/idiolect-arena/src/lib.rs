@@ -43,6 +43,7 @@ pub mod statistics;
 pub mod texts;
 pub mod tournament;
 pub mod verify;
+pub mod whatif;
 
 pub use cache::{CacheError, EmbeddingCache};
 pub use experiment::{Choice, Experiment, ExperimentError, Outcome, Pick};

@@ -88,6 +88,23 @@ impl Resamples {
         };
         interval(of(&all), self.drawn.chunks_exact(self.n_prompts.max(1)).map(of).collect())
     }
+
+    /// Returns the share of the draws in which a figure of the columns' means is above 0, draws in which it is 0 counted by half; not a number for columns of
+    /// another length.
+    #[must_use]
+    pub fn share_above(&self, columns: &[&[f64]], figure: &dyn Fn(&[f64]) -> f64) -> f64 {
+        if self.n_prompts == 0 || columns.iter().any(|column| column.len() != self.n_prompts) {
+            return f64::NAN;
+        }
+        let (mut above, mut n) = (0.0, 0.0);
+        for chosen in self.drawn.chunks_exact(self.n_prompts) {
+            let mean = |column: &&[f64]| chosen.iter().map(|&i| column[i]).sum::<f64>() / chosen.len() as f64;
+            let value = figure(&columns.iter().map(mean).collect::<Vec<f64>>());
+            n += 1.0;
+            above += if value > 0.0 { 1.0 } else { f64::from(u8::from(value == 0.0)) / 2.0 };
+        }
+        above / n
+    }
 }
 
 /// Returns the two-sided p-value of a paired permutation test: how often differences with random signs have a mean as far

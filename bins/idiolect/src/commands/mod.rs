@@ -15,6 +15,7 @@ mod probe;
 mod score;
 mod unique;
 mod wallet;
+mod whatif;
 
 use std::fmt;
 use std::io::Read as _;
@@ -51,6 +52,7 @@ pub(crate) fn command() -> Command {
             score::command(),
             mutate::command(),
             arena::command(),
+            whatif::command(),
             history::command(),
             erase::command(),
             models::command(),
@@ -75,6 +77,7 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some(("score", matches)) => score::run(matches).await,
         Some(("mutate", matches)) => mutate::run(matches).await,
         Some(("arena", matches)) => arena::run(matches).await,
+        Some(("whatif", matches)) => whatif::run(matches).await,
         Some(("history", matches)) => history::run(matches).await,
         Some(("erase", matches)) => erase::run(matches).await,
         Some(("models", matches)) => models::run(matches).await,

@@ -1,18 +1,19 @@
 //! Contestants that are asked now: a miner's configuration, its whole pipeline behind it.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use clap::ArgMatches;
-use idiolect_arena::lines::Lines;
+use idiolect_arena::lines::{self, Lines};
+use idiolect_arena::whatif::Effort;
 use idiolect_arena::{AskedPrompt, Replies};
 use idiolect_miner::app::Core;
 use idiolect_miner::cli;
 use idiolect_miner::config::{Config, Sources, load as load_config};
 use idiolect_miner::progress::{Counter, FetchProgress};
-use idiolect_pipeline::Ask;
+use idiolect_pipeline::{Ask, Provenance};
 use idiolect_protocol::{Message, Prompt, Role};
 use idiolect_uniqueness::lexical::fnv1a;
 use serde::{Deserialize, Serialize};
@@ -38,16 +39,47 @@ struct Kept {
     m: String,
     /// Nothing where it failed, or came too late.
     t: String,
-    latency_ms: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    latency_ms: Option<f64>,
+    /// Read and generated for it, whatever was sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tokens: Option<f64>,
+    /// By the backends' prices, where they have any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cost_usd: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+}
+
+/// Replies, and what asking for them took, by name and prompt.
+pub(super) type Contestants = (Replies, BTreeMap<String, BTreeMap<String, Effort>>);
+
+/// Reads ready replies. What they took is read where it is there.
+///
+/// # Errors
+/// Where the file cannot be read, or a line is no reply.
+pub(super) fn read(path: &Path) -> anyhow::Result<Contestants> {
+    let replies = Replies::open(path)?;
+    // Packed files have nothing but replies.
+    let is_packed = path.extension().is_some_and(|extension| extension == "zst");
+    let kept: Vec<Kept> = if is_packed { Vec::new() } else { lines::read(path).unwrap_or_default() };
+    Ok((replies, efforts(&kept)))
+}
+
+fn efforts(kept: &[Kept]) -> BTreeMap<String, BTreeMap<String, Effort>> {
+    let mut all: BTreeMap<String, BTreeMap<String, Effort>> = BTreeMap::new();
+    for Kept { p, m, latency_ms, tokens, cost_usd, .. } in kept {
+        let effort = Effort { latency_ms: *latency_ms, tokens: *tokens, cost_usd: *cost_usd };
+        all.entry(m.clone()).or_default().insert(p.clone(), effort);
+    }
+    all
 }
 
 /// Asks the pipeline of a configuration every prompt that it was not asked before, and returns its replies; the name is the file's.
 ///
 /// # Errors
 /// Where the file is no configuration, or what it names is not there.
-pub(super) async fn ask(path: &Path, matches: &ArgMatches, round: &Round<'_>) -> anyhow::Result<Replies> {
+pub(super) async fn ask(path: &Path, matches: &ArgMatches, round: &Round<'_>) -> anyhow::Result<Contestants> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     // Flags are this command's own; the environment counts as for the miner.
     let mut sources = cli::sources(matches, cli::process_env())?;
@@ -98,12 +130,13 @@ pub(super) async fn ask(path: &Path, matches: &ArgMatches, round: &Round<'_>) ->
     }
     bar.close();
     let wanted: HashSet<&str> = round.prompts.iter().map(|asked| asked.id.as_str()).collect();
+    kept.retain(|one| wanted.contains(one.p.as_str()));
     let mut text = Vec::new();
-    for one in kept.iter().filter(|one| wanted.contains(one.p.as_str())) {
+    for one in &kept {
         serde_json::to_writer(&mut text, one)?;
         text.push(b'\n');
     }
-    Ok(Replies::read(&mut &text[..])?)
+    Ok((Replies::read(&mut &text[..])?, efforts(&kept)))
 }
 
 /// The same draws whatever was asked before, so that a run can go on.
@@ -115,7 +148,8 @@ fn of_clone(config: &Config, data_dir: PathBuf, seed: u64) -> Config {
 }
 
 async fn one(core: &Core, config: &Config, asked: &AskedPrompt, model: &str, timeout: Duration) -> Kept {
-    let mut kept = Kept { p: asked.id.clone(), m: model.to_owned(), t: String::new(), latency_ms: 0.0, error: None };
+    let (p, m, t) = (asked.id.clone(), model.to_owned(), String::new());
+    let mut kept = Kept { p, m, t, latency_ms: None, tokens: None, cost_usd: None, error: None };
     let prompt = match Prompt::new(vec![Message::new(Role::User, asked.text.as_str())]) {
         Ok(prompt) => prompt,
         Err(error) => return Kept { error: Some(error.to_string()), ..kept },
@@ -124,7 +158,11 @@ async fn one(core: &Core, config: &Config, asked: &AskedPrompt, model: &str, tim
     let began = Instant::now();
     let answer = core.pipeline.answer(Ask { timeout: budget, ..Ask::new(prompt) }).await;
     let took = began.elapsed();
-    kept.latency_ms = (took.as_secs_f64() * 1e6).round() / 1e3;
+    kept.latency_ms = Some((took.as_secs_f64() * 1e6).round() / 1e3);
+    if let Ok(answer) = &answer {
+        let (tokens, cost) = effort(config, &answer.provenance);
+        (kept.tokens, kept.cost_usd) = (Some(tokens), cost);
+    }
     match answer {
         Ok(_) if took > timeout => kept.error = Some("too late".to_owned()),
         Ok(answer) => {
@@ -134,4 +172,31 @@ async fn one(core: &Core, config: &Config, asked: &AskedPrompt, model: &str, tim
         Err(error) => kept.error = Some(error.to_string()),
     }
     kept
+}
+
+/// Returns the tokens that a reply took, and what they cost by the backends' prices, in US dollars; no cost where no backend has a price.
+///
+/// Each recipe is a prompt of its own, which its backend reads once for all of its candidates.
+fn effort(config: &Config, made: &Provenance) -> (f64, Option<f64>) {
+    let price = |name: &str| {
+        let backend = config.backends.iter().find(|backend| backend.name == name);
+        backend.map_or((0.0, 0.0), |backend| (backend.prompt_price, backend.completion_price))
+    };
+    let read: BTreeSet<(&str, &str)> =
+        made.candidates.iter().map(|candidate| (candidate.backend.as_str(), candidate.recipe.as_str())).collect();
+    let of_prompt = f64::from(made.prompt_tokens);
+    let mut cost: f64 = read.iter().map(|(backend, _)| price(backend).0 * of_prompt).sum();
+    let mut written = 0.0;
+    for candidate in &made.candidates {
+        cost += price(&candidate.backend).1 * f64::from(candidate.n_tokens);
+        written += f64::from(candidate.n_tokens);
+    }
+    // Candidates that came to nothing were paid for, too.
+    let lost = (f64::from(made.completion_tokens) - written).max(0.0);
+    if let Some(candidate) = made.candidates.first() {
+        cost += price(&candidate.backend).1 * lost;
+    }
+    let is_priced = config.backends.iter().any(|backend| backend.prompt_price > 0.0 || backend.completion_price > 0.0);
+    let tokens = read.len().max(1) as f64 * of_prompt + written + lost;
+    (tokens, is_priced.then_some(cost / 1e6))
 }

@@ -1,6 +1,7 @@
 //! `idiolect arena`: whether a configuration would win, before anything is paid.
 
 mod contestant;
+pub(super) mod field;
 mod prompts;
 mod replay;
 mod run;
