@@ -29,6 +29,7 @@
 
 pub mod cache;
 pub mod experiment;
+pub mod ladder;
 pub mod lessons;
 pub mod lines;
 pub mod live;

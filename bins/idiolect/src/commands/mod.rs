@@ -8,9 +8,11 @@ mod config;
 mod erase;
 mod explain;
 mod history;
+mod ladder;
 mod man;
 mod models;
 mod mutate;
+mod plan;
 mod probe;
 mod score;
 mod unique;
@@ -53,6 +55,8 @@ pub(crate) fn command() -> Command {
             mutate::command(),
             arena::command(),
             whatif::command(),
+            plan::command(),
+            ladder::command(),
             history::command(),
             erase::command(),
             models::command(),
@@ -78,6 +82,8 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some(("mutate", matches)) => mutate::run(matches).await,
         Some(("arena", matches)) => arena::run(matches).await,
         Some(("whatif", matches)) => whatif::run(matches).await,
+        Some(("plan", matches)) => plan::run(matches),
+        Some(("ladder", matches)) => ladder::run(matches),
         Some(("history", matches)) => history::run(matches).await,
         Some(("erase", matches)) => erase::run(matches).await,
         Some(("models", matches)) => models::run(matches).await,

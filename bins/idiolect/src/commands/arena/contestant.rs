@@ -11,14 +11,14 @@ use idiolect_arena::whatif::Effort;
 use idiolect_arena::{AskedPrompt, Replies};
 use idiolect_miner::app::Core;
 use idiolect_miner::cli;
-use idiolect_miner::config::{Config, Sources, load as load_config};
+use idiolect_miner::config::{Config, Loaded, Sources, load as load_config};
 use idiolect_miner::progress::{Counter, FetchProgress};
 use idiolect_pipeline::{Ask, Provenance};
 use idiolect_protocol::{Message, Prompt, Role};
 use idiolect_uniqueness::lexical::fnv1a;
 use serde::{Deserialize, Serialize};
 
-use crate::commands::Usage;
+use crate::commands::{Usage, ladder};
 
 /// What is asked of whom, and how.
 pub(super) struct Round<'a> {
@@ -51,8 +51,25 @@ struct Kept {
     error: Option<String>,
 }
 
-/// Replies, and what asking for them took, by name and prompt.
-pub(super) type Contestants = (Replies, BTreeMap<String, BTreeMap<String, Effort>>);
+/// Replies of contestants.
+pub(super) struct Contestants {
+    pub(super) replies: Replies,
+    /// What asking for them took, by name and prompt.
+    pub(super) efforts: BTreeMap<String, BTreeMap<String, Effort>>,
+    /// The name and the hash of the configuration that was asked, where one was.
+    pub(super) configuration: Option<(String, String)>,
+}
+
+/// Reads a miner's configuration as `--contestant` does: flags are the command's own, the environment counts as for the miner.
+///
+/// # Errors
+/// Where the file is no configuration.
+pub(in crate::commands) fn configuration(path: &Path, matches: &ArgMatches) -> anyhow::Result<Loaded> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut sources = cli::sources(matches, cli::process_env())?;
+    sources.flags.clear();
+    Ok(load_config(&Sources { file: Some((path.to_owned(), text)), ..sources })?)
+}
 
 /// Reads ready replies. What they took is read where it is there.
 ///
@@ -63,7 +80,7 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Contestants> {
     // Packed files have nothing but replies.
     let is_packed = path.extension().is_some_and(|extension| extension == "zst");
     let kept: Vec<Kept> = if is_packed { Vec::new() } else { lines::read(path).unwrap_or_default() };
-    Ok((replies, efforts(&kept)))
+    Ok(Contestants { replies, efforts: efforts(&kept), configuration: None })
 }
 
 fn efforts(kept: &[Kept]) -> BTreeMap<String, BTreeMap<String, Effort>> {
@@ -80,11 +97,7 @@ fn efforts(kept: &[Kept]) -> BTreeMap<String, BTreeMap<String, Effort>> {
 /// # Errors
 /// Where the file is no configuration, or what it names is not there.
 pub(super) async fn ask(path: &Path, matches: &ArgMatches, round: &Round<'_>) -> anyhow::Result<Contestants> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    // Flags are this command's own; the environment counts as for the miner.
-    let mut sources = cli::sources(matches, cli::process_env())?;
-    sources.flags.clear();
-    let loaded = load_config(&Sources { file: Some((path.to_owned(), text)), ..sources })?;
+    let loaded = configuration(path, matches)?;
     let mut config = loaded.config.clone();
     if let Some(capped) = config.backends.iter().find(|backend| backend.spending_cap.is_some()) {
         let problem =
@@ -136,7 +149,8 @@ pub(super) async fn ask(path: &Path, matches: &ArgMatches, round: &Round<'_>) ->
         serde_json::to_writer(&mut text, one)?;
         text.push(b'\n');
     }
-    Ok((Replies::read(&mut &text[..])?, efforts(&kept)))
+    let configuration = Some((name, ladder::hash(&loaded)));
+    Ok(Contestants { replies: Replies::read(&mut &text[..])?, efforts: efforts(&kept), configuration })
 }
 
 /// The same draws whatever was asked before, so that a run can go on.

@@ -17,7 +17,7 @@ use idiolect_miner::{cli, models};
 use idiolect_uniqueness::vectors::{dot, normalised as normalised_vector};
 use idiolect_validator::{Mask, Profile, RewardModel, RewardText, StepTask};
 
-use super::contestant::{self, Round};
+use super::contestant::{self, Contestants, Round};
 use crate::commands::{Usage, load, profile, profile_arg, start_logging, timeout};
 use crate::record::embed;
 
@@ -90,6 +90,8 @@ pub(in crate::commands) struct Field {
     pub(in crate::commands) names: Vec<Vec<String>>,
     /// What asking them took, by name and prompt.
     pub(in crate::commands) efforts: BTreeMap<String, BTreeMap<String, Effort>>,
+    /// The hashes of those that are configurations, by name.
+    pub(in crate::commands) configurations: BTreeMap<String, String>,
     /// All of their names.
     all: Vec<String>,
     replies: Replies,
@@ -120,7 +122,7 @@ impl Field {
             Some(path) => AskedPrompt::open(path).with_context(|| format!("cannot use {}", path.display()))?,
             None => Vec::new(),
         };
-        let (names, efforts) = join(&mut replies, &prompts, contestants, matches).await?;
+        let Joined { names, efforts, configurations } = join(&mut replies, &prompts, contestants, matches).await?;
         let number = |name: &str| matches.get_one::<u16>(name).map_or(0, |&n| usize::from(n));
         let seed = matches.get_one::<u64>("seed").copied().unwrap_or(0);
         let none = vec![Vec::new(); replies.all().len()];
@@ -141,7 +143,7 @@ impl Field {
         let model = if prompts.is_empty() { None } else { loader.quality(config).await? };
         let tasks = tasks(&prompts);
         let qualities = match &model {
-            Some((model, _)) => Some(qualities(&**model, &profile, &replies, &prompts, folder).await?),
+            Some((model, name)) => Some(qualities((&**model, name), &profile, &replies, &prompts, folder).await?),
             None => None,
         };
         let penalties = penalties(&profile, &replies, &tasks).await?;
@@ -154,6 +156,7 @@ impl Field {
             quality,
             names,
             efforts,
+            configurations,
             all,
             replies,
             embeddings,
@@ -195,8 +198,12 @@ fn places(population: &Path, prompts: Option<&PathBuf>) -> anyhow::Result<(PathB
     Ok((replies, prompts.cloned().or(beside)))
 }
 
-/// The contestants' names by file, and what asking them took.
-type Joined = (Vec<Vec<String>>, BTreeMap<String, BTreeMap<String, Effort>>);
+/// The contestants' names by file, what asking them took, and the hashes of those that are configurations.
+struct Joined {
+    names: Vec<Vec<String>>,
+    efforts: BTreeMap<String, BTreeMap<String, Effort>>,
+    configurations: BTreeMap<String, String>,
+}
 
 /// Adds the contestants' replies to the population's.
 async fn join(
@@ -206,7 +213,7 @@ async fn join(
     matches: &ArgMatches,
 ) -> anyhow::Result<Joined> {
     let mut names: Vec<Vec<String>> = Vec::new();
-    let mut efforts = BTreeMap::new();
+    let (mut efforts, mut configurations) = (BTreeMap::new(), BTreeMap::new());
     let by_prompt: BTreeSet<String> = replies.by_prompt().into_keys().map(str::to_owned).collect();
     let asked: Vec<AskedPrompt> = prompts.iter().filter(|asked| by_prompt.contains(&asked.id)).cloned().collect();
     let round = Round {
@@ -227,7 +234,8 @@ async fn join(
             .into());
         }
         let own = if is_config { contestant::ask(path, matches, &round).await } else { contestant::read(path) };
-        let (own, took) = own.with_context(context)?;
+        let Contestants { replies: own, efforts: took, configuration } = own.with_context(context)?;
+        configurations.extend(configuration);
         let copies = |name: &str| name.rsplit_once('#').is_some_and(|(_, n)| n.parse::<u32>().is_ok());
         let found: BTreeSet<&str> =
             own.all().iter().map(|reply| reply.model.as_str()).filter(|name| !copies(name)).collect();
@@ -245,7 +253,7 @@ async fn join(
         efforts.extend(took);
         replies.join(own).with_context(context)?;
     }
-    Ok((names, efforts))
+    Ok(Joined { names, efforts, configurations })
 }
 
 /// Returns the prompts that are validators' own, by their ids.
@@ -256,7 +264,7 @@ fn tasks(prompts: &[AskedPrompt]) -> HashMap<&str, StepTask> {
 
 /// Returns the normalised reward of each reply, against the text that validators compute it against.
 async fn qualities(
-    model: &dyn RewardModel,
+    (model, name): (&dyn RewardModel, &str),
     rules: &Profile,
     replies: &Replies,
     prompts: &[AskedPrompt],
@@ -277,7 +285,7 @@ async fn qualities(
             order.push(index);
         }
     }
-    let mut cache = ScoreCache::open(folder, model.name())?;
+    let mut cache = ScoreCache::open(folder, name)?;
     let bar = Counter::new("scoring replies");
     let scores = cache.scores(model, &pairs, &mut |done, all| bar.at(done, all)).await;
     bar.close();

@@ -1,6 +1,6 @@
 //! `idiolect arena`: whether a configuration would win, before anything is paid.
 
-mod contestant;
+pub(super) mod contestant;
 pub(super) mod field;
 mod prompts;
 mod replay;

@@ -182,7 +182,7 @@ async fn contestants(
                 timeout: matches.get_one::<Duration>("timeout").copied().unwrap_or(Duration::from_secs(10)),
                 folder: matches.get_one::<PathBuf>("embeddings").map(PathBuf::as_path),
             };
-            contestant::ask(path, matches, &round).await.with_context(context)?.0
+            contestant::ask(path, matches, &round).await.with_context(context)?.replies
         } else {
             Replies::open(path).with_context(context)?
         };

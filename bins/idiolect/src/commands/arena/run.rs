@@ -1,5 +1,6 @@
 //! `idiolect arena run`: a tournament against a recorded population.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
@@ -53,6 +54,8 @@ struct Report {
     n_models: usize,
     n_prompts: usize,
     n_left_out: usize,
+    /// The hashes of configurations that were asked, by name.
+    configurations: BTreeMap<String, String>,
     standings: Vec<Standing>,
     #[serde(skip_serializing_if = "Option::is_none")]
     steps: Option<Vec<StepRecord>>,
@@ -80,6 +83,7 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         n_models: tournament.n_models(),
         n_prompts: tournament.n_prompts(),
         n_left_out: tournament.n_left_out(),
+        configurations: field.configurations.clone(),
         standings,
         steps,
     };

@@ -72,8 +72,8 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let seed = matches.get_one::<u64>("seed").copied().unwrap_or(0);
     let model = if asked.is_empty() { None } else { loader.quality(config).await? };
     let qualities = match &model {
-        Some((model, _)) => {
-            Some(rewards(&**model, &replies, &asked, &criteria, &own, folder.map(PathBuf::as_path)).await?)
+        Some((model, name)) => {
+            Some(rewards((&**model, name), &replies, &asked, &criteria, &own, folder.map(PathBuf::as_path)).await?)
         }
         None => None,
     };
@@ -181,7 +181,7 @@ async fn criteria(
 /// Returns how good each reply of some models is, in [0, 1], as the miner would say: by where its reward stands among all of them, its length
 /// beside those of ours, its repetitions, and what criteria take. 0 for everybody else's.
 async fn rewards(
-    model: &dyn RewardModel,
+    (model, name): (&dyn RewardModel, &str),
     replies: &Replies,
     asked: &HashMap<String, Asked>,
     criteria: &[Option<f64>],
@@ -198,7 +198,7 @@ async fn rewards(
     }
     let pairs: Vec<(&str, &str)> =
         ours.iter().map(|&(prompt, index)| (prompt, replies.all()[index].text.as_str())).collect();
-    let mut cache = ScoreCache::open(folder, model.name())?;
+    let mut cache = ScoreCache::open(folder, name)?;
     let bar = Counter::new("scoring replies");
     let scores = cache.scores(model, &pairs, &mut |done, all| bar.at(done, all)).await;
     bar.close();
