@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 mod commands;
 mod heat_map;
+mod html;
 mod interval_plot;
 mod output;
 mod picture;

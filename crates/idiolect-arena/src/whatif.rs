@@ -13,7 +13,7 @@ const N_DRAWS: usize = 2000;
 /// Whoever is ahead in this share of the draws is better.
 const SURE: f64 = 0.95;
 
-/// What asking a miner once took.
+/// What asking a miner once took, and what it expected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Effort {
     /// From the question to the reply, in milliseconds.
@@ -22,6 +22,8 @@ pub struct Effort {
     pub tokens: Option<f64>,
     /// What that cost, in US dollars.
     pub cost_usd: Option<f64>,
+    /// The chance to be masked that the miner saw for what it sent, 0 to 1.
+    pub predicted_masked: Option<f64>,
 }
 
 /// One of the two.
@@ -321,6 +323,7 @@ mod tests {
             latency_ms: Some(1000.0 + nth as f64),
             tokens: Some(tokens),
             cost_usd: Some(tokens * 2e-6),
+            predicted_masked: None,
         };
         (0..n).map(|nth| (format!("p{nth}"), effort(nth))).collect()
     }

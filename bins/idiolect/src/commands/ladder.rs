@@ -50,7 +50,7 @@ pub(crate) fn command() -> Command {
              missed call. What was shown counts for the configuration that showed it; it is void once that changes (where the miner is, such as ports and wallets, is no part of it; the \
              content of files that it names is).\n\
              --gates is a TOML file, one table for each rung: [arena], steps = 300, masked_share = 0.1, place_part = 0.5, missed = 0.\n\
-             Example: idiolect arena run --population arena --contestant miner.toml --steps 600 --json > run.json; idiolect ladder record arena run.json --configuration miner.toml",
+             Example: idiolect arena run --population arena --contestant miner.toml --steps 600 --json > run.json; idiolect ladder record arena run.json --config miner.toml",
         )
         .subcommand_required(true)
         .arg_required_else_help(true)
@@ -91,8 +91,9 @@ pub(crate) fn command() -> Command {
 fn common(command: Command) -> Command {
     command
         .arg(
-            Arg::new("configuration")
-                .long("configuration")
+            Arg::new("config")
+                .long("config")
+                .short('c')
                 .value_name("FILE")
                 .required(true)
                 .value_parser(value_parser!(PathBuf))
@@ -215,7 +216,7 @@ struct Report {
 
 pub(crate) fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let Some((name, matches)) = matches.subcommand() else { return Ok(()) };
-    let path = matches.get_one::<PathBuf>("configuration").context("name a configuration")?;
+    let path = matches.get_one::<PathBuf>("config").context("name a configuration")?;
     let loaded = contestant::configuration(path, matches)?;
     let configuration = hash(&loaded);
     let place =

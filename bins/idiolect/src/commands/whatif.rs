@@ -7,12 +7,14 @@ use anyhow::Context as _;
 use clap::{Arg, ArgMatches, Command, value_parser};
 use idiolect_arena::Rules;
 use idiolect_arena::statistics::Interval;
-use idiolect_arena::whatif::{Comparison, Side, compare};
+use idiolect_arena::whatif::{Comparison, Difference, Side, compare};
 use idiolect_miner::progress::Counter;
 use serde::Serialize;
 
 use super::arena::field::{self, Field};
+use super::arena::page;
 use super::{Usage, json_arg};
+use crate::html::{Page, Row};
 use crate::output;
 
 pub(crate) fn command() -> Command {
@@ -34,8 +36,10 @@ pub(crate) fn command() -> Command {
                 .long("hour-price")
                 .value_name("USD")
                 .value_parser(price)
+                .allow_negative_numbers(true)
                 .help("What an hour of the machine costs, which makes one reply at a time"),
         )
+        .arg(page::arg())
         .arg(json_arg());
     field::args(command)
 }
@@ -101,7 +105,47 @@ pub(crate) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         quality: field.quality.clone(),
         comparison,
     };
+    if let Some(path) = matches.get_one::<PathBuf>("html") {
+        save(path, &report, &field)?;
+    }
     if matches.get_flag("json") { output::json(&report) } else { print(&report) }
+}
+
+/// Returns the rows of the table.
+fn rows(comparison: &Comparison) -> Vec<Vec<String>> {
+    let figure = |value: f64| if value.abs() >= 100.0 { format!("{value:.0}") } else { format!("{value:.3}") };
+    let row = |one: &Difference| {
+        let Interval { value, low, high } = one.difference;
+        vec![
+            one.figure.to_owned(),
+            figure(one.a),
+            figure(one.b),
+            format!("{} ({} to {})", figure(value), figure(low), figure(high)),
+            one.better.map_or("", |side| if side == Side::A { "A better" } else { "B better" }).to_owned(),
+        ]
+    };
+    comparison.differences.iter().map(row).collect()
+}
+
+fn save(path: &std::path::Path, report: &Report, field: &Field) -> anyhow::Result<()> {
+    let Report { rules, profile, encoder, quality, comparison } = report;
+    let mut page = Page::new("Two configurations");
+    page.answer(&comparison.verdict);
+    page.facts(&[
+        ("A", comparison.a.clone()),
+        ("B", comparison.b.clone()),
+        ("prompts", comparison.n_prompts.to_string()),
+        ("steps", rules.steps.to_string()),
+        ("batch", rules.batch.to_string()),
+        ("seed", rules.seed.to_string()),
+        ("profile", profile.clone()),
+        ("encoder", encoder.clone()),
+        ("quality", quality.clone().unwrap_or_else(|| "1 for all".to_owned())),
+    ]);
+    let rows: Vec<Row> = rows(comparison).into_iter().map(|cells| Row { cells, ours: false }).collect();
+    page.table("Intervals are of 95 %, by a bootstrap over prompts.", &["", "A", "B", "B less A", "verdict"], &rows);
+    page::cost(&mut page, &field.efforts)?;
+    page.save(path)
 }
 
 fn print(report: &Report) -> anyhow::Result<()> {
@@ -111,22 +155,7 @@ fn print(report: &Report) -> anyhow::Result<()> {
         "A is {}, B is {}: {} prompts, {} steps with batches of {}, {profile}, {encoder}, {quality}",
         comparison.a, comparison.b, comparison.n_prompts, rules.steps, rules.batch
     ))?;
-    let figure = |value: f64| if value.abs() >= 100.0 { format!("{value:.0}") } else { format!("{value:.3}") };
-    let rows: Vec<Vec<String>> = comparison
-        .differences
-        .iter()
-        .map(|one| {
-            let Interval { value, low, high } = one.difference;
-            vec![
-                one.figure.to_owned(),
-                figure(one.a),
-                figure(one.b),
-                format!("{} ({} to {})", figure(value), figure(low), figure(high)),
-                one.better.map_or("", |side| if side == Side::A { "A better" } else { "B better" }).to_owned(),
-            ]
-        })
-        .collect();
-    output::columns(&["", "A", "B", "B less A", ""], &rows)?;
+    output::columns(&["", "A", "B", "B less A", ""], &rows(comparison))?;
     if let Some([a, b]) = comparison.latency_ms {
         output::say(format!(
             "latency, 50 % and 95 %: A {:.0} and {:.0} ms, B {:.0} and {:.0} ms",

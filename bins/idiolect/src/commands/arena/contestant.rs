@@ -47,6 +47,9 @@ struct Kept {
     /// By the backends' prices, where they have any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cost_usd: Option<f64>,
+    /// The chance to be masked that the miner saw for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    predicted_masked: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     error: Option<String>,
 }
@@ -85,8 +88,13 @@ pub(super) fn read(path: &Path) -> anyhow::Result<Contestants> {
 
 fn efforts(kept: &[Kept]) -> BTreeMap<String, BTreeMap<String, Effort>> {
     let mut all: BTreeMap<String, BTreeMap<String, Effort>> = BTreeMap::new();
-    for Kept { p, m, latency_ms, tokens, cost_usd, .. } in kept {
-        let effort = Effort { latency_ms: *latency_ms, tokens: *tokens, cost_usd: *cost_usd };
+    for Kept { p, m, latency_ms, tokens, cost_usd, predicted_masked, .. } in kept {
+        let effort = Effort {
+            latency_ms: *latency_ms,
+            tokens: *tokens,
+            cost_usd: *cost_usd,
+            predicted_masked: *predicted_masked,
+        };
         all.entry(m.clone()).or_default().insert(p.clone(), effort);
     }
     all
@@ -163,7 +171,8 @@ fn of_clone(config: &Config, data_dir: PathBuf, seed: u64) -> Config {
 
 async fn one(core: &Core, config: &Config, asked: &AskedPrompt, model: &str, timeout: Duration) -> Kept {
     let (p, m, t) = (asked.id.clone(), model.to_owned(), String::new());
-    let mut kept = Kept { p, m, t, latency_ms: None, tokens: None, cost_usd: None, error: None };
+    let mut kept =
+        Kept { p, m, t, latency_ms: None, tokens: None, cost_usd: None, predicted_masked: None, error: None };
     let prompt = match Prompt::new(vec![Message::new(Role::User, asked.text.as_str())]) {
         Ok(prompt) => prompt,
         Err(error) => return Kept { error: Some(error.to_string()), ..kept },
@@ -176,6 +185,8 @@ async fn one(core: &Core, config: &Config, asked: &AskedPrompt, model: &str, tim
     if let Ok(answer) = &answer {
         let (tokens, cost) = effort(config, &answer.provenance);
         (kept.tokens, kept.cost_usd) = (Some(tokens), cost);
+        let chance = answer.provenance.chosen().and_then(|chosen| chosen.score.as_ref()?.masked);
+        kept.predicted_masked = chance.map(|chance| f64::from(chance.p));
     }
     match answer {
         Ok(_) if took > timeout => kept.error = Some("too late".to_owned()),

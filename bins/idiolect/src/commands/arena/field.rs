@@ -223,8 +223,9 @@ async fn join(
         timeout: matches.get_one::<Duration>("timeout").copied().unwrap_or(Duration::from_secs(10)),
         folder: matches.get_one::<PathBuf>("embeddings").map(PathBuf::as_path),
     };
+    let flag = if matches.try_contains_id("contestant").is_ok() { "--contestant " } else { "" };
     for path in contestants {
-        let context = || format!("contestant {}", path.display());
+        let context = || format!("{flag}{}", path.display());
         let is_config = path.extension().is_some_and(|extension| extension == "toml");
         if is_config && asked.is_empty() {
             return Err(Usage(format!(

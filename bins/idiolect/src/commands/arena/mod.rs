@@ -2,6 +2,7 @@
 
 pub(super) mod contestant;
 pub(super) mod field;
+pub(super) mod page;
 mod prompts;
 mod replay;
 mod run;

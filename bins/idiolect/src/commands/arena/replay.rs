@@ -17,6 +17,7 @@ use idiolect_miner::{cli, models};
 use serde::Serialize;
 
 use super::contestant::{self, Round};
+use super::page;
 use super::prompts::{history_arg, of_logs};
 use crate::commands::{Usage, json_arg, load, profile, profile_arg, start_logging, timeout};
 use crate::output;
@@ -74,6 +75,7 @@ pub(super) fn command() -> Command {
         )
         .arg(profile_arg().help("Score every step by this profile [default: by the log's own]"))
         .arg(path("embeddings", "DIR").help("Keep embeddings, scores and replies here for the next run; one that broke off goes on"))
+        .arg(page::arg())
         .arg(json_arg());
     cli::key_args(command, |key| {
         key.starts_with("uniqueness.encoder")
@@ -160,6 +162,19 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
             bail!("{name} answers no step of these logs; `idiolect arena prompts` prints the names of all");
         }
         report.contestants.push(Contestant { name, runs: of_runs });
+    }
+    if let Some(path) = matches.get_one::<PathBuf>("html") {
+        let facts = [
+            ("paths", report.paths.n.to_string()),
+            ("seed", report.paths.seed.to_string()),
+            ("encoder", report.encoder.clone()),
+            ("local model", report.quality.clone().unwrap_or_else(|| "none".to_owned())),
+        ];
+        let mut runs = Vec::new();
+        for contestant in &report.contestants {
+            runs.extend(contestant.runs.iter().map(|run| (contestant.name.as_str(), run)));
+        }
+        page::save_replay(path, &facts, &runs)?;
     }
     if matches.get_flag("json") { output::json(&report) } else { print(&report) }
 }

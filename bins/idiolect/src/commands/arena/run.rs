@@ -10,6 +10,7 @@ use idiolect_miner::progress::Counter;
 use serde::Serialize;
 
 use super::field::{self, Field};
+use super::page;
 use crate::commands::json_arg;
 use crate::output;
 
@@ -39,26 +40,27 @@ pub(super) fn command() -> Command {
                 .requires("json")
                 .help("With --json: each batch with everybody in it, too"),
         )
+        .arg(page::arg())
         .arg(json_arg());
     field::args(command)
 }
 
 /// What came of a tournament.
 #[derive(Debug, Serialize)]
-struct Report {
-    rules: Rules,
-    profile: String,
-    encoder: String,
+pub(super) struct Report {
+    pub(super) rules: Rules,
+    pub(super) profile: String,
+    pub(super) encoder: String,
     /// The reward model; `None` where everybody's quality is 1.
-    quality: Option<String>,
-    n_models: usize,
-    n_prompts: usize,
-    n_left_out: usize,
+    pub(super) quality: Option<String>,
+    pub(super) n_models: usize,
+    pub(super) n_prompts: usize,
+    pub(super) n_left_out: usize,
     /// The hashes of configurations that were asked, by name.
-    configurations: BTreeMap<String, String>,
-    standings: Vec<Standing>,
+    pub(super) configurations: BTreeMap<String, String>,
+    pub(super) standings: Vec<Standing>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    steps: Option<Vec<StepRecord>>,
+    pub(super) steps: Option<Vec<StepRecord>>,
 }
 
 pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
@@ -68,8 +70,10 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     let how = field.how;
     let mut steps = matches.get_flag("verbose").then(Vec::new);
     let bar = Counter::new("steps");
+    let mut seen = page::Seen::default();
     let standings = tournament.play(&how, &mut |step| {
         bar.at(step.step + 1, how.steps);
+        seen.take(&step);
         if let Some(steps) = &mut steps {
             steps.push(step);
         }
@@ -87,6 +91,9 @@ pub(super) async fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         standings,
         steps,
     };
+    if let Some(path) = matches.get_one::<PathBuf>("html") {
+        page::save(path, &report, &seen, &field)?;
+    }
     if matches.get_flag("json") { output::json(&report) } else { print(&report) }
 }
 
